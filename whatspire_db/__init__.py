@@ -1,0 +1,68 @@
+"""An embedded database toolkit on Peewee: connections, the Whatspire tables, and a migrator that never drops."""
+
+from typing import TYPE_CHECKING, Any
+
+from .database import connect
+from .errors import (
+    ConfigError,
+    ConnectionFailed,
+    LockTimeout,
+    MigrationRefused,
+    ModelError,
+    StepFailed,
+    ValueRefused,
+    VerificationFailed,
+    WhatspireDBError,
+)
+from .models import (
+    ApiKey,
+    AuditLog,
+    BaseModel,
+    Event,
+    MigrationVersion,
+    Presence,
+    Reaction,
+    Receipt,
+    Session,
+    WebhookConfig,
+)
+from .settings import Settings
+
+if TYPE_CHECKING:
+    from .migrate import MigrationRunner
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ApiKey",
+    "AuditLog",
+    "BaseModel",
+    "ConfigError",
+    "ConnectionFailed",
+    "Event",
+    "LockTimeout",
+    "MigrationRefused",
+    "MigrationRunner",
+    "MigrationVersion",
+    "ModelError",
+    "Presence",
+    "Reaction",
+    "Receipt",
+    "Session",
+    "Settings",
+    "StepFailed",
+    "ValueRefused",
+    "VerificationFailed",
+    "WebhookConfig",
+    "WhatspireDBError",
+    "connect",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # A worker that only reads and writes rows does not pay for the migrator.
+    if name == "MigrationRunner":
+        from .migrate import MigrationRunner
+
+        return MigrationRunner
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,269 @@
+"""A driver's connection string, as the Go service takes it, into connection arguments; and its redaction."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from urllib.parse import parse_qsl, unquote
+
+from .errors import ConfigError
+
+POSTGRES_FORMS = "'host=localhost user=me password=... dbname=whatspire' or 'postgres://me:...@localhost/whatspire'"
+HIDDEN = "***"
+
+# What the Go driver for SQLite (mattn/go-sqlite3) reads from a DSN, long and short form: the pragma it sets.
+SQLITE_PRAGMAS = {
+    "_auto_vacuum": "auto_vacuum",
+    "_vacuum": "auto_vacuum",
+    "_busy_timeout": "busy_timeout",
+    "_timeout": "busy_timeout",
+    "_cache_size": "cache_size",
+    "_case_sensitive_like": "case_sensitive_like",
+    "_cslike": "case_sensitive_like",
+    "_defer_foreign_keys": "defer_foreign_keys",
+    "_defer_fk": "defer_foreign_keys",
+    "_foreign_keys": "foreign_keys",
+    "_fk": "foreign_keys",
+    "_ignore_check_constraints": "ignore_check_constraints",
+    "_journal_mode": "journal_mode",
+    "_journal": "journal_mode",
+    "_locking_mode": "locking_mode",
+    "_locking": "locking_mode",
+    "_query_only": "query_only",
+    "_recursive_triggers": "recursive_triggers",
+    "_rt": "recursive_triggers",
+    "_secure_delete": "secure_delete",
+    "_synchronous": "synchronous",
+    "_sync": "synchronous",
+    "_writable_schema": "writable_schema",
+}
+# Also read by the Go driver, without a meaning here: transactions that write are always IMMEDIATE and
+# times always UTC.
+SQLITE_IGNORED = frozenset({"_loc", "_mutex", "_txlock", "_stmt_cache_size"})
+
+# Read by pgx, the Go driver for PostgreSQL, itself; neither libpq nor the server knows them.
+PGX_ONLY = frozenset(
+    {
+        "default_query_exec_mode",
+        "description_cache_capacity",
+        "min_read_buffer_size",
+        "servicefile",
+        "sslinline",
+        "statement_cache_capacity",
+        "statement_cache_mode",
+        "pool_max_conns",
+        "pool_min_conns",
+        "pool_max_conn_lifetime",
+        "pool_max_conn_idle_time",
+        "pool_health_check_period",
+        "pool_max_conn_lifetime_jitter",
+    }
+)
+
+_URL = re.compile(r"postgres(ql)?://", re.IGNORECASE)
+_PAIR_START = re.compile(r"\s*([A-Za-z_][\w.]*)\s*=\s*")
+_SECRET_KEY = re.compile(r"pass(?!file)|pwd|secret", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class SqliteTarget:
+    """Where a SQLite database is: `database` as sqlite3.connect takes it, and the pragmas asked for."""
+
+    database: str
+    path: str | None  # the file; None in memory
+    uri: bool = False
+    read_only: bool = False
+    pragmas: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PostgresTarget:
+    """libpq's connection arguments; run-time parameters are folded into `options`."""
+
+    arguments: Mapping[str, str] = field(repr=False)
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        return tuple(v for k, v in self.arguments.items() if _SECRET_KEY.search(k) and v)
+
+    def __repr__(self) -> str:
+        return f"PostgresTarget({self.describe()})"
+
+    def describe(self) -> str:
+        """Name the server and the database, without anything secret."""
+        shown = {k: v for k, v in self.arguments.items() if k in ("host", "port", "dbname", "user")}
+        return " ".join(f"{k}={v}" for k, v in shown.items()) or "the local server"
+
+
+def looks_like_postgres(dsn: str) -> bool:
+    """Tell whether a string is plainly a PostgreSQL DSN, so that it never becomes a file's name."""
+    if _URL.match(dsn):
+        return True
+    return bool(re.match(r"\s*(host|hostaddr|user|dbname|password|port|service)\s*=", dsn))
+
+
+def parse_sqlite(dsn: str) -> SqliteTarget:
+    """Read a path or a `file:` URI, either with the Go driver's `?_option=value` parameters.
+
+    :raises ConfigError: for a parameter that neither the Go driver nor SQLite knows the form of.
+    """
+    base, _, query = dsn.partition("?")
+    is_uri = base.lower().startswith("file:")
+    pragmas: dict[str, str] = {}
+    kept: list[str] = []
+    for pair in filter(None, query.split("&")):
+        key, _, value = pair.partition("=")
+        if key in SQLITE_PRAGMAS:
+            pragmas[SQLITE_PRAGMAS[key]] = _pragma_value(key, unquote(value))
+        elif key.startswith("_") and key not in SQLITE_IGNORED and not key.startswith("_auth"):
+            raise ConfigError(
+                f"the SQLite DSN has an unknown parameter {key}",
+                f"known ones are {', '.join(sorted(SQLITE_PRAGMAS))}",
+            )
+        elif not key.startswith("_"):
+            kept.append(pair)
+    if not is_uri:
+        path = None if base == ":memory:" else base
+        return SqliteTarget(base, path, pragmas=pragmas)
+    return _sqlite_uri(base, kept, pragmas)
+
+
+def _sqlite_uri(base: str, kept: list[str], pragmas: Mapping[str, str]) -> SqliteTarget:
+    options = dict(parse_qsl("&".join(kept), keep_blank_values=True))
+    path: str | None = unquote(re.sub(r"^file:(//(localhost)?(?=/))?", "", base.partition("#")[0], flags=re.IGNORECASE))
+    if path in ("", ":memory:") or options.get("mode") == "memory":
+        path = None
+    uri = base + ("?" + "&".join(kept) if kept else "")
+    read_only = options.get("mode") == "ro" or options.get("immutable") in ("1", "true", "on", "yes")
+    return SqliteTarget(uri, path, uri=True, read_only=read_only, pragmas=pragmas)
+
+
+def _pragma_value(key: str, value: str) -> str:
+    if not re.fullmatch(r"-?\w+", value):
+        raise ConfigError(f"the SQLite DSN gives {key} the value {value!r}", "it takes a word or a number")
+    return value
+
+
+def parse_postgres(dsn: str) -> PostgresTarget:
+    """Read a libpq `key=value` string or a `postgres://` URL, with run-time parameters in either.
+
+    What libpq does not know (TimeZone, search_path, statement_timeout, ...) goes to the server through
+    `options`, as the Go driver sends it. Messages never repeat the string, for it may hold a password.
+
+    :raises ConfigError: when the string has neither form.
+    """
+    given = dict(_url_pairs(dsn.strip()) if _URL.match(dsn.strip()) else _keyword_pairs(dsn))
+    arguments = {k: v for k, v in given.items() if _libpq_knows(k)}
+    runtime = {k: v for k, v in given.items() if not _libpq_knows(k) and k not in PGX_ONLY}
+    flags = [f"-c {k}={_escape_option(v)}" for k, v in runtime.items()]
+    if flags:
+        arguments["options"] = " ".join(filter(None, [arguments.get("options", ""), *flags]))
+    return PostgresTarget(arguments)
+
+
+def _escape_option(value: str) -> str:
+    return re.sub(r"([\\\s])", r"\\\1", value)
+
+
+@lru_cache(maxsize=256)
+def _libpq_knows(key: str) -> bool:
+    # The driver's own libpq decides: it refuses a keyword that it does not know. The import is here, so
+    # that a worker on SQLite does not load the PostgreSQL driver a second before it has to.
+    from psycopg2 import ProgrammingError
+    from psycopg2.extensions import parse_dsn
+
+    try:
+        parse_dsn(f"{key}=1")
+    except ProgrammingError:
+        return False
+    return True
+
+
+def _keyword_pairs(dsn: str) -> Iterator[tuple[str, str]]:
+    """Split libpq's keyword/value form (PostgreSQL documentation, 32.1.1.1)."""
+    position = 0
+    while dsn[position:].strip():
+        match = _PAIR_START.match(dsn, position)
+        if match is None:
+            raise _malformed("a word without '='")
+        value, position = _keyword_value(dsn, match.end())
+        yield match.group(1), value
+
+
+def _keyword_value(dsn: str, start: int) -> tuple[str, int]:
+    quoted = dsn[start : start + 1] == "'"
+    position = start + quoted
+    value = ""
+    while position < len(dsn):
+        char = dsn[position]
+        if char == "\\":
+            value += dsn[position + 1 : position + 2]
+            position += 2
+        elif quoted and char == "'":
+            return value, position + 1
+        elif not quoted and char.isspace():
+            return value, position
+        else:
+            value += char
+            position += 1
+    if quoted:
+        raise _malformed("a quoted value without its closing quote")
+    return value, position
+
+
+def _url_pairs(dsn: str) -> Iterator[tuple[str, str]]:
+    """Split a URL as Go does: the last @ before the path ends the password, hosts are a comma list."""
+    rest = _URL.sub("", dsn, count=1).partition("#")[0]
+    authority = re.match(r"[^/?]*", rest)[0]  # type: ignore[index]  # it matches the empty string too
+    userinfo, _, hosts = authority.rpartition("@")
+    user, _, password = userinfo.partition(":")
+    path, _, query = rest[len(authority) :].removeprefix("/").partition("?")
+    host, port = _hosts(hosts)
+    for key, value in (
+        ("user", user),
+        ("password", password),
+        ("host", host),
+        ("port", port),
+        ("dbname", path),
+    ):
+        if value:
+            yield key, _decode(value)
+    for pair in filter(None, query.split("&")):
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise _malformed("a URL parameter without '='")
+        # libpq's only alias: JDBC's ssl=true
+        yield ("sslmode", "require") if (key, value) == ("ssl", "true") else (_decode(key), _decode(value))
+
+
+def _hosts(text: str) -> tuple[str, str]:
+    hosts, ports = [], []
+    for part in text.split(","):
+        match = re.fullmatch(r"(\[[^\]]*\]|[^:]*)(?::(\d*))?", part)
+        if match is None:
+            raise _malformed("a host or port that is none")
+        hosts.append(match.group(1).strip("[]"))
+        ports.append(match.group(2) or "")
+    return ",".join(hosts).strip(",") and ",".join(hosts), ",".join(ports) if any(ports) else ""
+
+
+def _decode(text: str) -> str:
+    if re.search(r"%(?![0-9A-Fa-f]{2})", text):
+        raise _malformed("a % that two hex digits do not follow (a % in a password is written %25)")
+    decoded = unquote(text)
+    if "\0" in decoded:
+        raise _malformed("a zero byte")
+    return decoded
+
+
+def _malformed(what: str) -> ConfigError:
+    return ConfigError(f"the PostgreSQL DSN is malformed: it has {what}", f"it takes {POSTGRES_FORMS}")
+
+
+def redact(text: str, secrets: tuple[str, ...]) -> str:
+    """Return a driver's message with every secret replaced, whatever the driver repeated of its input."""
+    for secret in sorted(secrets, key=len, reverse=True):
+        text = text.replace(secret, HIDDEN)
+    return text

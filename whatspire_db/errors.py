@@ -1,0 +1,68 @@
+"""Every error that a caller can catch; each says what is the case and what to do."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .migrate.plan import Plan
+
+
+class WhatspireDBError(Exception):
+    """Base of all errors of this package.
+
+    `fact` is one sentence that names the object and the values, `hint` says
+    what to do about it. `exit_code` is what the command line ends with.
+    """
+
+    exit_code = 1
+
+    def __init__(self, fact: str, hint: str) -> None:
+        super().__init__(fact, hint)
+        self.fact = " ".join(fact.split())
+        self.hint = " ".join(hint.split())
+
+    def __str__(self) -> str:
+        return f"{self.fact} ({self.hint})"
+
+
+class ConfigError(WhatspireDBError):
+    """A setting, an argument or a models module is wrong."""
+
+    exit_code = 2
+
+
+class ConnectionFailed(WhatspireDBError):
+    """The database cannot be reached or opened."""
+
+
+class ValueRefused(WhatspireDBError, ValueError):
+    """A value cannot be stored in, or read from, a column without a loss."""
+
+
+class ModelError(WhatspireDBError):
+    """The models cannot be turned into a schema on this engine."""
+
+
+class LockTimeout(WhatspireDBError):
+    """Another migration held the lock for longer than this one waits."""
+
+
+class StepFailed(WhatspireDBError):
+    """The database refused a statement; everything was rolled back."""
+
+
+class VerificationFailed(WhatspireDBError):
+    """After all steps the schema was still not the declared one; everything was rolled back."""
+
+
+class MigrationRefused(WhatspireDBError):
+    """An addition would fail or lose data, so nothing was applied; `plan` holds every refusal."""
+
+    exit_code = 4
+
+    def __init__(self, plan: Plan) -> None:
+        first, more = plan.refused[0], len(plan.refused) - 1
+        also = f"; and {more} more, see plan" if more else ""
+        super().__init__(first.reason + also, first.hint)
+        self.plan = plan

@@ -1,0 +1,255 @@
+"""The command line: python -m whatspire_db.migrate [up|plan|verify|status|version]."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any, NoReturn
+
+import peewee
+
+from ..database import connect
+from ..errors import ConfigError, MigrationRefused, WhatspireDBError
+from ..models import BaseModel, registered_models
+from ..settings import LOG_LEVELS, Settings
+from .diff import Changes
+from .runner import MigrationRunner, Report
+
+OK, FAILED, USAGE, PENDING, REFUSED = 0, 1, 2, 3, 4
+VERBS = {
+    "up": "apply what is pending in one transaction, verify and record it (default)",
+    "plan": "show every step with its SQL, lock and cost; exit 3 when something is pending, 4 when refused",
+    "verify": "compare the whole schema; exit 3 when something is missing, 4 when something drifted",
+    "status": "list the recorded runs",
+    "version": "print the recorded version, 0 before the first run",
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message, f"see {self.prog} --help")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="python -m whatspire_db.migrate",
+        description="Bring a database to the declared schema by adding what is missing. Never drops.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="verbs:\n" + "\n".join(f"  {verb:<9}{text}" for verb, text in VERBS.items()),
+    )
+    parser.add_argument("verb", nargs="?", choices=list(VERBS), default="up", metavar="VERB", help="see below")
+    parser.add_argument("--driver", metavar="D", help="sqlite or postgres (default: WHATSAPP_DATABASE_DRIVER)")
+    parser.add_argument(
+        "--dsn",
+        help="where the database is (default: WHATSAPP_DATABASE_DSN, where a password is safer than here)",
+    )
+    parser.add_argument(
+        "--models", nargs="+", action="extend", metavar="MODULE", help="modules with models of your own"
+    )
+    parser.add_argument("--only-models", action="store_true", help="leave the service's own tables out")
+    parser.add_argument("--json", action="store_true", help="print one JSON document on stdout")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print errors alone")
+    parser.add_argument("-v", "--verbose", action="store_true", help="log every statement of a step to stderr")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one verb and return the exit code. Errors are two lines on stderr, a fact and a hint."""
+    try:
+        options = _parser().parse_args(argv)
+        _configure_logging(options)
+        return _run(options)
+    except WhatspireDBError as error:
+        print(f"error: {error.fact}\nhint:  {error.hint}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("error: interrupted\nhint:  nothing is half done; run it again", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+
+
+def _configure_logging(options: argparse.Namespace) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    logger = logging.getLogger("whatspire_db")
+    logger.handlers = [handler]
+    logger.propagate = False
+    logger.setLevel(logging.INFO if options.verbose else logging.ERROR if options.quiet else logging.WARNING)
+
+
+def _run(options: argparse.Namespace) -> int:
+    settings = Settings.from_environment(driver=options.driver, dsn=options.dsn)
+    if settings.log_level == LOG_LEVELS[-1]:
+        logging.getLogger("whatspire_db").setLevel(logging.INFO)
+    models = load_models(options.models or settings.models, with_service=not options.only_models)
+    db = connect(settings, read_only=options.verb != "up")
+    runner = MigrationRunner(db, models, record_all=settings.record_runs == "all")
+    try:
+        return _VERBS[options.verb](runner, options)
+    except MigrationRefused as refused:
+        if options.json:
+            _print_json(refused.plan.to_json())
+        raise
+    finally:
+        if not db.is_closed():
+            db.close()
+
+
+def load_models(modules: Iterable[str], *, with_service: bool = True) -> list[type[peewee.Model]]:
+    """Import modules and return all models to migrate: the service's, and those of the modules.
+
+    :raises ConfigError: when a module cannot be imported or holds no models.
+    """
+    found: list[type[peewee.Model]] = registered_models() if with_service else []
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    for name in modules:
+        models = _models_in(name)
+        if not models:
+            raise ConfigError(f"the module {name} holds no models", "name the module in which they are defined")
+        found += [model for model in models if model not in found]
+    # A module can import others that define tables too.
+    return found + [m for m in registered_models() if m not in found and (with_service or _is_own(m))]
+
+
+def _is_own(model: type[BaseModel]) -> bool:
+    return not model.__module__.startswith("whatspire_db.")
+
+
+def _models_in(name: str) -> list[type[peewee.Model]]:
+    try:
+        module = importlib.import_module(name)
+    except Exception as error:  # whatever the module's own code raises
+        raise ConfigError(
+            f"the module {name} cannot be imported: {type(error).__name__}: {error}",
+            "give --models or WHATSAPP_DATABASE_MODELS the dotted name of a module on the Python path",
+        ) from error
+    return [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type)
+        and issubclass(value, peewee.Model)
+        and value is not peewee.Model
+        and not getattr(value._meta, "abstract", False)
+        and (value.__module__ == name or value.__module__.startswith(name + "."))
+        and _is_table(value, vars(module).values())
+    ]
+
+
+def _is_table(model: type[peewee.Model], others: Iterable[Any]) -> bool:
+    """Leave out a plain peewee base class: one without fields of its own, that other models extend."""
+    own = set(model._meta.fields) - {"id"}
+    extended = any(isinstance(o, type) and o is not model and issubclass(o, model) for o in others)
+    return bool(own) or not extended
+
+
+def _print_json(document: Any) -> None:
+    print(json.dumps(document, ensure_ascii=False, indent=2))
+
+
+def _say(symbol: str, text: str) -> None:
+    encoding = (sys.stdout.encoding or "").lower().replace("-", "")
+    print(f"{symbol} {text}" if sys.stdout.isatty() and encoding == "utf8" else text, flush=True)
+
+
+def _up(runner: MigrationRunner, options: argparse.Namespace) -> int:
+    quiet = options.quiet or options.json
+    if not quiet:
+        _say("🔄", "Running database migrations...")
+        _say("📊", f"Current migration version: {runner.version()}")
+    report = runner.up()
+    if options.json:
+        _print_json(report.to_json())
+    elif not options.quiet:
+        _report(report)
+    return OK
+
+
+def _report(report: Report) -> None:
+    for step in report.applied:
+        print(f"   {step.title}")
+    if report.version != report.previous_version:
+        _say("✅", f"Migration recorded: version {report.version}")
+    if not report.applied:
+        _say("✅", "Nothing to do")
+    if report.drift:
+        differences = "1 difference" if len(report.drift) == 1 else f"{len(report.drift)} differences"
+        _say("⚠️", f"{differences} that adding cannot mend: run verify to see what")
+    _say("✅", "Database migrations completed")
+
+
+def _plan(runner: MigrationRunner, options: argparse.Namespace) -> int:
+    plan = runner.plan()
+    if options.json:
+        _print_json(plan.to_json())
+    elif not options.quiet:
+        print(plan)
+    if plan.refused:
+        return REFUSED
+    return PENDING if plan.pending else OK
+
+
+def _verify(runner: MigrationRunner, options: argparse.Namespace) -> int:
+    changes = runner.verify_schema()
+    if options.json:
+        document = {
+            "driver": runner.engine.name,
+            "version": runner.version(),
+            "missing": [item.to_json() for item in changes.missing],
+            "drift": [item.to_json() for item in changes.drift],
+            "extra": [item.to_json() for item in changes.extra],
+        }
+        _print_json(document)
+    elif not options.quiet:
+        print(_shown(changes))
+    if changes.drift:
+        return REFUSED
+    return PENDING if changes.missing else OK
+
+
+def _shown(changes: Changes) -> str:
+    lines = [str(item) for group in (changes.missing, changes.drift, changes.extra) for item in group]
+    if changes:
+        return "\n".join(lines)
+    return "\n".join(["in sync", *lines])
+
+
+def _status(runner: MigrationRunner, options: argparse.Namespace) -> int:
+    runs = runner.status()
+    if options.json:
+        _print_json([run.to_json() for run in runs])
+    elif not options.quiet:
+        for run in runs:
+            applied_at = f"{run.applied_at:%Y-%m-%d %H:%M:%S} UTC" if run.applied_at else "-"
+            print(f"{run.version}  {applied_at}  {run.name}")
+        if not runs:
+            print("no run is recorded yet")
+    return OK
+
+
+def _version(runner: MigrationRunner, options: argparse.Namespace) -> int:
+    version = runner.version()
+    if options.json:
+        _print_json({"driver": runner.engine.name, "version": version})
+    else:
+        print(version)
+    return OK
+
+
+_VERBS: dict[str, Callable[[MigrationRunner, argparse.Namespace], int]] = {
+    "up": _up,
+    "plan": _plan,
+    "verify": _verify,
+    "status": _status,
+    "version": _version,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

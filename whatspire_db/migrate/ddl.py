@@ -1,0 +1,194 @@
+"""The DDL of models as final SQL text, rendered by peewee and playhouse.migrate."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import peewee
+from peewee import SQL, Context, Entity, ForeignKeyField, Model
+from playhouse.migrate import Operation, SchemaMigrator
+
+from ..errors import ModelError
+from .schema import SERIAL, Column
+
+ModelType = type[Model]
+
+_INDEX_NAME = re.compile(
+    r"""\s*CREATE\s+(?:UNIQUE\s+)?INDEX\s+(?:CONCURRENTLY\s+)?(?:IF\s+NOT\s+EXISTS\s+)?
+        (?:(?:"[^"]+"|\w+)\.)?(?:"((?:[^"]|"")+)"|`([^`]+)`|\[([^\]]+)\]|(\w+))""",
+    re.IGNORECASE | re.VERBOSE,
+)
+
+
+class ScratchContext(Context):
+    """Renders every table under its name in the scratch place, without a schema."""
+
+    __slots__ = ("names",)
+
+    def __init__(self, names: Mapping[ModelType, str], **settings: Any) -> None:
+        super().__init__(**settings)
+        self.names = {(m._meta.schema, m._meta.table_name): name for m, name in names.items()}
+
+    def sql(self, obj: Any) -> Context:
+        table = obj._meta.table if peewee.is_model(obj) else obj
+        if isinstance(table, peewee.Table):
+            name = self.names.get((table._schema, table.__name__))
+            if name is not None:
+                return super().sql(Entity(name))
+        return super().sql(obj)
+
+
+def literal(db: peewee.Database, query: tuple[str, list[Any]]) -> str:
+    """Return a rendered query as the text that the engine gets, ready for psql or sqlite3."""
+    sql, params = query
+    if isinstance(db, peewee.SqliteDatabase):
+        return sql  # rendered with value_literals
+    try:
+        text = db.cursor().mogrify(sql, params)
+    except (IndexError, TypeError, ValueError, AttributeError):
+        if params:
+            raise ModelError(
+                f"cannot render {sql!r} with its parameters", "write the values into the SQL text"
+            ) from None
+        return sql  # a single % that peewee itself would not take
+    return text.decode() if isinstance(text, bytes) else str(text)
+
+
+def execute(db: peewee.Database, sql: str, params: Iterable[Any] | None = None) -> Any:
+    """Execute final SQL text through peewee, so that its hooks and error classes apply."""
+    if params is None and not isinstance(db, peewee.SqliteDatabase):
+        sql = sql.replace("%", "%%")
+    return db.execute_sql(sql, tuple(params or ()))
+
+
+def _manager(db: peewee.Database, model: ModelType, names: Mapping[ModelType, str] | None) -> peewee.SchemaManager:
+    options = {"value_literals": True} if isinstance(db, peewee.SqliteDatabase) else {}
+    manager = type(model._schema)(model, db, **options)
+    if names is not None:
+        manager._create_context = lambda: ScratchContext(  # type: ignore[method-assign]
+            names, **(db.get_context_options() | manager.context_options)
+        )
+    return manager
+
+
+def create_table(db: peewee.Database, model: ModelType, names: Mapping[ModelType, str] | None = None) -> list[str]:
+    """Return the statements that create a model's sequences and its table.
+
+    :param names: the names of tables in a scratch place; default their own.
+    """
+    manager = _manager(db, model, names)
+    if hasattr(manager, "_create_virtual_table"):
+        return [literal(db, manager._create_virtual_table(safe=False).query())]
+    sequences = [
+        "CREATE SEQUENCE IF NOT EXISTS " + literal(db, db.get_sql_context().sql(Entity(*f._sequence_parts())).query())
+        for f in model._meta.sorted_fields
+        if f.sequence and db.sequences
+    ]
+    return [*sequences, literal(db, manager._create_table(safe=False).query())]
+
+
+def create_indexes(
+    db: peewee.Database, model: ModelType, names: Mapping[ModelType, str] | None = None
+) -> Iterator[tuple[str, str]]:
+    """Yield each index of a model as its name and its statement."""
+    manager = _manager(db, model, names)
+    if hasattr(manager, "_create_virtual_table"):
+        return
+    for context in manager._create_indexes(safe=False):
+        sql = literal(db, context.query())
+        match = _INDEX_NAME.match(sql)
+        if match is None:
+            raise ModelError(f"{model.__name__}: {sql!r} in Meta.indexes creates no index", "write CREATE INDEX ...")
+        yield str(match.group(match.lastindex or 0)), sql
+
+
+def deferred_foreign_keys(
+    db: peewee.Database, model: ModelType, names: Mapping[ModelType, str] | None = None
+) -> list[tuple[str, str]]:
+    """Return column and statement of each reference that cannot stand in CREATE TABLE, for it closes a cycle."""
+    fields = [f for f in model._meta.sorted_fields if isinstance(f, ForeignKeyField) and f.deferred]
+    manager = _manager(db, model, names)
+    return [(f.column_name, literal(db, manager._create_foreign_key(f).query())) for f in fields]
+
+
+def _migrator(db: peewee.Database, model: ModelType) -> SchemaMigrator:
+    migrator = SchemaMigrator.from_database(db)
+    migrator.schema = model._meta.schema
+    return migrator
+
+
+def _text(db: peewee.Database, operation: Operation) -> str:
+    context = operation.fn(operation.migrator, *operation.args, **operation.kwargs)
+    sql, params = context.query()
+    if params:
+        raise ModelError(f"cannot render {sql!r} with parameters", "write the values into the SQL text")
+    return str(sql)
+
+
+class _CanonicalField(peewee.Field):
+    """A column as the engine described it, for playhouse to render."""
+
+    def __init__(self, column: Column) -> None:
+        parts = [f"GENERATED ALWAYS AS {column.generated}" if column.generated else ""]
+        parts += [f"GENERATED {column.identity} AS IDENTITY" if column.identity else ""]
+        if column.default is not None and column.default != SERIAL:
+            parts.append(f"DEFAULT {column.default}")
+        super().__init__(
+            null=not column.not_null,
+            column_name=column.name,
+            constraints=[SQL(part) for part in parts if part],
+            collation=column.collation,
+        )
+        serials = {"integer": "serial", "bigint": "bigserial", "smallint": "smallserial"}
+        text = str(column.type)
+        self.type_text = serials.get(text, text) if column.default == SERIAL else text
+
+    def ddl_datatype(self, ctx: Context | None) -> SQL:
+        return SQL(self.type_text)
+
+
+def add_canonical_column(db: peewee.Database, model: ModelType, column: Column, table: str | None = None) -> str:
+    """Return ALTER TABLE ... ADD COLUMN for a column as the engine described it; its constraints come apart."""
+    migrator = _migrator(db, model)
+    if table is not None:
+        migrator.schema = None
+    name = table or model._meta.table_name
+    return _text(db, migrator.alter_add_column(name, column.name, _CanonicalField(column), allow_not_null=True))
+
+
+def add_declared_column(db: peewee.Database, model: ModelType, field: peewee.Field, constraints: Iterable[str]) -> str:
+    """Return ALTER TABLE ... ADD COLUMN for a field as it is declared, UNIQUE left out, constraints added."""
+    plain = _Declared(field)
+    migrator = _migrator(db, model)
+    sql = _text(db, migrator.alter_add_column(model._meta.table_name, field.column_name, plain, allow_not_null=True))
+    return " ".join([sql, *constraints])
+
+
+class _Declared(peewee.Field):
+    """A field's own column definition, without what SQLite's ADD COLUMN does not take."""
+
+    def __init__(self, field: peewee.Field) -> None:
+        super().__init__(null=field.null, column_name=field.column_name)
+        self.field = field
+
+    def ddl(self, ctx: Context) -> Any:
+        nodes = self.field.ddl(ctx)
+        nodes.nodes = [n for n in nodes.nodes if not (isinstance(n, SQL) and n.sql.strip().upper() == "UNIQUE")]
+        return peewee.ValueLiterals(nodes)
+
+
+def add_constraint(db: peewee.Database, model: ModelType, name: str, definition: str) -> str:
+    """Return ALTER TABLE ... ADD CONSTRAINT."""
+    return _text(db, _migrator(db, model).add_constraint(model._meta.table_name, name, SQL(definition)))
+
+
+def quote(name: str) -> str:
+    """Quote an identifier as both engines take it."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def qualified(schema: str | None, name: str) -> str:
+    """Quote a name with the schema that it stands in."""
+    return ".".join(quote(part) for part in (schema, name) if part)

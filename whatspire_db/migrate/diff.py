@@ -1,0 +1,215 @@
+"""Two Schemas -> Changes: what is missing, what drifted, what is extra; pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from .schema import Column, Constraint, Index, Key, Schema, Table, label
+
+T = TypeVar("T", Index, Constraint)
+
+
+def _place(table: str, name: str) -> str:
+    return name if not table or name == table or table.endswith("." + name) else f"{table}.{name}"
+
+
+@dataclass(frozen=True)
+class Missing:
+    """Something declared that the live schema does not have."""
+
+    kind: str  # schema, extension, table, column, index, constraint
+    table: Key
+    name: str
+    item: Table | Column | Index | Constraint | None = None
+
+    def __str__(self) -> str:
+        return f"missing {self.kind} {_place(label(self.table), self.name)}"
+
+    def to_json(self) -> dict[str, str]:
+        return {"kind": self.kind, "table": label(self.table), "name": self.name}
+
+
+@dataclass(frozen=True)
+class Drift:
+    """A difference that adding cannot mend; `live` is None where the live schema has nothing there."""
+
+    kind: str
+    table: str
+    name: str
+    declared: str | None
+    live: str | None
+
+    def __str__(self) -> str:
+        shown = f"declared {self.declared or 'none'}, live {self.live or 'none'}"
+        return f"drift {self.kind} {_place(self.table, self.name)}: {shown}"
+
+    def to_json(self) -> dict[str, str | None]:
+        return {
+            "kind": self.kind,
+            "table": self.table,
+            "name": self.name,
+            "declared": self.declared,
+            "live": self.live,
+        }
+
+
+@dataclass(frozen=True)
+class Extra:
+    """Something in the live schema that no model declares; it is left alone."""
+
+    kind: str
+    table: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"extra {self.kind} {_place(self.table, self.name)}"
+
+    def to_json(self) -> dict[str, str]:
+        return {"kind": self.kind, "table": self.table, "name": self.name}
+
+
+@dataclass
+class Changes:
+    """The differences between the declared and the live schema; falsy when there are none."""
+
+    missing: list[Missing] = field(default_factory=list)
+    drift: list[Drift] = field(default_factory=list)
+    extra: list[Extra] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.missing or self.drift)
+
+
+def diff(declared: Schema, live: Schema, constraints_can_be_added: bool) -> Changes:
+    """Compare two snapshots of the same engine.
+
+    :param constraints_can_be_added: whether the engine adds a constraint to a table that stands; where
+        it does not, one that comes with a new column is missing and any other is drift.
+    """
+    changes = Changes()
+    changes.missing += [Missing("schema", (s, ""), s) for s in sorted(declared.schemas - live.schemas)]
+    changes.missing += [Missing("extension", ("", ""), e) for e in sorted(declared.extensions - live.extensions)]
+    for key, table in declared.tables.items():
+        found = live.tables.get(key)
+        if found is None:
+            changes.missing.append(Missing("table", key, key[1], table))
+        elif found.kind != table.kind:
+            changes.drift.append(Drift("table", label(key), label(key), table.kind, found.kind))
+        else:
+            _diff_table(table, found, changes, constraints_can_be_added)
+    changes.extra += [Extra("table", label(key), key[1]) for key in live.others if key not in declared.tables]
+    return changes
+
+
+def _diff_table(declared: Table, live: Table, changes: Changes, constraints_can_be_added: bool) -> None:
+    name = label(declared.key)
+    if declared.options != live.options:
+        shown = [", ".join(t.options) or "plain" for t in (declared, live)]
+        changes.drift.append(Drift("table", name, name, *shown))
+    new = declared.columns.keys() - live.columns.keys()
+    for column in declared.columns.values():
+        if column.name in new:
+            changes.missing.append(Missing("column", declared.key, column.name, column))
+        else:
+            changes.drift += _diff_column(name, column, live.columns[column.name])
+    changes.extra += [Extra("column", name, c) for c in live.columns if c not in declared.columns]
+    _diff_indexes(declared, live, changes)
+    _diff_constraints(declared, live, changes, new, constraints_can_be_added)
+
+
+def _diff_column(table: str, declared: Column, live: Column) -> Iterator[Drift]:
+    compared = [
+        ("column_type", declared.type, live.type),
+        ("column_null", declared.nullability, live.nullability),
+        ("column_default", declared.default, live.default),
+        ("column_collation", declared.collation, live.collation),
+        ("column_generated", declared.generated, live.generated),
+        ("column_identity", declared.identity, live.identity),
+    ]
+    for kind, wanted, got in compared:
+        if wanted != got:
+            yield Drift(kind, table, declared.name, wanted, got)
+
+
+def _match(declared: Sequence[T], live: Sequence[T], *rules: Callable[[T, T], bool]) -> Iterator[tuple[T, T | None]]:
+    """Pair each declared item with a live one, each used once, by the first rule that finds one."""
+    free = list(live)
+    pairs: dict[int, T] = {}
+    for rule in rules:
+        for position, wanted in enumerate(declared):
+            found = next((item for item in free if position not in pairs and rule(wanted, item)), None)
+            if found is not None:
+                pairs[position] = found
+                free.remove(found)
+    for position, wanted in enumerate(declared):
+        yield wanted, pairs.get(position)
+
+
+def _does_the_same(wanted: Index, got: Index) -> bool:
+    # A UNIQUE constraint does all that a unique index does; a deferrable one does not.
+    as_good = not wanted.constraint and got.constraint == "UNIQUE"
+    same_options = not wanted.options or wanted.options == got.options
+    return wanted.shape == got.shape and (wanted.constraint == got.constraint or as_good) and same_options and got.valid
+
+
+def _diff_indexes(declared: Table, live: Table, changes: Changes) -> None:
+    name = label(declared.key)
+    matched: list[Index] = []
+    pairs = _match(
+        declared.indexes,
+        live.indexes,
+        lambda a, b: a.name == b.name and _does_the_same(a, b),
+        _does_the_same,
+        lambda a, b: a.name == b.name,
+        lambda a, b: a.shape == b.shape and bool(a.constraint),
+    )
+    for wanted, got in pairs:
+        if got is None:
+            changes.missing.append(Missing("index", declared.key, wanted.name, wanted))
+            continue
+        matched.append(got)
+        if not _does_the_same(wanted, got):
+            changes.drift.append(Drift("index", name, wanted.name, wanted.definition, got.definition))
+    changes.extra += [Extra("index", name, i.name) for i in live.indexes if i not in matched]
+
+
+def _same_place(a: Constraint, b: Constraint) -> bool:
+    """Constraints that are each other's changed form: a table has one primary key, a column one reference."""
+    if a.kind != b.kind:
+        return False
+    return a.kind == "primary_key" or (a.kind == "foreign_key" and a.columns == b.columns) or _named_alike(a, b)
+
+
+def _named_alike(a: Constraint, b: Constraint) -> bool:
+    return bool(a.name) and a.name == b.name
+
+
+def _diff_constraints(
+    declared: Table, live: Table, changes: Changes, new: Iterable[str], constraints_can_be_added: bool
+) -> None:
+    name, new = label(declared.key), set(new)
+    matched: list[Constraint] = []
+    pairs = _match(
+        declared.constraints,
+        live.constraints,
+        lambda a, b: (a.kind, a.definition) == (b.kind, b.definition) and a.name == b.name,
+        lambda a, b: (a.kind, a.definition) == (b.kind, b.definition),
+        _same_place,
+        lambda a, b: not constraints_can_be_added and a.kind == b.kind == "check" and a.columns == b.columns,
+    )
+    for wanted, got in pairs:
+        title = wanted.name or ", ".join(wanted.columns)
+        if got is not None:
+            matched.append(got)
+            if (wanted.definition, wanted.valid) != (got.definition, got.valid):
+                changes.drift.append(Drift(wanted.kind, name, title, wanted.shown, got.shown))
+        elif wanted.optional:
+            continue
+        elif constraints_can_be_added or new.intersection(wanted.columns):
+            changes.missing.append(Missing("constraint", declared.key, title, wanted))
+        else:
+            changes.drift.append(Drift(wanted.kind, name, title, wanted.shown, None))
+    left = [c for c in live.constraints if c not in matched]
+    changes.extra += [Extra("constraint", name, c.name or c.definition) for c in left]

@@ -1,0 +1,117 @@
+"""What differs between the engines: snapshot, scratch, lock, and what a step costs."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import peewee
+
+from ...errors import ModelError
+from ..ddl import ModelType, execute
+from ..schema import Column, Index, Key, Schema
+
+DriverErrors = (peewee.PeeweeException,)
+
+
+class _Discard(Exception):
+    pass
+
+
+@contextmanager
+def discarded(db: peewee.Database) -> Iterator[None]:
+    """Run the body in a transaction, or in a savepoint of one, that is always rolled back."""
+    try:
+        with db.atomic():
+            yield
+            raise _Discard
+    except _Discard:
+        pass
+
+
+class Engine(abc.ABC):
+    """The questions that the migrator asks an engine."""
+
+    name: str
+    constraints_can_be_added: bool
+
+    def __init__(self, db: peewee.Database) -> None:
+        self.db = db
+
+    def ask(self, sql: str, params: Sequence[Any] | None = None) -> Any:
+        """Return the first value of the first row."""
+        row = execute(self.db, sql, params).fetchone()
+        return row[0] if row else None
+
+    @abc.abstractmethod
+    def key(self, model: ModelType) -> Key:
+        """Return where a model's table stands."""
+
+    @abc.abstractmethod
+    def snapshot(self, keys: Collection[Key]) -> Schema:
+        """Read the live schema, in one statement for each schema of the keys."""
+
+    @abc.abstractmethod
+    def declared(self, models: Sequence[ModelType]) -> Schema:
+        """Let the engine create the models' tables in a scratch place, and read them there."""
+
+    @abc.abstractmethod
+    def transaction(self, wait_seconds: float) -> AbstractContextManager[None]:
+        """Hold the migration lock and a transaction; commit at the end, roll back on an error.
+
+        :raises LockTimeout: when another migration holds the lock for longer.
+        """
+
+    @abc.abstractmethod
+    def lock_of(self, kind: str) -> str:
+        """Name the lock that a kind of step takes."""
+
+    @abc.abstractmethod
+    def rewriting(self, model: ModelType, columns: Sequence[Column]) -> set[str]:
+        """Return the names of those columns whose addition rewrites the table."""
+
+    @abc.abstractmethod
+    def refuses_column(self, column: Column, has_rows: bool, is_key: bool) -> tuple[str, str] | None:
+        """Return why the engine cannot add a column, and what to do instead; None where it can."""
+
+    @abc.abstractmethod
+    def index_condition(self, index: Index) -> str:
+        """Return the condition for a row to take part in an index's uniqueness."""
+
+
+def engine_for(db: peewee.Database) -> Engine:
+    """Return the engine of a peewee database.
+
+    :raises ModelError: when it is neither SQLite nor PostgreSQL.
+    """
+    real = db.obj if isinstance(db, peewee.Proxy) else db
+    if isinstance(real, peewee.SqliteDatabase):
+        from .sqlite import SqliteEngine
+
+        return SqliteEngine(real)
+    if isinstance(real, peewee.PostgresqlDatabase):
+        from .postgres import PostgresEngine
+
+        return PostgresEngine(real)
+    raise ModelError(f"{type(real).__name__} is not supported", "give a peewee database for SQLite or PostgreSQL")
+
+
+def with_references(models: Sequence[ModelType]) -> list[ModelType]:
+    """Return the models and all that they refer to, each after what it refers to."""
+    seen: dict[ModelType, None] = {}
+    pending = list(models)
+    while pending:
+        model = pending.pop()
+        if model not in seen:
+            seen[model] = None
+            pending.extend(model._meta.refs.values())
+    for model in seen:
+        for field in model._meta.sorted_fields:
+            if isinstance(field, peewee.DeferredForeignKey):
+                raise ModelError(
+                    f"{model.__name__}.{field.name} refers to the model {field.rel_model_name}, which is not defined",
+                    "import the module that defines it before the migration",
+                )
+    return list(peewee.sort_models(list(seen)))

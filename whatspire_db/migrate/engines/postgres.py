@@ -1,0 +1,443 @@
+"""PostgreSQL: snapshot from the catalogs, scratch in pg_temp, a polled advisory lock."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import time
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import peewee
+
+from ...errors import LockTimeout, ModelError
+from ..ddl import (
+    ModelType,
+    add_canonical_column,
+    create_indexes,
+    create_table,
+    deferred_foreign_keys,
+    execute,
+    qualified,
+    quote,
+)
+from ..schema import SERIAL, Column, Constraint, Index, IndexKey, Key, Schema, Table, label
+from . import Engine, discarded, with_references
+
+# Types that an extension brings; a model can name more in Meta.extensions.
+EXTENSION_TYPES = {
+    "vector": "vector",
+    "halfvec": "vector",
+    "sparsevec": "vector",
+    "hstore": "hstore",
+    "citext": "citext",
+    "ltree": "ltree",
+}
+
+_SNAPSHOT = """
+WITH ns AS (
+    SELECT n.oid, n.nspname FROM pg_catalog.pg_namespace AS n WHERE n.oid = {namespace}
+), rel AS (
+    SELECT c.oid, c.relname, c.relkind, c.reltuples, c.relname = ANY (%s) AS asked
+    FROM pg_catalog.pg_class AS c JOIN ns ON c.relnamespace = ns.oid
+    WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND NOT c.relispartition
+), own AS (
+    SELECT * FROM rel WHERE asked AND relkind IN ('r', 'p')
+)
+SELECT 'schema', nspname, NULL FROM ns
+UNION ALL
+SELECT 'extension', extname, NULL FROM pg_catalog.pg_extension
+UNION ALL
+SELECT 'table', relname, json_build_object('kind', relkind, 'rows', reltuples, 'asked', asked)::text
+    FROM rel
+    WHERE asked OR NOT EXISTS (
+        SELECT FROM pg_catalog.pg_depend AS d
+        WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = rel.oid AND d.deptype = 'e')
+UNION ALL
+SELECT 'name', c.relname, to_json(coalesce(t.relname, c.relname))::text
+    FROM pg_catalog.pg_class AS c
+    JOIN ns ON c.relnamespace = ns.oid
+    LEFT JOIN pg_catalog.pg_index AS i ON i.indexrelid = c.oid
+    LEFT JOIN pg_catalog.pg_class AS t ON t.oid = i.indrelid
+UNION ALL
+SELECT 'column', o.relname, json_build_object(
+        'name', a.attname, 'position', a.attnum,
+        'type', format_type(a.atttypid, a.atttypmod), 'not_null', a.attnotnull,
+        'expression', pg_get_expr(d.adbin, d.adrelid), 'generated', a.attgenerated, 'identity', a.attidentity,
+        'collation', CASE WHEN a.attcollation <> t.typcollation THEN (
+            SELECT quote_ident(l.collname) FROM pg_catalog.pg_collation AS l WHERE l.oid = a.attcollation) END,
+        'serial', d.oid IS NOT NULL AND EXISTS (
+            SELECT FROM pg_catalog.pg_depend AS owned
+            JOIN pg_catalog.pg_depend AS used ON used.refobjid = owned.objid
+                AND used.refclassid = 'pg_catalog.pg_class'::regclass
+                AND used.classid = 'pg_catalog.pg_attrdef'::regclass AND used.objid = d.oid
+            WHERE owned.classid = 'pg_catalog.pg_class'::regclass AND owned.deptype = 'a'
+                AND owned.refclassid = 'pg_catalog.pg_class'::regclass
+                AND owned.refobjid = a.attrelid AND owned.refobjsubid = a.attnum))::text
+    FROM own AS o
+    JOIN pg_catalog.pg_attribute AS a ON a.attrelid = o.oid AND a.attnum > 0 AND NOT a.attisdropped
+    JOIN pg_catalog.pg_type AS t ON t.oid = a.atttypid
+    LEFT JOIN pg_catalog.pg_attrdef AS d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+UNION ALL
+SELECT 'index', o.relname, json_build_object(
+        'name', c.relname, 'method', am.amname, 'unique', i.indisunique, 'valid', i.indisvalid AND i.indisready,
+        'nulls_not_distinct', {nulls_not_distinct}, 'predicate', pg_get_expr(i.indpred, i.indrelid),
+        'options', c.reloptions, 'constraint', k.contype, 'deferrable', k.condeferrable, 'deferred', k.condeferred,
+        'keys', (
+            SELECT json_agg(json_build_object(
+                    'expression', pg_get_indexdef(i.indexrelid, n::int, false),
+                    'key', n <= i.indnkeyatts,
+                    'column', (SELECT a.attname FROM pg_catalog.pg_attribute AS a
+                        WHERE a.attrelid = i.indrelid AND a.attnum = i.indkey[n - 1] AND a.attnum <> 0),
+                    'opclass', (SELECT p.opcname FROM pg_catalog.pg_opclass AS p
+                        WHERE p.oid = i.indclass[n - 1] AND NOT p.opcdefault),
+                    'collation', (SELECT quote_ident(l.collname) FROM pg_catalog.pg_collation AS l
+                        WHERE l.oid = i.indcollation[n - 1] AND l.collname <> 'default'),
+                    'option', CASE WHEN n <= i.indnkeyatts THEN i.indoption[n - 1] END) ORDER BY n)
+            FROM generate_series(1, i.indnatts) AS n))::text
+    FROM own AS o
+    JOIN pg_catalog.pg_index AS i ON i.indrelid = o.oid
+    JOIN pg_catalog.pg_class AS c ON c.oid = i.indexrelid
+    JOIN pg_catalog.pg_am AS am ON am.oid = c.relam
+    LEFT JOIN pg_catalog.pg_constraint AS k
+        ON k.conindid = i.indexrelid AND k.conrelid = i.indrelid AND k.contype IN ('p', 'u', 'x')
+    WHERE k.contype IS NULL OR k.contype = 'u'
+UNION ALL
+SELECT 'constraint', o.relname, json_build_object(
+        'name', k.conname, 'type', k.contype, 'valid', k.convalidated,
+        'deferrable', k.condeferrable, 'deferred', k.condeferred,
+        'definition', CASE WHEN k.contype IN ('c', 'x') THEN pg_get_constraintdef(k.oid) END,
+        'columns', (SELECT json_agg(a.attname ORDER BY p.n) FROM unnest(k.conkey) WITH ORDINALITY AS p (num, n)
+            JOIN pg_catalog.pg_attribute AS a ON a.attrelid = k.conrelid AND a.attnum = p.num),
+        'schema', (SELECT n.nspname FROM pg_catalog.pg_namespace AS n WHERE n.oid = f.relnamespace),
+        'table', f.relname,
+        'targets', (SELECT json_agg(a.attname ORDER BY p.n) FROM unnest(k.confkey) WITH ORDINALITY AS p (num, n)
+            JOIN pg_catalog.pg_attribute AS a ON a.attrelid = k.confrelid AND a.attnum = p.num),
+        'on_update', k.confupdtype, 'on_delete', k.confdeltype, 'match', k.confmatchtype,
+        'enforced', {enforced})::text
+    FROM own AS o
+    JOIN pg_catalog.pg_constraint AS k ON k.conrelid = o.oid
+    LEFT JOIN pg_catalog.pg_class AS f ON f.oid = k.confrelid
+    WHERE k.contype IN ('p', 'f', 'c', 'x') OR (k.contype = 'n' AND NOT k.convalidated)
+"""
+
+_ACTIONS = {"r": "RESTRICT", "c": "CASCADE", "n": "SET NULL", "d": "SET DEFAULT"}
+_LOCKS = {
+    "create_schema": "none",
+    "create_extension": "none",
+    "create_table": "none",
+    "create_index": "SHARE",
+    "add_column": "ACCESS EXCLUSIVE",
+    "add_constraint": "ACCESS EXCLUSIVE",
+    "add_foreign_key": "SHARE ROW EXCLUSIVE",
+}
+
+_Rows = dict[str, list[dict[str, Any]]]
+
+
+class PostgresEngine(Engine):
+    """PostgreSQL, from version 12 on."""
+
+    name = "postgres"
+    constraints_can_be_added = True
+
+    def __init__(self, db: peewee.PostgresqlDatabase) -> None:
+        super().__init__(db)
+        self._default: str | None = None
+
+    @property
+    def default_schema(self) -> str:
+        """Return the schema that unqualified names are created in."""
+        if self._default is None:
+            self._default = self.ask("SELECT current_schema()")
+        if self._default is None:
+            raise ModelError("no schema of the search_path exists", "create one, or set search_path in the DSN")
+        return self._default
+
+    def key(self, model: ModelType) -> Key:
+        schema = model._meta.schema or ""
+        return ("" if schema == self.default_schema else schema, model._meta.table_name)
+
+    def snapshot(self, keys: Collection[Key]) -> Schema:
+        schema = self._snapshot_one("", {key[1]: key for key in keys if not key[0]})
+        for name in sorted({key[0] for key in keys} - {""}):
+            with discarded(self.db):
+                self._search_first(quote(name))
+                schema = schema.merge(self._snapshot_one(name, {k[1]: k for k in keys if k[0] == name}))
+        return schema
+
+    def _search_first(self, *names: str) -> None:
+        """Put schemas before the search_path, until the transaction ends."""
+        path = self.ask("SELECT current_setting('search_path')")
+        self.ask("SELECT set_config('search_path', %s, true)", [", ".join(filter(None, [*names, path]))])
+
+    def _snapshot_one(self, schema: str, names: Mapping[str, Key], scratch: bool = False) -> Schema:
+        """Read one schema; `names` are the tables asked for, by their names there."""
+        oid = "pg_my_temp_schema()" if scratch else "to_regnamespace(%s)"
+        version = self.db.connection().server_version
+        query = _SNAPSHOT.format(
+            namespace=oid,
+            nulls_not_distinct="i.indnullsnotdistinct" if version >= 150000 else "false",
+            enforced="k.conenforced" if version >= 180000 else "true",
+        )
+        params: list[Any] = [] if scratch else [quote(schema or self.default_schema)]
+        rows: dict[str, list[tuple[str, Any]]] = defaultdict(list)
+        for what, name, payload in execute(self.db, query, [*params, list(names)]):
+            rows[what].append((name, json.loads(payload) if payload else None))
+        here = next((name for name, _ in rows["schema"]), None)
+        return self._read(schema, here, names, rows)
+
+    def _read(
+        self,
+        schema: str,
+        here: str | None,
+        names: Mapping[str, Key],
+        rows: Mapping[str, list[tuple[str, Any]]],
+    ) -> Schema:
+        of_table: dict[str, _Rows] = defaultdict(lambda: defaultdict(list))
+        for what in ("column", "index", "constraint"):
+            for name, value in rows.get(what, ()):
+                of_table[name][what].append(value)
+
+        def target(value: Mapping[str, Any]) -> Key:
+            if value["schema"] == here:
+                return names.get(value["table"], (schema, value["table"]))
+            return ("" if value["schema"] == self.default_schema else value["schema"], value["table"])
+
+        tables, others = {}, []
+        for name, value in rows.get("table", ()):
+            if value["asked"]:
+                tables[names[name]] = _table(names[name], value, of_table[name], target)
+            else:
+                others.append((schema, name))
+        relations = {(schema, name): owner for name, owner in rows.get("name", ())}
+        extensions = frozenset(name for name, _ in rows.get("extension", ()))
+        return Schema(tables, relations, tuple(sorted(others)), frozenset({schema} if here else ()), extensions)
+
+    def declared(self, models: Sequence[ModelType]) -> Schema:
+        needed = with_references(models)
+        extensions = {e for m in needed for e in _extensions(self.db, m)}
+        keys = [self.key(model) for model in models]
+        schema = Schema({}, schemas=frozenset({key[0] for key in keys} | {""}), extensions=frozenset(extensions))
+        with discarded(self.db):
+            for extension in sorted(extensions):
+                self._create_extension(extension)
+            for name in sorted({key[0] for key in keys}):
+                with discarded(self.db):
+                    schema = schema.merge(Schema(self._scratch(name, needed, set(keys)).tables))
+        return schema
+
+    def _create_extension(self, name: str) -> None:
+        if self.ask("SELECT count(*) FROM pg_extension WHERE extname = %s", [name]):
+            return
+        if not self.ask("SELECT count(*) FROM pg_available_extensions WHERE name = %s", [name]):
+            raise ModelError(
+                f"the models need the extension {name}, which the server does not have",
+                "install it on the server; the image pgvector/pgvector:pg18-trixie brings vector",
+            )
+        try:
+            execute(self.db, f"CREATE EXTENSION {quote(name)}")
+        except peewee.PeeweeException as error:
+            raise ModelError(
+                f"the models need the extension {name}, which this role may not create: {error}",
+                f"let a superuser run: CREATE EXTENSION {quote(name)};",
+            ) from None
+
+    def _scratch(self, schema: str, models: Sequence[ModelType], keys: Collection[Key]) -> Schema:
+        """Create the models in pg_temp and read the tables of one schema there."""
+        names = {m: self.key(m)[1] if self.key(m)[0] == schema else label(self.key(m)) for m in models}
+        self._search_first("pg_temp", quote(schema) if schema else "")
+        for model in models:
+            indexes = (sql for _, sql in create_indexes(self.db, model, names))
+            for sql in [*create_table(self.db, model, names), *indexes]:
+                self._create(model, sql)
+        deferred = {(self.key(m), column) for m in models for column, _ in deferred_foreign_keys(self.db, m)}
+        for model in models:
+            for _, sql in deferred_foreign_keys(self.db, model, names):
+                self._create(model, sql)
+        asked = {name: self.key(m) for m, name in names.items() if self.key(m) in keys and self.key(m)[0] == schema}
+        helpers = {name: self.key(m) for m, name in names.items()}
+        found = self._snapshot_one(schema, helpers, scratch=True)
+        return Schema({key: _optional(table, deferred) for key, table in found.tables.items() if key in asked.values()})
+
+    def _create(self, model: ModelType, sql: str) -> None:
+        try:
+            execute(self.db, sql)
+        except peewee.PeeweeException as error:
+            fact = " ".join(str(error).split())
+            if "permission denied to create temporary tables" in fact:
+                raise ModelError(
+                    f"the declared schema cannot be worked out: {fact}",
+                    "let the database's owner run: GRANT TEMPORARY ON DATABASE ... TO this role",
+                ) from None
+            raise ModelError(
+                f"{model.__name__} makes no table that PostgreSQL takes: {fact}",
+                f"correct the model; its SQL was: {sql}",
+            ) from None
+
+    @contextmanager
+    def transaction(self, wait_seconds: float) -> Iterator[None]:
+        number = int.from_bytes(
+            hashlib.sha256(f"whatspire_db migrate {self.default_schema}".encode()).digest()[:8],
+            "big",
+            signed=True,
+        )
+        self._wait_for_lock(number, wait_seconds)
+        try:
+            with self.db.transaction():
+                yield
+        finally:
+            if not self.db.is_closed() and self.db.is_connection_usable():
+                self.ask("SELECT pg_advisory_unlock(%s)", [number])
+
+    def _wait_for_lock(self, number: int, wait_seconds: float) -> None:
+        # Polled, for a blocking wait deadlocks with CREATE INDEX CONCURRENTLY of the holder.
+        deadline = time.monotonic() + wait_seconds
+        pause = 0.01
+        while not self.ask("SELECT pg_try_advisory_lock(%s)", [number]):
+            if time.monotonic() > deadline:
+                raise LockTimeout(
+                    f"another migration held the lock for {wait_seconds:g} s", "wait for it to end, or end it"
+                )
+            time.sleep(pause * random.uniform(0.5, 1))  # noqa: S311 - jitter
+            pause = min(pause * 2, 0.25)
+
+    def lock_of(self, kind: str) -> str:
+        return _LOCKS[kind]
+
+    def rewriting(self, model: ModelType, columns: Sequence[Column]) -> set[str]:
+        """Ask by trying: a table of the same columns gets a new file when the addition rewrites it."""
+        rewritten = set()
+        table = qualified(self.key(model)[0], model._meta.table_name)
+        with discarded(self.db):
+            execute(self.db, f"CREATE TEMPORARY TABLE whatspire_probe (LIKE {table})")
+            self._search_first("pg_temp")
+            for column in columns:
+                before = self.ask("SELECT pg_relation_filenode('pg_temp.whatspire_probe')")
+                execute(self.db, add_canonical_column(self.db, model, column, "whatspire_probe"))
+                if before != self.ask("SELECT pg_relation_filenode('pg_temp.whatspire_probe')"):
+                    rewritten.add(column.name)
+        return rewritten
+
+    def refuses_column(self, column: Column, has_rows: bool, is_key: bool) -> tuple[str, str] | None:
+        return None
+
+    def index_condition(self, index: Index) -> str:
+        parts = [] if index.nulls_not_distinct else [f"({key.expression}) IS NOT NULL" for key in index.keys]
+        return " AND ".join(parts + ([f"({index.predicate})"] if index.predicate else [])) or "true"
+
+
+def _optional(table: Table, deferred: Collection[tuple[Key, str]]) -> Table:
+    constraints = (
+        replace(c, optional=c.kind == "foreign_key" and (table.key, c.columns[0]) in deferred)
+        for c in table.constraints
+    )
+    return replace(table, constraints=tuple(constraints))
+
+
+def _extensions(db: peewee.Database, model: ModelType) -> set[str]:
+    context = db.get_sql_context()
+    types = (f.ddl_datatype(context) for f in model._meta.sorted_fields)
+    names = {str(getattr(t, "sql", "")).partition("(")[0].lower() for t in types if t is not None}
+    return {EXTENSION_TYPES[n] for n in names if n in EXTENSION_TYPES} | set(getattr(model._meta, "extensions", ()))
+
+
+def _table(key: Key, value: Mapping[str, Any], rows: _Rows, target: Any) -> Table:
+    kinds = {"r": "table", "p": "table", "v": "view", "m": "materialized view", "f": "foreign table"}
+    unproved = {c for k in rows["constraint"] if k["type"] == "n" for c in k["columns"]}
+    columns = (
+        _column(row, row["name"] not in unproved) for row in sorted(rows["column"], key=lambda r: int(r["position"]))
+    )
+    return Table(
+        key,
+        kinds[value["kind"]],
+        {column.name: column for column in columns},
+        tuple(_index(row) for row in rows["index"]),
+        tuple(_constraint(row, target) for row in rows["constraint"] if row["type"] != "n"),
+        rows=int(value["rows"]) if value["rows"] >= 0 else None,
+    )
+
+
+def _column(row: Mapping[str, Any], valid: bool) -> Column:
+    kind = {"s": "STORED", "v": "VIRTUAL"}.get(row["generated"], "")
+    expression = SERIAL if row["serial"] and row["expression"].startswith("nextval(") else row["expression"]
+    return Column(
+        row["name"],
+        row["type"],
+        row["not_null"],
+        None if kind else expression,
+        row["collation"],
+        f"({row['expression']}) {kind}" if kind else None,
+        {"a": "ALWAYS", "d": "BY DEFAULT"}.get(row["identity"]),
+        valid,
+    )
+
+
+def _index(row: Mapping[str, Any]) -> Index:
+    keys = [k for k in row["keys"] if k["key"]]
+    ordered = row["method"] == "btree"
+    return Index(
+        row["name"],
+        tuple(_index_key(k, ordered) for k in keys),
+        row["unique"],
+        row["method"],
+        tuple(k["expression"] for k in row["keys"] if not k["key"]),
+        row["predicate"],
+        row["nulls_not_distinct"],
+        " ".join(filter(None, ["UNIQUE" if row["constraint"] else "", _deferrability(row)])),
+        tuple(sorted(row["options"] or ())),
+        row["valid"],
+    )
+
+
+def _index_key(key: Mapping[str, Any], ordered: bool) -> IndexKey:
+    # indoption: bit 1 is DESC, bit 2 NULLS FIRST, which is DESC's default.
+    orders = {0: "", 1: "DESC NULLS LAST", 2: "NULLS FIRST", 3: "DESC"}
+    order = orders[key["option"]] if ordered else ""
+    return IndexKey(key["expression"], key["collation"] or "", key["opclass"] or "", order, key["column"])
+
+
+def _deferrability(row: Mapping[str, Any]) -> str:
+    if not row["deferrable"]:
+        return ""
+    return "DEFERRABLE INITIALLY DEFERRED" if row["deferred"] else "DEFERRABLE"
+
+
+def _constraint(row: Mapping[str, Any], target: Any) -> Constraint:
+    columns = tuple(row["columns"] or ())
+    if row["type"] == "f":
+        return _foreign_key(row, columns, target(row))
+    if row["type"] == "p":
+        listed = ", ".join(map(quote, columns))
+        definition = " ".join(filter(None, [f"PRIMARY KEY ({listed})", _deferrability(row)]))
+        return Constraint(row["name"], "primary_key", definition, columns, row["valid"], sql=definition)
+    definition = row["definition"].removesuffix(" NOT VALID")
+    kind = "check" if row["type"] == "c" else "exclude"
+    return Constraint(row["name"], kind, definition, columns, row["valid"] or not row["enforced"], sql=definition)
+
+
+def _foreign_key(row: Mapping[str, Any], columns: tuple[str, ...], target: Key) -> Constraint:
+    parts = [
+        f"FOREIGN KEY ({', '.join(map(quote, columns))})",
+        f"REFERENCES {qualified(*target)} ({', '.join(map(quote, row['targets']))})",
+        "MATCH FULL" if row["match"] == "f" else "",
+        f"ON UPDATE {_ACTIONS[row['on_update']]}" if row["on_update"] in _ACTIONS else "",
+        f"ON DELETE {_ACTIONS[row['on_delete']]}" if row["on_delete"] in _ACTIONS else "",
+        _deferrability(row),
+        "" if row["enforced"] else "NOT ENFORCED",
+    ]
+    definition = " ".join(filter(None, parts))
+    return Constraint(
+        row["name"],
+        "foreign_key",
+        definition,
+        columns,
+        row["valid"] or not row["enforced"],
+        sql=definition,
+        references=target,
+        referenced_columns=tuple(row["targets"]),
+    )

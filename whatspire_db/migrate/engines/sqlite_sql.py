@@ -1,0 +1,189 @@
+"""What only the text of CREATE TABLE and CREATE INDEX says in SQLite: checks, collations, expressions.
+
+The grammar is that of https://www.sqlite.org/lang_createtable.html and lang_createindex.html. The texts
+come from sqlite_schema, so SQLite has accepted them before.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+_TOKEN = re.compile(
+    r"""(?P<skip>\s+|--[^\n]*|/\*.*?(?:\*/|\Z))
+      |(?P<string>[xX]?'(?:[^']|'')*')
+      |(?P<quoted>"(?:[^"]|"")*"|`(?:[^`]|``)*`|\[[^\]]*\])
+      |(?P<word>[^\W\d][\w$]*)
+      |(?P<other>[\d.][\w.]*|->>|->|\|\||<=|>=|<>|==|!=|<<|>>|.)""",
+    re.VERBOSE | re.DOTALL,
+)
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token; `text` is its canonical form: identifiers without quotes and in lower case."""
+
+    kind: str
+    text: str
+    start: int
+    end: int
+
+    def is_word(self, *words: str) -> bool:
+        return self.kind == "word" and self.text in words
+
+
+@dataclass(frozen=True)
+class Check:
+    """A CHECK constraint: its expression in canonical form and as written."""
+
+    name: str
+    expression: str
+    sql: str
+    words: frozenset[str]  # every identifier in it
+    inline: str | None
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A FOREIGN KEY clause: what the pragma does not tell of it."""
+
+    columns: tuple[str, ...]
+    name: str
+    deferrable: str
+
+
+@dataclass
+class TableText:
+    """What the text of a CREATE TABLE says beyond the pragmas."""
+
+    collations: dict[str, str] = field(default_factory=dict)
+    generated: dict[str, str] = field(default_factory=dict)
+    checks: list[Check] = field(default_factory=list)
+    references: list[Reference] = field(default_factory=list)
+    options: tuple[str, ...] = ()
+
+
+def tokenize(sql: str) -> list[Token]:
+    """Split SQL into tokens, without space and comments."""
+    tokens = []
+    for match in _TOKEN.finditer(sql):
+        kind, text = str(match.lastgroup), match.group()
+        if kind == "quoted":
+            text = text[1:-1].replace(text[0] * 2, text[0]).lower()
+        elif kind == "word":
+            text = text.lower()
+        if kind != "skip":
+            tokens.append(Token(kind, text, match.start(), match.end()))
+    return tokens
+
+
+def canonical(sql: str | None) -> str | None:
+    """Return an expression in a form that does not depend on quotes, space, case and outer parentheses."""
+    return None if sql is None else _join(tokenize(sql))
+
+
+def _join(tokens: Sequence[Token]) -> str:
+    while len(tokens) > 2 and tokens[0].text == "(" and _group_end(tokens, 0) == len(tokens) - 1:
+        tokens = tokens[1:-1]
+    return " ".join(t.text for t in tokens)
+
+
+def _group_end(tokens: Sequence[Token], start: int) -> int:
+    """Return the position of the parenthesis that closes the one at `start`."""
+    depth = 0
+    for position in range(start, len(tokens)):
+        if tokens[position].kind == "other":
+            depth += {"(": 1, ")": -1}.get(tokens[position].text, 0)
+        if depth == 0:
+            return position
+    return len(tokens) - 1
+
+
+def _split(tokens: Sequence[Token]) -> Iterator[list[Token]]:
+    """Split at the commas that stand in no parentheses."""
+    part: list[Token] = []
+    position = 0
+    while position < len(tokens):
+        end = _group_end(tokens, position) if tokens[position].text == "(" else position
+        if tokens[position].kind == "other" and tokens[position].text == ",":
+            yield part
+            part = []
+        else:
+            part += tokens[position : end + 1]
+        position = end + 1
+    if part:
+        yield part
+
+
+def _open(tokens: Sequence[Token]) -> int:
+    return next(i for i, t in enumerate(tokens) if t.kind == "other" and t.text == "(")
+
+
+def parse_table(sql: str) -> TableText:
+    """Read a CREATE TABLE."""
+    tokens = tokenize(sql)
+    start = _open(tokens)
+    end = _group_end(tokens, start)
+    table = TableText()
+    options = [" ".join(t.text.upper() for t in part) for part in _split(tokens[end + 1 :])]
+    for element in _split(tokens[start + 1 : end]):
+        named = element[0].is_word("constraint", "primary", "unique", "check", "foreign")
+        if any(t.is_word("autoincrement") for t in element):
+            options.append("AUTOINCREMENT")
+        _read_element(sql, element, None if named else element[0].text, table)
+    table.options = tuple(sorted(options))
+    return table
+
+
+def _read_element(sql: str, tokens: list[Token], column: str | None, table: TableText) -> None:
+    name, columns, position = "", (column,) if column else (), 0 if column is None else 1
+    while position < len(tokens):
+        token = tokens[position]
+        following = tokens[position + 1] if position + 1 < len(tokens) else token
+        grouped = following.kind == "other" and following.text == "("
+        end = _group_end(tokens, position + 1) if grouped else position
+        inner = tokens[position + 2 : end]
+        if token.is_word("constraint"):
+            name, position = following.text, position + 1
+        elif token.is_word("check") and grouped:
+            words = frozenset(t.text for t in inner if t.kind in ("word", "quoted"))
+            text = sql[tokens[position + 1].start : tokens[end].end]
+            table.checks.append(Check(name, _join(inner), f"CHECK {text}", words, column))
+            name = ""
+        elif token.is_word("as") and grouped and column:
+            table.generated[column] = _join(inner)
+        elif token.is_word("collate") and column:
+            table.collations[column] = following.text
+        elif token.is_word("key") and grouped:
+            columns = tuple(t.text for t in inner if t.text != ",")
+        elif token.is_word("references"):
+            table.references.append(Reference(columns, name, _deferrable(tokens[position:])))
+            name = ""
+        position = max(end, position) + 1
+
+
+def _deferrable(tokens: Sequence[Token]) -> str:
+    words = [t.text for t in tokens if t.kind == "word"]
+    if "deferrable" not in words:
+        return ""
+    before = words[words.index("deferrable") - 1]
+    mode = "DEFERRED" if "deferred" in words else "IMMEDIATE"
+    # Only DEFERRABLE INITIALLY DEFERRED differs from the default (lang_createtable: foreign keys, 4.2).
+    return "" if before == "not" or mode == "IMMEDIATE" else "DEFERRABLE INITIALLY DEFERRED"
+
+
+def parse_index(sql: str) -> tuple[list[str], str | None]:
+    """Read a CREATE INDEX: each key's expression without its order and collation, and the predicate."""
+    tokens = tokenize(sql)
+    start = _open(tokens)
+    end = _group_end(tokens, start)
+    keys = []
+    for part in _split(tokens[start + 1 : end]):
+        if part[-1].is_word("asc", "desc"):
+            part = part[:-1]
+        if len(part) > 2 and part[-2].is_word("collate"):
+            part = part[:-2]
+        keys.append(_join(part))
+    predicate = _join(tokens[end + 2 :]) if len(tokens) > end + 2 else None
+    return keys, predicate

@@ -1,0 +1,432 @@
+"""Changes -> Steps and Refusals, with the exact SQL of each."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import peewee
+
+from . import ddl
+from .ddl import ModelType, qualified, quote
+from .diff import Changes, Drift, Missing
+from .engines import Engine, discarded, with_references
+from .schema import Column, Constraint, Index, Key, Schema, Table, label
+
+
+@dataclass(frozen=True)
+class Step:
+    """One addition: its statements, the lock that they take, and what they cost."""
+
+    kind: str
+    table: str
+    name: str
+    sql: tuple[str, ...]
+    lock: str
+    cost: str
+
+    @property
+    def title(self) -> str:
+        where = self.name if self.name == self.table or not self.table else f"{self.table}.{self.name}"
+        return f"{self.kind.replace('_', ' ')} {where}"
+
+    def __str__(self) -> str:
+        lines = [f"{self.title}  (lock: {self.lock}; {self.cost})", *(f"    {sql};" for sql in self.sql)]
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind,
+            "table": self.table,
+            "name": self.name,
+            "sql": list(self.sql),
+            "lock": self.lock,
+            "cost": self.cost,
+        }
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """An addition that would fail, lose data or stop the service, and what to do instead."""
+
+    kind: str
+    table: str
+    name: str
+    reason: str
+    hint: str
+
+    def __str__(self) -> str:
+        return f"{self.reason}\n    hint: {self.hint}"
+
+    def to_json(self) -> dict[str, str]:
+        return {
+            "kind": self.kind,
+            "table": self.table,
+            "name": self.name,
+            "reason": self.reason,
+            "hint": self.hint,
+        }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would do; falsy when there is nothing to do. str() shows it, `to_json` gives plain data."""
+
+    driver: str
+    version: int
+    pending: tuple[Step, ...] = ()
+    refused: tuple[Refusal, ...] = ()
+    drift: tuple[Drift, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.pending or self.refused)
+
+    def __str__(self) -> str:
+        sections = [
+            ("pending", self.pending),
+            ("refused: nothing will be applied until this is solved", self.refused),
+            ("drift: differences that adding cannot mend; they are left as they are", self.drift),
+        ]
+        lines = [f"{title}\n" + "\n".join(f"  {item}" for item in items) for title, items in sections if items]
+        return "\n".join(lines) or "nothing to do"
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "driver": self.driver,
+            "version": self.version,
+            "pending": [step.to_json() for step in self.pending],
+            "refused": [refusal.to_json() for refusal in self.refused],
+            "drift": [drift.to_json() for drift in self.drift],
+        }
+
+
+def make_plan(
+    engine: Engine,
+    models: Sequence[ModelType],
+    changes: Changes,
+    declared: Schema,
+    live: Schema,
+    version: int,
+) -> Plan:
+    """Turn the missing things into steps, in an order in which each finds what it needs."""
+    planner = _Planner(engine, {engine.key(m): m for m in models}, declared, live, changes.missing)
+    planner.run()
+    return Plan(engine.name, version, tuple(planner.steps), tuple(planner.refusals), tuple(changes.drift))
+
+
+@dataclass
+class _Planner:
+    engine: Engine
+    models: Mapping[Key, ModelType]
+    declared: Schema
+    live: Schema
+    missing: Sequence[Missing]
+    steps: list[Step] = field(default_factory=list)
+    refusals: list[Refusal] = field(default_factory=list)
+
+    @property
+    def db(self) -> peewee.Database:
+        return self.engine.db
+
+    @cached_property
+    def new_columns(self) -> dict[Key, dict[str, Column]]:
+        found: dict[Key, dict[str, Column]] = {}
+        for item in self.missing:
+            if isinstance(item.item, Column):
+                found.setdefault(item.table, {})[item.name] = item.item
+        return found
+
+    def run(self) -> None:
+        for kind in ("schema", "extension"):
+            for item in self._of_kind(kind):
+                self._step(
+                    f"create_{kind}",
+                    item.table,
+                    item.name,
+                    [f"CREATE {kind.upper()} {quote(item.name)}"],
+                    "instant",
+                )
+        new = {item.table for item in self._of_kind("table")}
+        in_order = [m for m in with_references(list(self.models.values())) if self.engine.key(m) in new]
+        for model in in_order:
+            self._create_table(model)
+        for key, columns in self.new_columns.items():
+            self._add_columns(key, columns)
+        for model in in_order:
+            self._complete_table(model)
+        for item in self._of_kind("index"):
+            self._create_index(item.table, item.item)  # type: ignore[arg-type]
+        if self.engine.constraints_can_be_added:
+            ranks = {"primary_key": 0, "check": 1, "exclude": 1, "foreign_key": 2}
+            wanted = [(i.table, i.item) for i in self._of_kind("constraint") if isinstance(i.item, Constraint)]
+            for key, constraint in sorted(wanted, key=lambda pair: ranks[pair[1].kind]):
+                self._add_constraint(key, constraint)
+
+    def _of_kind(self, kind: str) -> Iterator[Missing]:
+        return (item for item in self.missing if item.kind == kind)
+
+    def _step(self, kind: str, key: Key, name: str, sql: Iterable[str], cost: str, lock: str | None = None) -> None:
+        lock = self.engine.lock_of(kind) if lock is None else lock
+        self.steps.append(Step(kind, label(key), name, tuple(sql), lock, cost))
+
+    def _refuse(self, kind: str, key: Key, name: str, reason: str, hint: str) -> None:
+        self.refusals.append(Refusal(kind, label(key), name, reason, hint))
+
+    # Tables
+
+    def _create_table(self, model: ModelType) -> None:
+        key = self.engine.key(model)
+        if key in self.live.names:
+            reason = f"cannot create table {label(key)}: the name is taken by another relation"
+            return self._refuse("create_table", key, key[1], reason, "rename that relation, or the model's table")
+        for constraint in self.declared.tables[key].constraints:
+            self._check_target("create_table", key, constraint)
+        return self._step("create_table", key, label(key), ddl.create_table(self.db, model), "instant")
+
+    def _check_target(self, kind: str, key: Key, constraint: Constraint) -> bool:
+        target = constraint.references
+        if target is None or target in self.live.tables or target in self.declared.tables:
+            return True
+        if target in self.live.others:
+            return True
+        reason = f"cannot add the foreign key {_of(key, constraint)}: table {label(target)} does not exist"
+        self._refuse(kind, key, constraint.name, reason, "give the model of that table to the migration too")
+        return False
+
+    def _complete_table(self, model: ModelType) -> None:
+        key = self.engine.key(model)
+        for name, sql in ddl.create_indexes(self.db, model):
+            if not self._name_is_taken(key, name):
+                self._step("create_index", key, name, [sql], "instant", lock="none")
+        if self.engine.constraints_can_be_added:
+            for column, sql in ddl.deferred_foreign_keys(self.db, model):
+                self._step("add_constraint", key, column, [sql], "instant", lock="none")
+
+    def _name_is_taken(self, key: Key, name: str) -> bool:
+        owner = self.live.names.get((key[0], name)) or self.live.names.get((key[0], name.lower()))
+        if owner is None or owner == key[1]:
+            return False
+        reason = f"cannot create index {name} on {label(key)}: {owner} has something of that name"
+        self._refuse("create_index", key, name, reason, "give the index another name")
+        return True
+
+    # Columns
+
+    def _add_columns(self, key: Key, columns: Mapping[str, Column]) -> None:
+        model, table = self.models[key], self.declared.tables[key]
+        fields = {f.column_name: f for f in model._meta.sorted_fields}
+        fields |= {name.lower(): f for name, f in fields.items()}
+        rows = self._has_rows(key)
+        allowed = [c for c in columns.values() if not self._refuses_column(key, table, c, rows)]
+        rewriting = self.engine.rewriting(model, allowed) if rows and allowed else set()
+        attached = self._attached(table, columns)
+        for column in allowed:
+            if self.engine.constraints_can_be_added:
+                sql = ddl.add_canonical_column(self.db, model, column)
+            else:
+                sql = ddl.add_declared_column(self.db, model, fields[column.name], attached.get(column.name, ()))
+            count = f"{self._estimate(key)} rows" if rows else "no rows"
+            cost = f"rewrites the table, {count}" if column.name in rewriting else f"instant, {count}"
+            self._step("add_column", key, column.name, [sql], cost)
+
+    def _refuses_column(self, key: Key, table: Table, column: Column, rows: bool) -> bool:
+        name = f"{label(key)}.{column.name}"
+        is_key = any(c.kind == "primary_key" and column.name in c.columns for c in table.constraints)
+        refused = self.engine.refuses_column(column, rows, is_key)
+        if refused:
+            self._refuse("add_column", key, column.name, f"cannot add column {name}: {refused[0]}", refused[1])
+            return True
+        filled = column.default is not None or column.generated or column.identity
+        if column.not_null and not filled and rows:
+            self._refuse(
+                "add_column",
+                key,
+                column.name,
+                f"cannot add column {name}: NOT NULL without a default, and the table has {self._count(key)}",
+                'give it a database default (constraints=[SQL("DEFAULT ...")]; a default in Python is not one), '
+                "or null=True and fill it in a data migration",
+            )
+            return True
+        return False
+
+    def _attached(self, table: Table, new: Mapping[str, Column]) -> dict[str, list[str]]:
+        """Return the constraints that SQLite takes only as part of a new column, by that column."""
+        attached: dict[str, list[str]] = {}
+        for item in self._of_kind("constraint"):
+            constraint = item.item
+            if item.table != table.key or not isinstance(constraint, Constraint) or constraint.inline in new:
+                continue
+            last = [name for name in new if name in constraint.columns][-1]
+            name = f"CONSTRAINT {quote(constraint.name)} " if constraint.name else ""
+            if constraint.kind == "check":
+                attached.setdefault(last, []).append(name + constraint.sql)
+            elif constraint.kind == "foreign_key":
+                self._attach_reference(table.key, constraint, new[last], attached, name)
+        return attached
+
+    def _attach_reference(
+        self, key: Key, constraint: Constraint, column: Column, attached: dict[str, list[str]], name: str
+    ) -> None:
+        if len(constraint.columns) > 1 or (
+            column.default not in (None, "null") and self.engine.ask("PRAGMA foreign_keys")
+        ):
+            reason = f"SQLite cannot add the foreign key {_of(key, constraint)} with a new column"
+            hint = "leave out the default" if len(constraint.columns) == 1 else "make a new table and copy the rows"
+            self._refuse("add_constraint", key, constraint.name, reason, hint)
+        elif self._check_target("add_constraint", key, constraint):
+            attached.setdefault(column.name, []).append(name + constraint.sql)
+
+    # Indexes
+
+    def _create_index(self, key: Key, index: Index) -> None:
+        model = self.models[key]
+        if self._name_is_taken(key, index.name) or self._has_duplicates(key, index):
+            return
+        statements = dict(ddl.create_indexes(self.db, model))
+        statements |= {name.lower(): sql for name, sql in statements.items()}
+        cost = f"scans {self._estimate(key)} rows"
+        if index.name in statements:
+            self._step("create_index", key, index.name, [statements[index.name]], cost)
+        elif index.constraint:
+            sql = ddl.add_constraint(self.db, model, index.name, _unique_definition(index))
+            self._step("add_constraint", key, index.name, [sql], cost)
+        else:
+            name = "_".join([key[1], *index.columns, "unique"])
+            columns = ", ".join(map(quote, index.columns))
+            sql = f"CREATE UNIQUE INDEX {quote(name)} ON {qualified(*self._written(key))} ({columns})"
+            self._step("create_index", key, name, [sql], cost)
+
+    def _has_duplicates(self, key: Key, index: Index) -> bool:
+        if not index.unique:
+            return False
+        new = self.new_columns.get(key, {})
+        keys = [k for k in index.keys if k.column not in new]
+        fresh = [new[k.column] for k in index.keys if k.column in new]
+        if any(c.default in (None, "null") and not index.nulls_not_distinct for c in fresh):
+            return False  # NULLs in every row, which are distinct
+        texts = [k.expression for k in keys if k.column is None] + [index.predicate or ""]
+        if any(re.search(rf"\b{re.escape(name)}\b", text) for text in texts for name in new):
+            return False  # what a column that is not there yet will hold cannot be asked
+        grouped = [
+            (quote(k.column) if k.column else k.expression) + (f" COLLATE {k.collation}" if k.collation else "")
+            for k in keys
+        ]
+        condition = self.engine.index_condition(
+            Index(
+                index.name,
+                tuple(keys),
+                predicate=index.predicate,
+                nulls_not_distinct=index.nulls_not_distinct,
+            )
+        )
+        group = f"GROUP BY {', '.join(grouped)}" if grouped else ""
+        found = self._number(
+            f"SELECT coalesce(sum(n), 0) FROM (SELECT count(*) AS n FROM {self._sql_name(key)} "
+            f"WHERE {condition} {group} HAVING count(*) > 1) AS doubled"
+        )
+        if found:
+            columns = ", ".join(k.expression for k in index.keys)
+            reason = (
+                f"cannot make {label(key)} ({columns}) unique: {_rows(found)} of {self._count(key)} share their value"
+            )
+            hint = f"find them with SELECT {columns}, count(*) FROM {label(key)} GROUP BY {columns} HAVING count(*) > 1, and keep one of each"
+            self._refuse("create_index", key, index.name, reason, hint)
+        return bool(found)
+
+    # Constraints
+
+    def _add_constraint(self, key: Key, constraint: Constraint) -> None:
+        if not self._check_target("add_constraint", key, constraint) or self._violates(key, constraint):
+            return
+        sql = ddl.add_constraint(self.db, self.models[key], constraint.name, constraint.sql)
+        lock = self.engine.lock_of("add_foreign_key" if constraint.kind == "foreign_key" else "add_constraint")
+        self._step("add_constraint", key, constraint.name, [sql], f"scans {self._estimate(key)} rows", lock)
+
+    def _violates(self, key: Key, constraint: Constraint) -> bool:
+        if any(c in self.new_columns.get(key, {}) for c in constraint.columns) or constraint.kind == "exclude":
+            return False
+        table = self._sql_name(key)
+        if constraint.kind == "check":
+            expression = re.sub(r"^CHECK |( NO INHERIT| NOT ENFORCED)+$", "", constraint.definition)
+            found = self._number(f"SELECT count(*) FROM {table} WHERE NOT {expression}")
+            what, hint = "violate it", f"correct them: SELECT * FROM {label(key)} WHERE NOT {expression}"
+        elif constraint.kind == "foreign_key":
+            condition = self._orphans(constraint)
+            found = self._number(f"SELECT count(*) FROM {table} AS child WHERE {condition}")
+            what, hint = (
+                f"refer to no row of {label(constraint.references or key)}",
+                "add the missing rows, or correct the references",
+            )
+        else:
+            listed = ", ".join(map(quote, constraint.columns))
+            nulls = " OR ".join(f"{quote(c)} IS NULL" for c in constraint.columns)
+            found = self._number(
+                f"SELECT count(*) - count(DISTINCT ({listed})) + count(*) FILTER (WHERE {nulls}) FROM {table}"
+            )
+            what, hint = "have no value of their own there", "give each row its own"
+        if found:
+            reason = f"cannot add {constraint.kind.replace('_', ' ')} {_of(key, constraint)}: {_rows(found)} of {self._count(key)} {what}"
+            self._refuse("add_constraint", key, constraint.name, reason, hint)
+        return bool(found)
+
+    def _orphans(self, constraint: Constraint) -> str:
+        present = [f"child.{quote(c)} IS NOT NULL" for c in constraint.columns]
+        target = constraint.references
+        if target in self.live.tables or target in self.live.others:
+            pairs = zip(constraint.columns, constraint.referenced_columns, strict=True)
+            same = " AND ".join(f"parent.{quote(there)} = child.{quote(here)}" for here, there in pairs)
+            present.append(f"NOT EXISTS (SELECT 1 FROM {self._sql_name(target)} AS parent WHERE {same})")  # type: ignore[arg-type]
+        return " AND ".join(present)
+
+    # Questions to the live database
+
+    def _written(self, key: Key) -> tuple[str, str]:
+        return (key[0], self.models[key]._meta.table_name if key in self.models else key[1])
+
+    def _sql_name(self, key: Key) -> str:
+        return qualified(*self._written(key))
+
+    def _has_rows(self, key: Key) -> bool:
+        return bool(self.engine.ask(f"SELECT EXISTS (SELECT 1 FROM {self._sql_name(key)})"))
+
+    def _exact(self, key: Key) -> int:
+        return int(self.engine.ask(f"SELECT count(*) FROM {self._sql_name(key)}"))
+
+    def _count(self, key: Key) -> str:
+        return _rows(self._exact(key))
+
+    def _estimate(self, key: Key) -> int:
+        estimate = self.live.tables[key].rows
+        return self._exact(key) if estimate is None else estimate
+
+    def _number(self, sql: str) -> int:
+        """Ask a number; 0 where the question itself cannot be asked, for the step then shows what is wrong."""
+        found = 0
+        try:
+            with discarded(self.db):
+                found = int(self.engine.ask(sql) or 0)
+        except peewee.PeeweeException:
+            pass
+        return found
+
+
+def _rows(number: int) -> str:
+    return f"{number} row{'' if number == 1 else 's'}"
+
+
+def _of(key: Key, constraint: Constraint) -> str:
+    return f"{label(key)} ({', '.join(constraint.columns)})"
+
+
+def _unique_definition(index: Index) -> str:
+    parts = [
+        "UNIQUE",
+        "NULLS NOT DISTINCT" if index.nulls_not_distinct else "",
+        f"({', '.join(map(quote, index.columns))})",
+        f"INCLUDE ({', '.join(index.include)})" if index.include else "",
+        index.constraint.removeprefix("UNIQUE").strip(),
+    ]
+    return " ".join(filter(None, parts))

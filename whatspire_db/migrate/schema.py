@@ -1,0 +1,152 @@
+"""Value types of a schema, declared or live: Schema, Table, Column, Index, Constraint; no peewee."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+# (schema, name); the schema is "" for the one that unqualified names mean.
+Key = tuple[str, str]
+
+SERIAL = "next of its own sequence"
+
+
+def label(key: Key) -> str:
+    """Return a table's name as a user writes it."""
+    return ".".join(filter(None, key))
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column; every text is the engine's own canonical form. None is: not known, not compared."""
+
+    name: str
+    type: str | None
+    not_null: bool
+    default: str | None = None
+    collation: str | None = None  # where it is not the type's own
+    generated: str | None = None
+    identity: str | None = None
+    not_null_valid: bool = True
+
+    @property
+    def nullability(self) -> str:
+        return ("NOT NULL" + ("" if self.not_null_valid else " NOT VALID")) if self.not_null else "NULL"
+
+
+@dataclass(frozen=True)
+class IndexKey:
+    """One key of an index: a column's name or an expression, and how it is sorted."""
+
+    expression: str
+    collation: str = ""  # "" is the default
+    opclass: str = ""  # "" is the type's default
+    order: str = ""  # "" is ascending, NULLs where the engine puts them
+    column: str | None = None  # its name, where it is a plain column
+
+    def __str__(self) -> str:
+        collation = f"COLLATE {self.collation}" if self.collation else ""
+        return " ".join(filter(None, [self.expression, collation, self.opclass, self.order]))
+
+
+@dataclass(frozen=True)
+class Index:
+    """An index, UNIQUE constraints included: these are indexes with `constraint` set."""
+
+    name: str
+    keys: tuple[IndexKey, ...]
+    unique: bool = False
+    method: str = ""
+    include: tuple[str, ...] = ()
+    predicate: str | None = None
+    nulls_not_distinct: bool = False
+    constraint: str = ""  # "UNIQUE", with its deferrability
+    options: tuple[str, ...] = ()  # storage parameters
+    valid: bool = True
+
+    def _words(self) -> list[str]:
+        return [
+            "UNIQUE" if self.unique else "",
+            self.method,
+            f"({', '.join(map(str, self.keys))})",
+            f"INCLUDE ({', '.join(self.include)})" if self.include else "",
+            "NULLS NOT DISTINCT" if self.nulls_not_distinct else "",
+            f"WHERE {self.predicate}" if self.predicate else "",
+        ]
+
+    @property
+    def shape(self) -> str:
+        """What the index is, whatever its name: two of one shape do the same."""
+        return " ".join(filter(None, self._words()))
+
+    @property
+    def definition(self) -> str:
+        marks = [
+            f"WITH ({', '.join(self.options)})" if self.options else "",
+            "" if self.valid else "INVALID",
+            f"as constraint {self.constraint}" if self.constraint else "",
+        ]
+        return " ".join(filter(None, [self.shape, *marks]))
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return tuple(key.column for key in self.keys if key.column is not None)
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """A PRIMARY KEY, FOREIGN KEY, CHECK or EXCLUDE constraint; NOT NULL stands with the column."""
+
+    name: str
+    kind: str  # primary_key, foreign_key, check, exclude
+    definition: str  # canonical, without NOT VALID
+    columns: tuple[str, ...]
+    valid: bool = True
+    sql: str = ""  # as it was written, where that is not the canonical form
+    references: Key | None = None
+    referenced_columns: tuple[str, ...] = ()
+    inline: str | None = None  # the column in whose definition it stands
+    optional: bool = False  # a reference in a cycle, which peewee creates only when asked: compared where it is
+
+    @property
+    def shown(self) -> str:
+        return self.definition + ("" if self.valid else " NOT VALID")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with all that is compared. `rows` is the catalog's estimate, where there is one."""
+
+    key: Key
+    kind: str = "table"
+    columns: Mapping[str, Column] = field(default_factory=dict)
+    indexes: tuple[Index, ...] = ()
+    constraints: tuple[Constraint, ...] = ()
+    options: tuple[str, ...] = ()
+    rows: int | None = None
+
+
+@dataclass(frozen=True)
+class Schema:
+    """All tables that were asked for, and the names of everything else.
+
+    `names` are the relations of each schema, which an index cannot be named like; `others` the tables
+    that were not asked for.
+    """
+
+    tables: Mapping[Key, Table]
+    names: Mapping[Key, str] = field(default_factory=dict)  # relation -> the table that it belongs to
+    others: tuple[Key, ...] = ()
+    schemas: frozenset[str] = frozenset({""})
+    extensions: frozenset[str] = frozenset()
+
+    def merge(self, other: Schema) -> Schema:
+        """Return the schema that holds what both hold."""
+        return replace(
+            self,
+            tables={**self.tables, **other.tables},
+            names={**self.names, **other.names},
+            others=self.others + other.others,
+            schemas=self.schemas | other.schemas,
+            extensions=self.extensions | other.extensions,
+        )

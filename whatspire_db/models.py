@@ -1,0 +1,256 @@
+"""BaseModel and the service's tables, to the letter as the Go service makes them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import peewee
+from peewee import SQL, ModelIndex
+
+from .fields import (
+    FlagField,
+    InstantField,
+    IntKeyField,
+    JSONBytesField,
+    JSONTextField,
+    NaiveInstantField,
+    TextField,
+    TextKeyField,
+    utcnow,
+)
+
+# connect() points it at a database; until then the models only describe tables.
+database = peewee.DatabaseProxy()
+
+_KEY = SQL('PRIMARY KEY ("id")')
+
+
+class _BaseModelMeta(peewee.ModelBase):
+    """Keeps `Meta.abstract` to the class that says it; peewee hands every Meta option down."""
+
+    def __new__(mcs, name: str, bases: tuple[type, ...], attrs: dict[str, Any], **kwargs: Any) -> Any:
+        abstract = bool(getattr(attrs.get("Meta"), "abstract", False))
+        model = super().__new__(mcs, name, bases, attrs, **kwargs)
+        if hasattr(model, "_meta"):
+            model._meta.abstract = abstract
+        return model
+
+
+class BaseModel(peewee.Model, metaclass=_BaseModelMeta):
+    """Base of the service's models and of a user's own: a subclass is a table of the migration.
+
+    A subclass with `abstract = True` in its Meta is no table, only a base of others.
+    """
+
+    class Meta:
+        database = database
+        legacy_table_names = False
+        abstract = True
+
+    def save(self, force_insert: bool = False, only: Any = None) -> int | bool:
+        """Update the row, or insert it where there is none yet, and return the number of rows written.
+
+        A key that is not counted up by the database is set before the first save, so peewee alone would
+        update nothing and say so only by returning 0.
+        """
+        rows: int | bool = super().save(force_insert=force_insert, only=only)
+        if rows == 0 and not force_insert and not self._meta.auto_increment and self._meta.primary_key:
+            rows = super().save(force_insert=True, only=only)
+        return rows
+
+
+def registered_models() -> list[type[BaseModel]]:
+    """Return every subclass of BaseModel that is a table, in the order of definition."""
+    found: list[type[BaseModel]] = []
+    pending = list(BaseModel.__subclasses__())
+    while pending:
+        model = pending.pop(0)
+        if not model._meta.abstract:
+            found.append(model)
+        pending.extend(model.__subclasses__())
+    return found
+
+
+def _one_of(table: str, column: str, *values: str) -> SQL:
+    listed = ",".join(f"'{value}'" for value in values)
+    return SQL(f'CONSTRAINT "chk_{table}_{column}" CHECK ({column} IN ({listed}))')
+
+
+def _indexes(table: str, *columns: str, unique: tuple[str, ...] = ()) -> list[SQL]:
+    """Return one index a column, named as GORM names it."""
+    return [
+        SQL(f'CREATE {"UNIQUE " if c in unique else ""}INDEX "idx_{table}_{c}" ON "{table}" ("{c}")') for c in columns
+    ]
+
+
+class Session(BaseModel):
+    """A WhatsApp session."""
+
+    id = TextKeyField()
+    name = TextField()
+    jid = TextField(null=True)
+    status = TextField()
+    created_at = InstantField(default=utcnow)
+    updated_at = InstantField(default=utcnow)
+
+    class Meta:
+        table_name = "sessions"
+        constraints = [
+            _KEY,
+            _one_of(
+                "sessions",
+                "status",
+                *("disconnected", "connecting", "connected", "qr_pending", "authenticating"),
+                *("authenticated", "failed", "pending", "logged_out"),
+            ),
+        ]
+        indexes = _indexes("sessions", "status", "jid")
+
+
+class Reaction(BaseModel):
+    """A reaction to a message."""
+
+    id = TextKeyField()
+    message_id = TextField()
+    session_id = TextField()
+    from_jid = TextField()
+    to_jid = TextField()
+    emoji = TextField()
+    created_at = InstantField(default=utcnow)
+
+    class Meta:
+        table_name = "reactions"
+        constraints = [_KEY]
+        indexes = _indexes("reactions", "session_id", "message_id")
+
+
+class Receipt(BaseModel):
+    """A receipt: a message was delivered or read."""
+
+    id = TextKeyField()
+    message_id = TextField()
+    session_id = TextField()
+    from_jid = TextField()
+    to_jid = TextField()
+    type = TextField()
+    created_at = InstantField(default=utcnow)
+
+    class Meta:
+        table_name = "receipts"
+        constraints = [_KEY, _one_of("receipts", "type", "delivered", "read")]
+        indexes = _indexes("receipts", "session_id", "message_id")
+
+
+class Presence(BaseModel):
+    """What a user was seen doing in a chat."""
+
+    id = TextKeyField()
+    session_id = TextField()
+    user_jid = TextField()
+    chat_jid = TextField()
+    state = TextField()
+    created_at = InstantField(default=utcnow)
+
+    class Meta:
+        table_name = "presence"
+        constraints = [_KEY, _one_of("presence", "state", "typing", "paused", "online", "offline")]
+        indexes = _indexes("presence", "user_jid", "session_id")
+
+
+class ApiKey(BaseModel):
+    """A key to the service's API; only its hash is kept."""
+
+    id = TextKeyField()
+    key_hash = TextField()
+    role = TextField()
+    description = TextField(null=True)
+    created_at = InstantField(default=utcnow)
+    last_used_at = NaiveInstantField(null=True)
+    is_active = FlagField(default=True, constraints=[SQL("DEFAULT true")])
+    revoked_at = NaiveInstantField(null=True)
+    revoked_by = TextField(null=True)
+    revocation_reason = TextField(null=True)
+
+    class Meta:
+        table_name = "api_keys"
+        constraints = [_KEY, _one_of("api_keys", "role", "read", "write", "admin")]
+        indexes = _indexes("api_keys", "is_active", "created_at", "key_hash", unique=("key_hash",))
+
+
+class AuditLog(BaseModel):
+    """One entry of the audit trail."""
+
+    id = TextKeyField()
+    event_type = TextField()
+    api_key_id = TextField(null=True)
+    session_id = TextField(null=True)
+    endpoint = TextField(null=True)
+    action = TextField(null=True)
+    details = JSONTextField(null=True)
+    ip_address = TextField(null=True)
+    created_at = InstantField(default=utcnow)
+
+    class Meta:
+        table_name = "audit_logs"
+        constraints = [_KEY]
+        indexes = _indexes("audit_logs", "created_at", "api_key_id", "event_type")
+
+
+class Event(BaseModel):
+    """An event of a session, as it came in."""
+
+    id = TextKeyField()
+    type = TextField()
+    session_id = TextField()
+    data = JSONBytesField(null=True)
+    timestamp = InstantField()
+    created_at = InstantField(default=utcnow)
+
+    class Meta:
+        table_name = "events"
+        constraints = [_KEY]
+
+
+# The Go service declares the three composite ones too, but its migrator never makes them.
+Event._meta.indexes = [
+    *_indexes("events", "timestamp", "session_id", "type"),
+    ModelIndex(Event, [Event.session_id, Event.timestamp.desc()], name="idx_events_session_timestamp"),
+    ModelIndex(Event, [Event.type, Event.timestamp.desc()], name="idx_events_type_timestamp"),
+    ModelIndex(Event, [Event.session_id, Event.type], name="idx_events_session_type"),
+]
+
+
+class WebhookConfig(BaseModel):
+    """Where a session's events are sent."""
+
+    id = TextKeyField()
+    session_id = TextField()
+    enabled = FlagField(default=False, constraints=[SQL("DEFAULT false")])
+    url = TextField(null=True)
+    secret = TextField(null=True)
+    events = JSONTextField(null=True)
+    ignore_groups = FlagField(default=False, constraints=[SQL("DEFAULT false")])
+    ignore_broadcasts = FlagField(default=False, constraints=[SQL("DEFAULT false")])
+    ignore_channels = FlagField(default=False, constraints=[SQL("DEFAULT false")])
+    created_at = InstantField(default=utcnow)
+    updated_at = InstantField(default=utcnow)
+
+    class Meta:
+        table_name = "webhook_configs"
+        constraints = [_KEY]
+        indexes = _indexes("webhook_configs", "session_id", unique=("session_id",))
+
+
+class MigrationVersion(BaseModel):
+    """One recorded run of a migrator, ours or the Go service's."""
+
+    version = IntKeyField()
+    name = TextField()
+    applied_at = InstantField(default=utcnow)
+
+    class Meta:
+        table_name = "migration_versions"
+        constraints = [SQL('PRIMARY KEY ("version")')]
+
+
+SERVICE_MODELS: tuple[type[BaseModel], ...] = tuple(registered_models())

@@ -1,0 +1,216 @@
+"""The environment and .env -> Settings."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from fractions import Fraction
+from pathlib import Path
+from typing import TypeVar
+
+from .dsn import (
+    POSTGRES_FORMS,
+    PostgresTarget,
+    SqliteTarget,
+    looks_like_postgres,
+    parse_postgres,
+    parse_sqlite,
+)
+from .errors import ConfigError
+
+PREFIX = "WHATSAPP_DATABASE_"
+DRIVERS = ("sqlite", "postgres")
+LOG_LEVELS = ("silent", "error", "warn", "info")
+RECORD_RUNS = ("changes", "all")
+DEFAULT_SQLITE_DSN = "data/whatspire.db"
+NAMES = (
+    "DRIVER",
+    "DSN",
+    "MAX_IDLE_CONNS",
+    "MAX_OPEN_CONNS",
+    "CONN_MAX_LIFETIME",
+    "LOG_LEVEL",
+    "MODELS",
+    "RECORD_RUNS",
+)
+
+logger = logging.getLogger("whatspire_db")
+T = TypeVar("T")
+
+_UNITS = {
+    "ns": 1,
+    "us": 10**3,
+    "µs": 10**3,
+    "μs": 10**3,
+    "ms": 10**6,
+    "s": 10**9,
+    "m": 60 * 10**9,
+    "h": 3600 * 10**9,
+}
+_TERM = re.compile(r"(\d+\.?\d*|\.\d+)(ns|us|µs|μs|ms|s|m|h)")
+_GO_MAXIMUM = 2**63 - 1  # nanoseconds in Go's time.Duration
+
+
+def parse_duration(text: str) -> timedelta:
+    """Read a duration as Go's time.ParseDuration does: 300ms, 1.5h, 2h45m, 0.
+
+    Parts of a microsecond are dropped.
+
+    :raises ValueError: for anything else, a number without a unit included.
+    """
+    body = text[1:] if text[:1] in ("+", "-") else text
+    if body == "0":
+        return timedelta(0)
+    terms = _TERM.findall(body)
+    if not terms or "".join(number + unit for number, unit in terms) != body:
+        raise ValueError(f"{text!r} is not a duration")
+    nanoseconds = sum(int(Fraction(_whole(number)) * _UNITS[unit]) for number, unit in terms)
+    if nanoseconds > _GO_MAXIMUM:
+        raise ValueError(f"{text!r} is out of range")
+    sign = -1 if text[0] == "-" else 1
+    return sign * timedelta(microseconds=nanoseconds // 1000)
+
+
+def _whole(number: str) -> str:
+    return f"0{number}" if number.startswith(".") else number.rstrip(".")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the WHATSAPP_DATABASE_* variables say; `from_environment` reads them.
+
+    The DSN may hold a password and is left out of the repr.
+    """
+
+    driver: str = "sqlite"
+    dsn: str = field(default=DEFAULT_SQLITE_DSN, repr=False)
+    max_idle_conns: int = 10
+    max_open_conns: int = 100  # 0: no limit
+    conn_max_lifetime: timedelta = timedelta(hours=1)  # 0: for ever
+    log_level: str = "warn"
+    models: tuple[str, ...] = ()
+    record_runs: str = "changes"
+
+    def __post_init__(self) -> None:
+        _choice(DRIVERS)("DRIVER", self.driver)
+        if not self.dsn.strip():
+            raise _wrong("DSN", self.dsn, _dsn_takes(self.driver))
+        self.target  # noqa: B018 - a malformed DSN is found here, not at the first query
+
+    @property
+    def target(self) -> SqliteTarget | PostgresTarget:
+        """Return the parsed DSN.
+
+        :raises ConfigError: when the DSN is malformed or is the other driver's.
+        """
+        if self.driver == "postgres":
+            return parse_postgres(self.dsn)
+        if looks_like_postgres(self.dsn):
+            raise ConfigError(
+                f"{PREFIX}DSN is a PostgreSQL DSN, but {PREFIX}DRIVER is sqlite",
+                f"set {PREFIX}DRIVER=postgres",
+            )
+        return parse_sqlite(self.dsn)
+
+    @classmethod
+    def from_environment(
+        cls,
+        environ: Mapping[str, str] | None = None,
+        dotenv: str | os.PathLike[str] | None = ".env",
+        *,
+        driver: str | None = None,
+        dsn: str | None = None,
+    ) -> Settings:
+        """Read the variables: arguments given here, over the environment, over a .env file, over defaults.
+
+        :param environ: the environment; default os.environ.
+        :param dotenv: a file to read where there is one; None reads none.
+        :raises ConfigError: names the variable, what it got and what it takes.
+        """
+        given = _variables(os.environ if environ is None else environ, dotenv)
+        given |= {name: value for name, value in (("DRIVER", driver), ("DSN", dsn)) if value is not None}
+        chosen = _read(given, "DRIVER", _choice(DRIVERS), "sqlite")
+        if chosen == "postgres" and "DSN" not in given:
+            raise ConfigError(f"{PREFIX}DSN is not set", f"{PREFIX}DRIVER=postgres takes {_dsn_takes(chosen)}")
+        return cls(
+            driver=chosen,
+            dsn=given.get("DSN", DEFAULT_SQLITE_DSN),
+            max_idle_conns=_read(given, "MAX_IDLE_CONNS", _count, 10),
+            max_open_conns=_read(given, "MAX_OPEN_CONNS", _count, 100),
+            conn_max_lifetime=_read(given, "CONN_MAX_LIFETIME", _duration, timedelta(hours=1)),
+            log_level=_read(given, "LOG_LEVEL", _choice(LOG_LEVELS), "warn"),
+            models=_read(given, "MODELS", _module_list, ()),
+            record_runs=_read(given, "RECORD_RUNS", _choice(RECORD_RUNS), "changes"),
+        )
+
+
+def _variables(environ: Mapping[str, str], dotenv: str | os.PathLike[str] | None) -> dict[str, str]:
+    """Return the values by their names without the prefix; warn of names that nothing reads."""
+    merged = _read_dotenv(dotenv) | dict(environ)
+    given = {k.removeprefix(PREFIX): v for k, v in merged.items() if k.startswith(PREFIX)}
+    for name in sorted(given.keys() - set(NAMES)):
+        near = difflib.get_close_matches(name, NAMES, n=1, cutoff=0)[0]
+        logger.warning("%s%s is not a setting and was ignored; the nearest is %s%s", PREFIX, name, PREFIX, near)
+    return {name: given[name] for name in NAMES if name in given}
+
+
+def _read_dotenv(dotenv: str | os.PathLike[str] | None) -> dict[str, str]:
+    if dotenv is None or not Path(dotenv).is_file():
+        return {}
+    from dotenv import dotenv_values  # only where there is a file to read
+
+    try:
+        return {k: v for k, v in dotenv_values(dotenv).items() if v is not None}
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{dotenv} cannot be read: {type(error).__name__}", "make it a UTF-8 text file") from None
+
+
+def _read(given: Mapping[str, str], name: str, parse: Callable[[str, str], T], default: T) -> T:
+    return parse(name, given[name].strip()) if name in given else default
+
+
+def _wrong(name: str, value: str, takes: str) -> ConfigError:
+    return ConfigError(f"{PREFIX}{name} is {value!r}", f"it takes {takes}")
+
+
+def _dsn_takes(driver: str) -> str:
+    return POSTGRES_FORMS if driver == "postgres" else "a path or a file: URI, like data/whatspire.db"
+
+
+def _choice(choices: tuple[str, ...]) -> Callable[[str, str], str]:
+    def parse(name: str, value: str) -> str:
+        if value not in choices:
+            near = difflib.get_close_matches(value.lower(), choices, n=1)
+            raise _wrong(name, value, ", ".join(choices) + (f"; did you mean {near[0]}?" if near else ""))
+        return value
+
+    return parse
+
+
+def _count(name: str, value: str) -> int:
+    if not re.fullmatch(r"\+?\d{1,9}", value):
+        raise _wrong(name, value, "a whole number, 0 or more")
+    return int(value)
+
+
+def _duration(name: str, value: str) -> timedelta:
+    takes = "a duration of 0 or more with its unit, like 300ms, 1.5h or 2h45m"
+    try:
+        duration = parse_duration(value)
+    except ValueError:
+        raise _wrong(name, value, takes) from None
+    if duration < timedelta(0):
+        raise _wrong(name, value, takes)
+    return duration
+
+
+def _module_list(name: str, value: str) -> tuple[str, ...]:
+    modules = tuple(part.strip() for part in value.split(",") if part.strip())
+    if not modules:
+        raise _wrong(name, value, "the names of modules, separated by commas")
+    return modules
