@@ -151,14 +151,15 @@ class _Planner:
                 )
         new = {item.table for item in self._of_kind("table")}
         in_order = [m for m in with_references(list(self.models.values())) if self.engine.key(m) in new]
-        for model in in_order:
-            self._create_table(model)
+        # A reference can only be made to a column that is there and unique: columns and indexes come first.
         for key, columns in self.new_columns.items():
             self._add_columns(key, columns)
-        for model in in_order:
-            self._complete_table(model)
         for item in self._of_kind("index"):
             self._create_index(item.table, item.item)  # type: ignore[arg-type]
+        for model in in_order:
+            self._create_table(model)
+        for model in in_order:
+            self._close_cycles(model)
         if self.engine.constraints_can_be_added:
             ranks = {"primary_key": 0, "check": 1, "exclude": 1, "foreign_key": 2}
             wanted = [(i.table, i.item) for i in self._of_kind("constraint") if isinstance(i.item, Constraint)]
@@ -184,7 +185,11 @@ class _Planner:
             return self._refuse("create_table", key, key[1], reason, "rename that relation, or the model's table")
         for constraint in self.declared.tables[key].constraints:
             self._check_target("create_table", key, constraint)
-        return self._step("create_table", key, label(key), ddl.create_table(self.db, model), "instant")
+        self._step("create_table", key, label(key), ddl.create_table(self.db, model), "instant")
+        for name, sql in ddl.create_indexes(self.db, model):
+            if not self._name_is_taken(key, name):
+                self._step("create_index", key, name, [sql], "instant", lock="none")
+        return None
 
     def _check_target(self, kind: str, key: Key, constraint: Constraint) -> bool:
         target = constraint.references
@@ -196,11 +201,8 @@ class _Planner:
         self._refuse(kind, key, constraint.name, reason, "give the model of that table to the migration too")
         return False
 
-    def _complete_table(self, model: ModelType) -> None:
+    def _close_cycles(self, model: ModelType) -> None:
         key = self.engine.key(model)
-        for name, sql in ddl.create_indexes(self.db, model):
-            if not self._name_is_taken(key, name):
-                self._step("create_index", key, name, [sql], "instant", lock="none")
         if self.engine.constraints_can_be_added:
             for column, sql in ddl.deferred_foreign_keys(self.db, model):
                 self._step("add_constraint", key, column, [sql], "instant", lock="none")

