@@ -16,7 +16,7 @@ from typing import Any
 import peewee
 import psycopg2
 import pytest
-from hypothesis import HealthCheck
+from hypothesis import HealthCheck, Phase
 from hypothesis import settings as hypothesis_settings
 
 from whatspire_db import Settings, connect
@@ -27,6 +27,7 @@ POSTGRES_VERSION = int(os.environ.get("WHATSPIRE_TEST_POSTGRES_VERSION", "18"))
 hypothesis_settings.register_profile(
     "database",
     deadline=None,
+    phases=(Phase.explicit, Phase.reuse, Phase.generate),  # a database an example: shrinking takes too long
     max_examples=int(os.environ.get("WHATSPIRE_TEST_EXAMPLES", "25")),
     suppress_health_check=list(HealthCheck),
 )

@@ -84,7 +84,7 @@ SELECT 'column', o.relname, json_build_object(
     LEFT JOIN pg_catalog.pg_attrdef AS d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
 UNION ALL
 SELECT 'index', o.relname, json_build_object(
-        'name', c.relname, 'method', am.amname, 'unique', i.indisunique, 'valid', i.indisvalid AND i.indisready,
+        'name', c.relname, 'oid', c.oid::bigint, 'method', am.amname, 'unique', i.indisunique, 'valid', i.indisvalid AND i.indisready,
         'nulls_not_distinct', {nulls_not_distinct}, 'predicate', pg_get_expr(i.indpred, i.indrelid),
         'options', c.reloptions, 'constraint', k.contype, 'deferrable', k.condeferrable, 'deferred', k.condeferred,
         'keys', (
@@ -108,7 +108,7 @@ SELECT 'index', o.relname, json_build_object(
     WHERE k.contype IS NULL OR k.contype = 'u'
 UNION ALL
 SELECT 'constraint', o.relname, json_build_object(
-        'name', k.conname, 'type', k.contype, 'valid', k.convalidated,
+        'name', k.conname, 'oid', k.oid::bigint, 'type', k.contype, 'valid', k.convalidated,
         'deferrable', k.condeferrable, 'deferred', k.condeferred,
         'definition', CASE WHEN k.contype IN ('c', 'x') THEN pg_get_constraintdef(k.oid) END,
         'columns', (SELECT json_agg(a.attname ORDER BY p.n) FROM unnest(k.conkey) WITH ORDINALITY AS p (num, n)
@@ -359,17 +359,20 @@ def _extensions(db: peewee.Database, model: ModelType) -> set[str]:
 def _table(key: Key, value: Mapping[str, Any], rows: _Rows, target: Any) -> Table:
     kinds = {"r": "table", "p": "table", "v": "view", "m": "materialized view", "f": "foreign table"}
     unproved = {c for k in rows["constraint"] if k["type"] == "n" for c in k["columns"]}
-    columns = (
-        _column(row, row["name"] not in unproved) for row in sorted(rows["column"], key=lambda r: int(r["position"]))
-    )
+    columns = (_column(row, row["name"] not in unproved) for row in _in_order(rows["column"], "position"))
     return Table(
         key,
         kinds[value["kind"]],
         {column.name: column for column in columns},
-        tuple(_index(row) for row in rows["index"]),
-        tuple(_constraint(row, target) for row in rows["constraint"] if row["type"] != "n"),
+        tuple(_index(row) for row in _in_order(rows["index"], "oid")),
+        tuple(_constraint(row, target) for row in _in_order(rows["constraint"], "oid") if row["type"] != "n"),
         rows=int(value["rows"]) if value["rows"] >= 0 else None,
     )
+
+
+def _in_order(rows: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
+    """Sort by the order of creation, so that two plans of one schema are equal."""
+    return sorted(rows, key=lambda row: int(row[key]))
 
 
 def _column(row: Mapping[str, Any], valid: bool) -> Column:

@@ -145,7 +145,7 @@ class SqliteEngine(Engine):
 
     def index_condition(self, index: Index) -> str:
         parts = [f"({key.expression}) IS NOT NULL" for key in index.keys]
-        return " AND ".join(parts + ([f"({index.predicate})"] if index.predicate else []))
+        return " AND ".join(parts + ([f"({index.predicate})"] if index.predicate else [])) or "1"
 
 
 def _create(scratch: peewee.Database, model: ModelType, sql: str) -> None:

@@ -1,0 +1,237 @@
+"""Additions that would fail or lose data: refused before anything is applied, with table, column and count."""
+
+from __future__ import annotations
+
+import json
+
+import peewee as pw
+import pytest
+from peewee import SQL, Check
+
+from tests.conftest import Place
+from whatspire_db import MigrationRefused, MigrationRunner, ModelError
+
+
+class Owner(pw.Model):
+    code = pw.TextField(unique=True)
+
+    class Meta:
+        table_name = "owner"
+
+
+OLD = {
+    "sqlite": "CREATE TABLE item (id INTEGER NOT NULL PRIMARY KEY, name TEXT NOT NULL, owner_id INTEGER)",
+    "postgres": "CREATE TABLE item (id serial PRIMARY KEY, name text NOT NULL, owner_id integer)",
+}
+
+
+def old(place: Place, db: pw.Database, rows: int = 12) -> None:
+    """Make an older table `item` whose rows share one name and refer to owners that are not there."""
+    db.execute_sql(OLD[place.driver])
+    for number in range(rows):
+        db.execute_sql("INSERT INTO item (name, owner_id) VALUES ('same', %d)" % (number + 100))
+
+
+def item(**fields: pw.Field) -> type[pw.Model]:
+    own = {"name": pw.TextField(), "owner_id": pw.IntegerField(null=True)} | fields
+    meta = type("Meta", (), {"table_name": "item", "legacy_table_names": False})
+    return type("Item", (pw.Model,), {**own, "Meta": meta})
+
+
+def refusal(db: pw.Database, *models: type[pw.Model]) -> MigrationRefused:
+    before = db.execute_sql("SELECT * FROM item").fetchall(), db.get_tables()
+    runner = MigrationRunner(db, list(models))
+    with pytest.raises(MigrationRefused) as refused:
+        runner.up()
+    assert (db.execute_sql("SELECT * FROM item").fetchall(), db.get_tables()) == before
+    assert runner.version() == 0
+    return refused.value
+
+
+def test_not_null_without_default_onto_rows(place: Place, db: pw.Database) -> None:
+    old(place, db)
+    refused = refusal(db, item(weight=pw.IntegerField()))
+    assert refused.fact == "cannot add column item.weight: NOT NULL without a default, and the table has 12 rows"
+    assert "null=True" in refused.hint
+
+
+def test_a_default_in_python_is_none_in_the_database(place: Place, db: pw.Database) -> None:
+    old(place, db, rows=1)
+    refused = refusal(db, item(weight=pw.IntegerField(default=5)))
+    assert "the table has 1 row" in refused.fact
+
+
+def test_database_default_fills_the_rows(place: Place, db: pw.Database) -> None:
+    old(place, db)
+    model = item(weight=pw.IntegerField(constraints=[SQL("DEFAULT 5")]), mark=pw.TextField(null=True))
+    MigrationRunner(db, [model]).up()
+    assert db.execute_sql("SELECT DISTINCT weight, mark FROM item").fetchall() == [(5, None)]
+
+
+def test_not_null_without_default_onto_an_empty_table_is_added(place: Place, db: pw.Database) -> None:
+    old(place, db, rows=0)
+    runner = MigrationRunner(db, [item(weight=pw.IntegerField())])
+    runner.up()
+    assert not runner.verify_schema()
+
+
+def test_unique_onto_duplicates(place: Place, db: pw.Database) -> None:
+    old(place, db)
+    refused = refusal(db, item(name=pw.TextField(unique=True)))
+    assert refused.fact == "cannot make item (name) unique: 12 rows of 12 rows share their value"
+    assert "GROUP BY name" in refused.hint
+
+
+def test_unique_constraint_onto_duplicates(place: Place, db: pw.Database) -> None:
+    old(place, db)
+    model = item()
+    model._meta.constraints = [SQL("UNIQUE (name)")]
+    assert "item (name)" in refusal(db, model).fact
+    db.execute_sql("DELETE FROM item WHERE id > 1")
+    runner = MigrationRunner(db, [model])
+    runner.up()
+    assert not runner.verify_schema()
+    with pytest.raises(pw.IntegrityError):
+        db.execute_sql("INSERT INTO item (name) VALUES ('same')")
+
+
+def test_unique_of_a_new_column(place: Place, db: pw.Database) -> None:
+    old(place, db)
+    constant = item(code=pw.TextField(unique=True, constraints=[SQL("DEFAULT 'x'")]))
+    assert "item (code)" in refusal(db, constant).fact
+    runner = MigrationRunner(db, [item(code=pw.TextField(unique=True, null=True))])
+    runner.up()
+    assert not runner.verify_schema()
+
+
+def test_unique_looks_only_at_the_rows_of_a_partial_index(place: Place, db: pw.Database) -> None:
+    old(place, db)
+    db.execute_sql("UPDATE item SET name = 'only' WHERE id = 1")
+    model = item()
+    model._meta.indexes = [SQL("CREATE UNIQUE INDEX item_part ON item (name) WHERE name = 'only'")]
+    MigrationRunner(db, [model]).up()
+    assert not MigrationRunner(db, [model]).verify_schema()
+
+
+def test_collation_of_a_unique_index_counts(sqlite: Place) -> None:
+    db = sqlite.connect()
+    old(sqlite, db, rows=0)
+    db.execute_sql("INSERT INTO item (name) VALUES ('a'), ('A')")
+    model = item()
+    model._meta.indexes = [SQL("CREATE UNIQUE INDEX item_nocase ON item (name COLLATE NOCASE)")]
+    assert "2 rows of 2 rows" in refusal(db, model).fact
+    db.close()
+
+
+def test_foreign_key_onto_orphans(postgres: Place) -> None:
+    db = postgres.connect()
+    old(postgres, db)
+    with db.bind_ctx([Owner]):
+        db.create_tables([Owner])
+    db.execute_sql("INSERT INTO owner (id, code) VALUES (100, 'a')")
+    model = item(owner_id=pw.ForeignKeyField(Owner, column_name="owner_id", null=True, index=False))
+    refused = refusal(db, Owner, model)
+    assert refused.fact == "cannot add foreign key item (owner_id): 11 rows of 12 rows refer to no row of owner"
+    db.execute_sql("DELETE FROM item WHERE owner_id > 100")
+    runner = MigrationRunner(db, [Owner, model])
+    assert [step.kind for step in runner.up().applied if step.table == "item"] == ["add_constraint"]
+    assert not runner.verify_schema()
+    db.close()
+
+
+def test_check_onto_rows_that_violate_it(postgres: Place) -> None:
+    db = postgres.connect()
+    old(postgres, db)
+    model = item(owner_id=pw.IntegerField(null=True, constraints=[Check("owner_id > 103", name="high")]))
+    assert "item (owner_id): 4 rows of 12 rows violate it" in refusal(db, model).fact
+    db.execute_sql("DELETE FROM item WHERE owner_id <= 103")
+    assert [step.kind for step in MigrationRunner(db, [model]).up().applied][-1] == "add_constraint"
+    db.close()
+
+
+def test_reference_to_a_table_that_nobody_makes(place: Place, db: pw.Database) -> None:
+    old(place, db, rows=0)
+    model = item(of=pw.ForeignKeyField(Owner, null=True))
+    assert "table owner does not exist" in refusal(db, model).fact
+    runner = MigrationRunner(db, [model, Owner])
+    runner.up()
+    assert not runner.verify_schema()
+
+
+def test_name_of_an_index_is_taken(place: Place, db: pw.Database) -> None:
+    old(place, db)
+    db.execute_sql("CREATE TABLE elsewhere (x integer)")
+    db.execute_sql("CREATE INDEX item_name ON elsewhere (x)")
+    assert "elsewhere has something of that name" in refusal(db, item(name=pw.TextField(index=True))).fact
+
+
+def test_what_sqlite_cannot_add(sqlite: Place) -> None:
+    db = sqlite.connect()
+    old(sqlite, db)
+    cases = {
+        "STORED": pw.IntegerField(null=True, constraints=[SQL("GENERATED ALWAYS AS (id * 2) STORED")]),
+        "current_timestamp": pw.DateTimeField(constraints=[SQL("DEFAULT CURRENT_TIMESTAMP")]),
+        "random": pw.IntegerField(constraints=[SQL("DEFAULT (random())")]),
+        "foreign key": pw.ForeignKeyField(Owner, constraints=[SQL("DEFAULT 1")]),
+    }
+    for word, field in cases.items():
+        assert word in refusal(db, Owner, item(added=field)).fact
+    virtual = item(added=pw.IntegerField(null=True, constraints=[SQL("GENERATED ALWAYS AS (id * 2) VIRTUAL")]))
+    MigrationRunner(db, [virtual]).up()
+    assert not MigrationRunner(db, [virtual]).verify_schema()
+    db.close()
+
+
+def test_constraints_come_with_a_new_column(place: Place, db: pw.Database) -> None:
+    old(place, db)
+    model = item(
+        of=pw.ForeignKeyField(Owner, null=True, on_delete="CASCADE", constraint_name="item_of"),
+        size=pw.IntegerField(null=True, constraints=[Check("size > 1", name="item_size"), SQL("UNIQUE")]),
+        width=pw.IntegerField(null=True),
+    )
+    model._meta.constraints = [SQL("CONSTRAINT item_width CHECK (width > 0 AND name <> '')")]
+    runner = MigrationRunner(db, [Owner, model])
+    runner.up()
+    assert not runner.verify_schema(), str(runner.verify_schema())
+    for bad in ("size = 0", "width = 0", "of_id = 77"):
+        with pytest.raises(pw.IntegrityError):
+            db.execute_sql(f"UPDATE item SET {bad} WHERE id = 1")
+
+
+def test_primary_key_is_added_where_values_allow(postgres: Place) -> None:
+    db = postgres.connect()
+    db.execute_sql("CREATE TABLE item (id integer, name text NOT NULL, owner_id integer)")
+    db.execute_sql("INSERT INTO item VALUES (1, 'a', 1), (1, 'b', 1)")
+    model = item(id=pw.IntegerField(primary_key=True))
+    assert "cannot add primary key item (id): 1 row of 2 rows" in refusal(db, model).fact
+    db.close()
+
+
+def test_command_line_refuses_with_exit_4_and_two_lines(place: Place, db: pw.Database) -> None:
+    old(place, db)
+    (place.folder / "shop.py").write_text(
+        "import peewee\nclass Item(peewee.Model):\n    name = peewee.TextField()\n    weight = peewee.IntegerField()\n"
+    )
+    for verb in ("up", "plan"):
+        done = place.run(verb, "--models", "shop", "--only-models")
+        assert done.returncode == 4, done.stderr
+        assert "cannot add column item.weight" in done.stderr + done.stdout
+        assert "12 rows" in done.stderr + done.stdout
+        assert "Traceback" not in done.stderr
+    as_json = place.run("plan", "--json", "--models", "shop", "--only-models")
+    refused = json.loads(as_json.stdout)["refused"]
+    assert [(r["kind"], r["table"], r["name"]) for r in refused] == [("add_column", "item", "weight")]
+
+
+def test_models_that_make_no_schema(place: Place, db: pw.Database) -> None:
+    one, two = item(), item(other=pw.TextField(null=True))
+    with pytest.raises(ModelError, match="both declare table item"):
+        MigrationRunner(db, [one, two]).plan()
+    with pytest.raises(ModelError, match="not defined"):
+        MigrationRunner(db, [item(x=pw.DeferredForeignKey("Nowhere", null=True))]).plan()
+    with pytest.raises(ModelError, match="makes no table"):
+        MigrationRunner(db, [item(x=pw.TextField(constraints=[SQL("CHECK (")]))]).plan()
+    with pytest.raises(ModelError, match="not a peewee model"):
+        MigrationRunner(db, [object])  # type: ignore[list-item]
+    with pytest.raises(ModelError, match="not supported"):
+        MigrationRunner(pw.MySQLDatabase("x"))
