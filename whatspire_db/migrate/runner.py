@@ -179,7 +179,10 @@ class MigrationRunner:
                     f"{other.__name__} and {model.__name__} both declare table {model._meta.table_name}",
                     "give one of them another table_name, or leave it out",
                 )
-        return self.engine.declared(self._all_models())
+        models = self._all_models()
+        schema = self.engine.declared(models)
+        # In the order of the models, so that two plans of one schema are equal.
+        return replace(schema, tables={key: schema.tables[key] for key in map(self.engine.key, models)})
 
     def _changes(self, declared: Schema, live: Schema) -> Changes:
         changes = diff(declared, live, self.engine.constraints_can_be_added)
