@@ -35,8 +35,12 @@ hypothesis_settings.load_profile("database")
 
 
 def pytest_report_header() -> str:
-    named = "the server of WHATSPIRE_TEST_POSTGRES_DSN" if "WHATSPIRE_TEST_POSTGRES_DSN" in os.environ else "the wheel's"
-    return f"peewee {peewee.__version__}, SQLite {peewee.sqlite3.sqlite_version}, PostgreSQL {POSTGRES_VERSION}: {named}"
+    named = (
+        "the server of WHATSPIRE_TEST_POSTGRES_DSN" if "WHATSPIRE_TEST_POSTGRES_DSN" in os.environ else "the wheel's"
+    )
+    return (
+        f"peewee {peewee.__version__}, SQLite {peewee.sqlite3.sqlite_version}, PostgreSQL {POSTGRES_VERSION}: {named}"
+    )
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,13 @@ class Place:
         command = [sys.executable, "-m", "whatspire_db.migrate", *arguments]
         variables = self.variables() | options.pop("env", {})
         return subprocess.Popen(
-            command, env=variables, cwd=self.folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options
+            command,
+            env=variables,
+            cwd=self.folder,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            **options,
         )
 
     def run(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:

@@ -149,7 +149,9 @@ def create(place: Place, db: peewee.Database, leave_out: tuple[str, ...] = (), w
             row = {k: v for k, v in row.items() if f"{table}.{k}" not in leave_out}
             if table not in leave_out:
                 names = ", ".join(f'"{name}"' for name in row)
-                db.execute_sql(f'INSERT INTO "{table}" ({names}) VALUES ({", ".join([mark] * len(row))})', tuple(row.values()))
+                db.execute_sql(
+                    f'INSERT INTO "{table}" ({names}) VALUES ({", ".join([mark] * len(row))})', tuple(row.values())
+                )
 
 
 def content(db: peewee.Database, tables: list[str] | None = None) -> dict[str, list[tuple[object, ...]]]:
@@ -158,8 +160,6 @@ def content(db: peewee.Database, tables: list[str] | None = None) -> dict[str, l
         t: sorted((tuple(map(_plain, row)) for row in db.execute_sql(f'SELECT * FROM "{t}"')), key=repr)
         for t in (TABLES if tables is None else tables)
     }
-
-
 
 
 def _plain(value: object) -> object:

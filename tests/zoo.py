@@ -229,7 +229,7 @@ class Indexed(Base):
     class Meta:
         constraints = [SQL("UNIQUE (b) DEFERRABLE")]
         indexes = [
-            SQL('CREATE INDEX indexed_opclass ON indexed (a text_pattern_ops, b DESC NULLS LAST)'),
+            SQL("CREATE INDEX indexed_opclass ON indexed (a text_pattern_ops, b DESC NULLS LAST)"),
             SQL('CREATE UNIQUE INDEX indexed_include ON indexed (a COLLATE "C") INCLUDE (b, c) WHERE b IS NOT NULL'),
             SQL("CREATE INDEX indexed_brin ON indexed USING brin (b) WITH (pages_per_range = 16)"),
             SQL("CREATE INDEX indexed_expression ON indexed ((a || 'x%%'), lower(a))"),

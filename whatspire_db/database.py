@@ -37,11 +37,7 @@ def connect(settings: Settings | None = None, *, bind: bool = True, read_only: b
     """
     settings = settings or Settings.from_environment()
     target = settings.target
-    db: peewee.Database
-    if isinstance(target, SqliteTarget):
-        db = _sqlite(target, read_only)
-    else:
-        db = _postgres(settings, target)
+    db = _sqlite(target, read_only) if isinstance(target, SqliteTarget) else _postgres(settings, target)
     db.query_hooks.extend(_query_log(settings.log_level))
     if bind:
         models.database.initialize(db)
@@ -135,7 +131,7 @@ def _cannot_open(target: SqliteTarget, error: Exception) -> ConnectionFailed:
     return ConnectionFailed(f"{path} cannot be opened: {error}", hint)
 
 
-class PostgresqlDatabase(PooledPostgresqlDatabase):  # type: ignore[misc]
+class PostgresqlDatabase(PooledPostgresqlDatabase):
     """peewee's pool, whose failure to connect says what to do."""
 
     target: PostgresTarget

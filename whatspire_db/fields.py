@@ -22,7 +22,7 @@ _GO_TIME = re.compile(r"(\d{4}-\d\d-\d\d)[ T](\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|
 def on_postgres(ctx: Context | None) -> bool:
     """Tell for which engine peewee renders: its own type map says so, whatever class of Database it is."""
     types = ctx.state.field_types if ctx is not None else None
-    return bool(types) and types.get("BLOB") == "BYTEA"
+    return types is not None and types.get("BLOB") == "BYTEA"
 
 
 def utcnow() -> datetime:

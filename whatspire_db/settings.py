@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from fractions import Fraction
-from pathlib import Path
 from typing import TypeVar
 
 from .dsn import (
@@ -52,7 +51,7 @@ _UNITS = {
     "m": 60 * 10**9,
     "h": 3600 * 10**9,
 }
-_TERM = re.compile(r"(\d+\.?\d*|\.\d+)(ns|us|µs|μs|ms|s|m|h)")
+_TERM = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h)")
 _GO_MAXIMUM = 2**63 - 1  # nanoseconds in Go's time.Duration
 
 
@@ -160,7 +159,7 @@ def _variables(environ: Mapping[str, str], dotenv: str | os.PathLike[str] | None
 
 
 def _read_dotenv(dotenv: str | os.PathLike[str] | None) -> dict[str, str]:
-    if dotenv is None or not Path(dotenv).is_file():
+    if dotenv is None or not os.path.isfile(dotenv):
         return {}
     from dotenv import dotenv_values  # only where there is a file to read
 
@@ -193,7 +192,7 @@ def _choice(choices: tuple[str, ...]) -> Callable[[str, str], str]:
 
 
 def _count(name: str, value: str) -> int:
-    if not re.fullmatch(r"\+?\d{1,9}", value):
+    if not re.fullmatch(r"\+?[0-9]{1,9}", value):
         raise _wrong(name, value, "a whole number, 0 or more")
     return int(value)
 

@@ -80,7 +80,9 @@ def _old_part(db: peewee.Database, place: Place, before: object, present: list[s
     db.execute_sql("DELETE FROM migration_versions WHERE name = 'auto_migration'")
     after = gorm.content(db, present)
     # Columns that were added stand at the end.
-    return {t: sorted((r[: len(before[t][0])] if before[t] else r for r in rows), key=repr) for t, rows in after.items()}  # type: ignore[index]
+    return {
+        t: sorted((r[: len(before[t][0])] if before[t] else r for r in rows), key=repr) for t, rows in after.items()
+    }  # type: ignore[index]
 
 
 class Small(peewee.Model):

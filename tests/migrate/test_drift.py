@@ -52,23 +52,61 @@ def reindex(name: str, sql: str) -> list[str]:
 
 # what is done to the live database; the kind, the name, and a part of the declared and of the live value
 COMMON = {
-    "index columns": (reindex("thing_ab", "CREATE INDEX thing_ab ON thing (b, a DESC)"), "index", "thing_ab", "a, b", "b, a"),
-    "index order": (reindex("thing_ab", "CREATE INDEX thing_ab ON thing (a, b)"), "index", "thing_ab", "b DESC", "(a, b)"),
-    "predicate dropped": (reindex("thing_part", "CREATE INDEX thing_part ON thing (b)"), "index", "thing_part", "WHERE", "(b)"),
+    "index columns": (
+        reindex("thing_ab", "CREATE INDEX thing_ab ON thing (b, a DESC)"),
+        "index",
+        "thing_ab",
+        "a, b",
+        "b, a",
+    ),
+    "index order": (
+        reindex("thing_ab", "CREATE INDEX thing_ab ON thing (a, b)"),
+        "index",
+        "thing_ab",
+        "b DESC",
+        "(a, b)",
+    ),
+    "predicate dropped": (
+        reindex("thing_part", "CREATE INDEX thing_part ON thing (b)"),
+        "index",
+        "thing_part",
+        "WHERE",
+        "(b)",
+    ),
     "predicate changed": (
-        reindex("thing_part", "CREATE INDEX thing_part ON thing (b) WHERE b > 6"), "index", "thing_part", "5", "6"
+        reindex("thing_part", "CREATE INDEX thing_part ON thing (b) WHERE b > 6"),
+        "index",
+        "thing_part",
+        "5",
+        "6",
     ),
     "predicate added": (
-        reindex("thing_ab", "CREATE INDEX thing_ab ON thing (a, b DESC) WHERE a > 1"), "index", "thing_ab", "DESC", "WHERE"
+        reindex("thing_ab", "CREATE INDEX thing_ab ON thing (a, b DESC) WHERE a > 1"),
+        "index",
+        "thing_ab",
+        "DESC",
+        "WHERE",
     ),
     "unique to plain": (
-        reindex("thing_name", "CREATE INDEX thing_name ON thing (name)"), "index", "thing_name", "UNIQUE", "(name)"
+        reindex("thing_name", "CREATE INDEX thing_name ON thing (name)"),
+        "index",
+        "thing_name",
+        "UNIQUE",
+        "(name)",
     ),
     "plain to unique": (
-        reindex("thing_part", "CREATE UNIQUE INDEX thing_part ON thing (b) WHERE b > 5"), "index", "thing_part", "(b)", "UNIQUE"
+        reindex("thing_part", "CREATE UNIQUE INDEX thing_part ON thing (b) WHERE b > 5"),
+        "index",
+        "thing_part",
+        "(b)",
+        "UNIQUE",
     ),
     "expression": (
-        reindex("thing_lower", "CREATE INDEX thing_lower ON thing (upper(name))"), "index", "thing_lower", "lower", "upper"
+        reindex("thing_lower", "CREATE INDEX thing_lower ON thing (upper(name))"),
+        "index",
+        "thing_lower",
+        "lower",
+        "upper",
     ),
 }
 

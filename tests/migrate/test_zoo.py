@@ -87,3 +87,15 @@ def test_each_alone_on_sqlite(sqlite: Place, one: type[peewee.Model]) -> None:
         plan = MigrationRunner(db, [one]).plan()
         assert not plan, str(plan)
     db.close()
+
+
+def test_names_that_the_engine_cuts_are_compared_as_well(postgres: Place) -> None:
+    long = zoo.LongNamesThatPostgresqlHasToCutBecauseTheyAreLongerThanSixtyThree
+    db = postgres.connect()
+    with db.bind_ctx([long]):
+        db.create_tables([long])
+        db.execute_sql(f"DROP INDEX {db.get_indexes(long._meta.table_name[:63])[1].name}")
+        db.execute_sql(f"ALTER TABLE {long._meta.table_name} ALTER id TYPE bigint")
+        runner = MigrationRunner(db, [long])
+        assert [drift.kind for drift in runner.plan().drift] == ["column_type"]
+        assert [step.kind for step in runner.up().applied if step.table.startswith("long")] == ["create_index"]

@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any, NoReturn
 
 import peewee
@@ -88,6 +89,9 @@ def _run(options: argparse.Namespace) -> int:
     settings = Settings.from_environment(driver=options.driver, dsn=options.dsn)
     if settings.log_level == LOG_LEVELS[-1]:
         logging.getLogger("whatspire_db").setLevel(logging.INFO)
+    else:
+        # A failed statement is told in the two lines of its error, not in a third.
+        settings = replace(settings, log_level=LOG_LEVELS[0])
     models = load_models(options.models or settings.models, with_service=not options.only_models)
     db = connect(settings, read_only=options.verb != "up")
     runner = MigrationRunner(db, models, record_all=settings.record_runs == "all")
@@ -124,6 +128,7 @@ def _is_own(model: type[BaseModel]) -> bool:
 
 
 def _models_in(name: str) -> list[type[peewee.Model]]:
+    """Import a module and return the models that it, or the package that it is, defines."""
     try:
         module = importlib.import_module(name)
     except Exception as error:  # whatever the module's own code raises
@@ -131,23 +136,15 @@ def _models_in(name: str) -> list[type[peewee.Model]]:
             f"the module {name} cannot be imported: {type(error).__name__}: {error}",
             "give --models or WHATSAPP_DATABASE_MODELS the dotted name of a module on the Python path",
         ) from error
-    return [
-        value
-        for value in vars(module).values()
-        if isinstance(value, type)
-        and issubclass(value, peewee.Model)
-        and value is not peewee.Model
-        and not getattr(value._meta, "abstract", False)
-        and (value.__module__ == name or value.__module__.startswith(name + "."))
-        and _is_table(value, vars(module).values())
-    ]
+    models: list[type[peewee.Model]] = [v for v in vars(module).values() if peewee.is_model(v)]
+    own = [m for m in models if m.__module__ == name or m.__module__.startswith(name + ".")]
+    return [m for m in own if not getattr(m._meta, "abstract", False) and _is_table(m, own)]
 
 
-def _is_table(model: type[peewee.Model], others: Iterable[Any]) -> bool:
+def _is_table(model: type[peewee.Model], others: Iterable[type[peewee.Model]]) -> bool:
     """Leave out a plain peewee base class: one without fields of its own, that other models extend."""
-    own = set(model._meta.fields) - {"id"}
-    extended = any(isinstance(o, type) and o is not model and issubclass(o, model) for o in others)
-    return bool(own) or not extended
+    extended = any(other is not model and issubclass(other, model) for other in others)
+    return not extended or bool(model._meta.fields.keys() - {"id"})
 
 
 def _print_json(document: Any) -> None:

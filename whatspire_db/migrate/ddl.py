@@ -67,9 +67,7 @@ def _manager(db: peewee.Database, model: ModelType, names: Mapping[ModelType, st
     options = {"value_literals": True} if isinstance(db, peewee.SqliteDatabase) else {}
     manager = type(model._schema)(model, db, **options)
     if names is not None:
-        manager._create_context = lambda: ScratchContext(  # type: ignore[method-assign]
-            names, **(db.get_context_options() | manager.context_options)
-        )
+        manager._create_context = lambda: ScratchContext(names, **(db.get_context_options() | manager.context_options))
     return manager
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,9 +10,10 @@ from typing import Any
 import peewee
 
 from . import ddl
-from .ddl import ModelType, qualified, quote
+from .ddl import ModelType, quote
 from .diff import Changes, Drift, Missing
-from .engines import Engine, discarded, with_references
+from .engines import Engine, with_references
+from .rows import Rows, checked
 from .schema import Column, Constraint, Index, Key, Schema, Table, label
 
 
@@ -132,6 +132,10 @@ class _Planner:
         return self.engine.db
 
     @cached_property
+    def rows(self) -> Rows:
+        return Rows(self.engine, self.models, self.live)
+
+    @cached_property
     def new_columns(self) -> dict[Key, dict[str, Column]]:
         found: dict[Key, dict[str, Column]] = {}
         for item in self.missing:
@@ -208,7 +212,7 @@ class _Planner:
                 self._step("add_constraint", key, column, [sql], "instant", lock="none")
 
     def _name_is_taken(self, key: Key, name: str) -> bool:
-        owner = self.live.names.get((key[0], name)) or self.live.names.get((key[0], name.lower()))
+        owner = self.live.names.get((key[0], self.engine.fold(name)))
         if owner is None or owner == key[1]:
             return False
         reason = f"cannot create index {name} on {label(key)}: {owner} has something of that name"
@@ -219,9 +223,8 @@ class _Planner:
 
     def _add_columns(self, key: Key, columns: Mapping[str, Column]) -> None:
         model, table = self.models[key], self.declared.tables[key]
-        fields = {f.column_name: f for f in model._meta.sorted_fields}
-        fields |= {name.lower(): f for name, f in fields.items()}
-        rows = self._has_rows(key)
+        fields = {self.engine.fold(f.column_name): f for f in model._meta.sorted_fields}
+        rows = self.rows.any(key)
         allowed = [c for c in columns.values() if not self._refuses_column(key, table, c, rows)]
         rewriting = self.engine.rewriting(model, allowed) if rows and allowed else set()
         attached = self._attached(table, columns)
@@ -230,7 +233,7 @@ class _Planner:
                 sql = ddl.add_canonical_column(self.db, model, column)
             else:
                 sql = ddl.add_declared_column(self.db, model, fields[column.name], attached.get(column.name, ()))
-            count = f"{self._estimate(key)} rows" if rows else "no rows"
+            count = f"{self.rows.estimate(key)} rows" if rows else "no rows"
             cost = f"rewrites the table, {count}" if column.name in rewriting else f"instant, {count}"
             self._step("add_column", key, column.name, [sql], cost)
 
@@ -243,14 +246,13 @@ class _Planner:
             return True
         filled = column.default is not None or column.generated or column.identity
         if column.not_null and not filled and rows:
-            self._refuse(
-                "add_column",
-                key,
-                column.name,
-                f"cannot add column {name}: NOT NULL without a default, and the table has {self._count(key)}",
+            count = _rows(self.rows.exact(key))
+            reason = f"cannot add column {name}: NOT NULL without a default, and the table has {count}"
+            hint = (
                 'give it a database default (constraints=[SQL("DEFAULT ...")]; a default in Python is not one), '
-                "or null=True and fill it in a data migration",
+                "or null=True and fill it in a data migration"
             )
+            self._refuse("add_column", key, column.name, reason, hint)
             return True
         return False
 
@@ -287,9 +289,8 @@ class _Planner:
         model = self.models[key]
         if self._name_is_taken(key, index.name) or self._has_duplicates(key, index):
             return
-        statements = dict(ddl.create_indexes(self.db, model))
-        statements |= {name.lower(): sql for name, sql in statements.items()}
-        cost = f"scans {self._estimate(key)} rows"
+        statements = {self.engine.fold(name): sql for name, sql in ddl.create_indexes(self.db, model)}
+        cost = f"scans {self.rows.estimate(key)} rows"
         if index.name in statements:
             self._step("create_index", key, index.name, [statements[index.name]], cost)
         elif index.constraint:
@@ -298,44 +299,17 @@ class _Planner:
         else:
             name = "_".join([key[1], *index.columns, "unique"])
             columns = ", ".join(map(quote, index.columns))
-            sql = f"CREATE UNIQUE INDEX {quote(name)} ON {qualified(*self._written(key))} ({columns})"
+            sql = f"CREATE UNIQUE INDEX {quote(name)} ON {self.rows.table(key)} ({columns})"
             self._step("create_index", key, name, [sql], cost)
 
     def _has_duplicates(self, key: Key, index: Index) -> bool:
-        if not index.unique:
-            return False
-        new = self.new_columns.get(key, {})
-        keys = [k for k in index.keys if k.column not in new]
-        fresh = [new[k.column] for k in index.keys if k.column in new]
-        if any(c.default in (None, "null") and not index.nulls_not_distinct for c in fresh):
-            return False  # NULLs in every row, which are distinct
-        texts = [k.expression for k in keys if k.column is None] + [index.predicate or ""]
-        if any(re.search(rf"\b{re.escape(name)}\b", text) for text in texts for name in new):
-            return False  # what a column that is not there yet will hold cannot be asked
-        grouped = [
-            (quote(k.column) if k.column else k.expression) + (f" COLLATE {k.collation}" if k.collation else "")
-            for k in keys
-        ]
-        condition = self.engine.index_condition(
-            Index(
-                index.name,
-                tuple(keys),
-                predicate=index.predicate,
-                nulls_not_distinct=index.nulls_not_distinct,
-            )
-        )
-        group = f"GROUP BY {', '.join(grouped)}" if grouped else ""
-        found = self._number(
-            f"SELECT coalesce(sum(n), 0) FROM (SELECT count(*) AS n FROM {self._sql_name(key)} "
-            f"WHERE {condition} {group} HAVING count(*) > 1) AS doubled"
-        )
+        found = self.rows.duplicates(key, index, self.new_columns.get(key, {})) if index.unique else 0
         if found:
             columns = ", ".join(k.expression for k in index.keys)
-            reason = (
-                f"cannot make {label(key)} ({columns}) unique: {_rows(found)} of {self._count(key)} share their value"
-            )
-            hint = f"find them with SELECT {columns}, count(*) FROM {label(key)} GROUP BY {columns} HAVING count(*) > 1, and keep one of each"
-            self._refuse("create_index", key, index.name, reason, hint)
+            whole = _rows(self.rows.exact(key))
+            reason = f"cannot make {label(key)} ({columns}) unique: {_rows(found)} of {whole} share their value"
+            query = f"SELECT {columns}, count(*) FROM {label(key)} GROUP BY {columns} HAVING count(*) > 1"
+            self._refuse("create_index", key, index.name, reason, f"find them with {query}, and keep one of each")
         return bool(found)
 
     # Constraints
@@ -345,74 +319,23 @@ class _Planner:
             return
         sql = ddl.add_constraint(self.db, self.models[key], constraint.name, constraint.sql)
         lock = self.engine.lock_of("add_foreign_key" if constraint.kind == "foreign_key" else "add_constraint")
-        self._step("add_constraint", key, constraint.name, [sql], f"scans {self._estimate(key)} rows", lock)
+        self._step("add_constraint", key, constraint.name, [sql], f"scans {self.rows.estimate(key)} rows", lock)
 
     def _violates(self, key: Key, constraint: Constraint) -> bool:
-        if any(c in self.new_columns.get(key, {}) for c in constraint.columns) or constraint.kind == "exclude":
-            return False
-        table = self._sql_name(key)
-        if constraint.kind == "check":
-            expression = re.sub(r"^CHECK |( NO INHERIT| NOT ENFORCED)+$", "", constraint.definition)
-            found = self._number(f"SELECT count(*) FROM {table} WHERE NOT {expression}")
-            what, hint = "violate it", f"correct them: SELECT * FROM {label(key)} WHERE NOT {expression}"
-        elif constraint.kind == "foreign_key":
-            condition = self._orphans(constraint)
-            found = self._number(f"SELECT count(*) FROM {table} AS child WHERE {condition}")
-            what, hint = (
-                f"refer to no row of {label(constraint.references or key)}",
-                "add the missing rows, or correct the references",
-            )
-        else:
-            listed = ", ".join(map(quote, constraint.columns))
-            nulls = " OR ".join(f"{quote(c)} IS NULL" for c in constraint.columns)
-            found = self._number(
-                f"SELECT count(*) - count(DISTINCT ({listed})) + count(*) FILTER (WHERE {nulls}) FROM {table}"
-            )
-            what, hint = "have no value of their own there", "give each row its own"
+        found = self.rows.violations(key, constraint, self.new_columns.get(key, {}))
         if found:
-            reason = f"cannot add {constraint.kind.replace('_', ' ')} {_of(key, constraint)}: {_rows(found)} of {self._count(key)} {what}"
+            what, hint = {
+                "check": ("violate it", f"correct them: SELECT * FROM {label(key)} WHERE NOT {checked(constraint)}"),
+                "foreign_key": (
+                    f"refer to no row of {label(constraint.references or key)}",
+                    "add the missing rows, or correct the references",
+                ),
+                "primary_key": ("have no value of their own there", "give each row its own"),
+            }[constraint.kind]
+            title = f"{constraint.kind.replace('_', ' ')} {_of(key, constraint)}"
+            reason = f"cannot add {title}: {_rows(found)} of {_rows(self.rows.exact(key))} {what}"
             self._refuse("add_constraint", key, constraint.name, reason, hint)
         return bool(found)
-
-    def _orphans(self, constraint: Constraint) -> str:
-        present = [f"child.{quote(c)} IS NOT NULL" for c in constraint.columns]
-        target = constraint.references
-        if target in self.live.tables or target in self.live.others:
-            pairs = zip(constraint.columns, constraint.referenced_columns, strict=True)
-            same = " AND ".join(f"parent.{quote(there)} = child.{quote(here)}" for here, there in pairs)
-            present.append(f"NOT EXISTS (SELECT 1 FROM {self._sql_name(target)} AS parent WHERE {same})")  # type: ignore[arg-type]
-        return " AND ".join(present)
-
-    # Questions to the live database
-
-    def _written(self, key: Key) -> tuple[str, str]:
-        return (key[0], self.models[key]._meta.table_name if key in self.models else key[1])
-
-    def _sql_name(self, key: Key) -> str:
-        return qualified(*self._written(key))
-
-    def _has_rows(self, key: Key) -> bool:
-        return bool(self.engine.ask(f"SELECT EXISTS (SELECT 1 FROM {self._sql_name(key)})"))
-
-    def _exact(self, key: Key) -> int:
-        return int(self.engine.ask(f"SELECT count(*) FROM {self._sql_name(key)}"))
-
-    def _count(self, key: Key) -> str:
-        return _rows(self._exact(key))
-
-    def _estimate(self, key: Key) -> int:
-        estimate = self.live.tables[key].rows
-        return self._exact(key) if estimate is None else estimate
-
-    def _number(self, sql: str) -> int:
-        """Ask a number; 0 where the question itself cannot be asked, for the step then shows what is wrong."""
-        found = 0
-        try:
-            with discarded(self.db):
-                found = int(self.engine.ask(sql) or 0)
-        except peewee.PeeweeException:
-            pass
-        return found
 
 
 def _rows(number: int) -> str:

@@ -46,6 +46,10 @@ class Engine(abc.ABC):
         return row[0] if row else None
 
     @abc.abstractmethod
+    def fold(self, name: str) -> str:
+        """Return a name as the engine keeps and compares it."""
+
+    @abc.abstractmethod
     def key(self, model: ModelType) -> Key:
         """Return where a model's table stands."""
 

@@ -84,7 +84,8 @@ SELECT 'column', o.relname, json_build_object(
     LEFT JOIN pg_catalog.pg_attrdef AS d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
 UNION ALL
 SELECT 'index', o.relname, json_build_object(
-        'name', c.relname, 'oid', c.oid::bigint, 'method', am.amname, 'unique', i.indisunique, 'valid', i.indisvalid AND i.indisready,
+        'name', c.relname, 'oid', c.oid::bigint, 'method', am.amname, 'unique', i.indisunique,
+        'valid', i.indisvalid AND i.indisready,
         'nulls_not_distinct', {nulls_not_distinct}, 'predicate', pg_get_expr(i.indpred, i.indrelid),
         'options', c.reloptions, 'constraint', k.contype, 'deferrable', k.condeferrable, 'deferred', k.condeferred,
         'keys', (
@@ -158,9 +159,13 @@ class PostgresEngine(Engine):
             raise ModelError("no schema of the search_path exists", "create one, or set search_path in the DSN")
         return self._default
 
+    def fold(self, name: str) -> str:
+        # NAMEDATALEN - 1 bytes; a character that does not fit is dropped whole.
+        return name.encode()[:63].decode(errors="ignore")
+
     def key(self, model: ModelType) -> Key:
         schema = model._meta.schema or ""
-        return ("" if schema == self.default_schema else schema, model._meta.table_name)
+        return ("" if schema == self.default_schema else schema, self.fold(model._meta.table_name))
 
     def snapshot(self, keys: Collection[Key]) -> Schema:
         schema = self._snapshot_one("", {key[1]: key for key in keys if not key[0]})
@@ -251,7 +256,7 @@ class PostgresEngine(Engine):
         """Create the models of one schema in pg_temp, and what they refer to, and read their tables there."""
         models = with_references([m for m in models if self.key(m)[0] == schema])
         # A table of another schema, which only serves as a target of references, cannot take a name of this one.
-        names = {m: key[1] if key[0] == schema else ".".join(key) for m in models for key in [self.key(m)]}
+        names = {m: key[1] if key[0] == schema else self.fold(".".join(key)) for m in models for key in [self.key(m)]}
         self._search_first("pg_temp", quote(schema) if schema else "")
         for model in models:
             for sql in create_table(self.db, model, names):

@@ -52,9 +52,12 @@ class SqliteEngine(Engine):
     name = "sqlite"
     constraints_can_be_added = False
 
+    def fold(self, name: str) -> str:
+        return name.lower()
+
     def key(self, model: ModelType) -> Key:
-        schema = (model._meta.schema or "").lower()
-        return ("" if schema == "main" else schema, model._meta.table_name.lower())
+        schema = self.fold(model._meta.schema or "")
+        return ("" if schema == "main" else schema, self.fold(model._meta.table_name))
 
     def snapshot(self, keys: Collection[Key]) -> Schema:
         schema = Schema({})

@@ -137,30 +137,39 @@ def parse_table(sql: str) -> TableText:
 
 
 def _read_element(sql: str, tokens: list[Token], column: str | None, table: TableText) -> None:
-    name, columns, position = "", (column,) if column else (), 0 if column is None else 1
+    """Read a column's definition, or a table constraint where `column` is None."""
+    name = ""
+    columns: tuple[str, ...] = (column,) if column else ()
+    position = 1 if column else 0
     while position < len(tokens):
         token = tokens[position]
-        following = tokens[position + 1] if position + 1 < len(tokens) else token
-        grouped = following.kind == "other" and following.text == "("
-        end = _group_end(tokens, position + 1) if grouped else position
+        end = _argument_end(tokens, position)
         inner = tokens[position + 2 : end]
         if token.is_word("constraint"):
-            name, position = following.text, position + 1
-        elif token.is_word("check") and grouped:
+            end = position + 1
+            name = tokens[end].text
+        elif token.is_word("check"):
             words = frozenset(t.text for t in inner if t.kind in ("word", "quoted"))
             text = sql[tokens[position + 1].start : tokens[end].end]
             table.checks.append(Check(name, _join(inner), f"CHECK {text}", words, column))
             name = ""
-        elif token.is_word("as") and grouped and column:
+        elif token.is_word("as") and column:
             table.generated[column] = _join(inner)
         elif token.is_word("collate") and column:
-            table.collations[column] = following.text
-        elif token.is_word("key") and grouped:
+            table.collations[column] = tokens[position + 1].text
+        elif token.is_word("key") and inner:
             columns = tuple(t.text for t in inner if t.text != ",")
         elif token.is_word("references"):
             table.references.append(Reference(columns, name, _deferrable(tokens[position:])))
             name = ""
-        position = max(end, position) + 1
+        position = end + 1
+
+
+def _argument_end(tokens: Sequence[Token], position: int) -> int:
+    """Return where the parentheses behind a word end, or the word's own position where there are none."""
+    following = tokens[position + 1 : position + 2]
+    has_argument = bool(following) and following[0].kind == "other" and following[0].text == "("
+    return _group_end(tokens, position + 1) if has_argument else position
 
 
 def _deferrable(tokens: Sequence[Token]) -> str:

@@ -1,0 +1,341 @@
+"""The command line: verbs, exit codes, JSON, and two lines for every bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Place, Server
+from whatspire_db import MigrationRunner
+from whatspire_db.dsn import parse_postgres
+
+PASSWORD = "p@s:s/%'\\ w"
+
+
+def fails(done: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
+    """Show that a run ended with two lines, a fact and a hint, that hold the words."""
+    assert done.returncode == code, done.stderr
+    fact, hint = done.stderr.splitlines()
+    assert fact.startswith("error: ")
+    assert hint.startswith("hint:  ")
+    assert len(hint) > 12
+    for word in words:
+        assert word in done.stderr, done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_verbs_in_the_life_of_a_database(place: Place) -> None:
+    assert place.run("version").stdout == "0\n"
+    assert place.run("status").stdout == "no run is recorded yet\n"
+    planned = place.run("plan", "--json")
+    assert planned.returncode == 3
+    plan = json.loads(planned.stdout)
+    assert plan.keys() == {"driver", "version", "pending", "refused", "drift"}
+    assert plan["driver"] == place.driver
+    assert {step["kind"] for step in plan["pending"]} == {"create_table", "create_index"}
+    assert all(step.keys() == {"kind", "table", "name", "sql", "lock", "cost"} for step in plan["pending"])
+    assert place.run("verify").returncode == 3
+    if place.is_sqlite:
+        assert not Path(place.dsn).exists(), "looking made a file"
+
+    up = place.run()
+    assert up.returncode == 0
+    assert up.stdout.splitlines()[:2] == ["Running database migrations...", "Current migration version: 0"]
+    assert up.stdout.splitlines()[-1] == "Database migrations completed"
+    version = place.run("version").stdout.strip()
+    assert f"Migration recorded: version {version}" in up.stdout
+
+    again = place.run("--json")
+    report = json.loads(again.stdout)
+    assert report.keys() == {"driver", "previous_version", "version", "applied", "drift", "duration_ms"}
+    assert (report["applied"], report["version"]) == ([], int(version))
+    assert place.run("plan").returncode == 0
+    verified = json.loads(place.run("verify", "--json").stdout)
+    expected = {"driver": place.driver, "version": int(version), "missing": [], "drift": [], "extra": []}
+    assert verified == expected
+    (run,) = json.loads(place.run("status", "--json").stdout)
+    assert run.keys() == {"version", "name", "applied_at", "applied"}
+    assert (run["version"], run["name"], run["applied"]) == (int(version), "auto_migration", True)
+    assert place.run("-q").stdout == ""
+
+
+def test_what_runs_is_what_was_shown(place: Place) -> None:
+    shown = json.loads(place.run("plan", "--json").stdout)["pending"]
+    assert json.loads(place.run("--json").stdout)["applied"] == shown
+
+
+def test_statements_of_the_plan_make_the_schema(place: Place) -> None:
+    steps = json.loads(place.run("plan", "--json").stdout)["pending"]
+    db = place.connect()
+    with db.connection_context():
+        for step in steps:
+            for sql in step["sql"]:
+                db.execute_sql(sql)
+        assert not MigrationRunner(db).verify_schema()
+
+
+def test_terminal_that_takes_utf8_gets_symbols(sqlite: Place) -> None:
+    control, terminal = pty.openpty()
+    variables = sqlite.variables() | {"PYTHONIOENCODING": "utf-8"}
+    command = [sys.executable, "-m", "whatspire_db.migrate"]
+    process = subprocess.Popen(command, env=variables, cwd=sqlite.folder, stdout=terminal, stderr=subprocess.DEVNULL)
+    os.close(terminal)
+    shown = b""
+    try:
+        while chunk := os.read(control, 65536):
+            shown += chunk
+    except OSError:  # the terminal is closed when the process ends
+        pass
+    assert process.wait(60) == 0
+    os.close(control)
+    lines = shown.decode().splitlines()
+    assert lines[0] == "🔄 Running database migrations..."
+    assert lines[1] == "📊 Current migration version: 0"
+    assert lines[-2].startswith("✅ Migration recorded: version ")
+    assert lines[-1] == "✅ Database migrations completed"
+
+
+SETTINGS = [
+    ({"WHATSAPP_DATABASE_DRIVER": "mysql"}, ["WHATSAPP_DATABASE_DRIVER", "'mysql'", "sqlite, postgres"]),
+    ({"WHATSAPP_DATABASE_DRIVER": "Postgres"}, ["did you mean postgres?"]),
+    ({"WHATSAPP_DATABASE_DSN": ""}, ["WHATSAPP_DATABASE_DSN", "''"]),
+    ({"WHATSAPP_DATABASE_DSN": "   "}, ["WHATSAPP_DATABASE_DSN"]),
+    ({"WHATSAPP_DATABASE_DSN": "postgres://u:hunter2@h/d"}, ["WHATSAPP_DATABASE_DRIVER=postgres"]),
+    ({"WHATSAPP_DATABASE_DSN": "x.db?_journal_mod=WAL"}, ["_journal_mod"]),
+    ({"WHATSAPP_DATABASE_DRIVER": "postgres", "WHATSAPP_DATABASE_DSN": "hunter2 host=x"}, ["malformed"]),
+    (
+        {"WHATSAPP_DATABASE_DRIVER": "postgres", "WHATSAPP_DATABASE_DSN": "postgres://u:hunter2%@h/d"},
+        ["malformed", "%25"],
+    ),
+    ({"WHATSAPP_DATABASE_MAX_OPEN_CONNS": "-1"}, ["WHATSAPP_DATABASE_MAX_OPEN_CONNS", "'-1'", "0 or more"]),
+    ({"WHATSAPP_DATABASE_MAX_IDLE_CONNS": "ten"}, ["WHATSAPP_DATABASE_MAX_IDLE_CONNS", "'ten'"]),
+    ({"WHATSAPP_DATABASE_CONN_MAX_LIFETIME": "1x"}, ["WHATSAPP_DATABASE_CONN_MAX_LIFETIME", "'1x'", "1.5h"]),
+    ({"WHATSAPP_DATABASE_CONN_MAX_LIFETIME": "-5m"}, ["0 or more"]),
+    ({"WHATSAPP_DATABASE_LOG_LEVEL": "loud"}, ["silent, error, warn, info"]),
+    ({"WHATSAPP_DATABASE_RECORD_RUNS": "some"}, ["changes, all"]),
+    ({"WHATSAPP_DATABASE_MODELS": " , "}, ["WHATSAPP_DATABASE_MODELS"]),
+]
+
+
+@pytest.mark.parametrize(("variables", "words"), SETTINGS)
+def test_wrong_settings(sqlite: Place, variables: dict[str, str], words: list[str]) -> None:
+    done = sqlite.run(env=variables)
+    fails(done, 2, *words)
+    assert "hunter2" not in done.stderr
+    assert not Path(sqlite.dsn).exists()
+
+
+@pytest.mark.parametrize("arguments", [["sideways"], ["up", "--nonsense"], ["--driver"]])
+def test_wrong_arguments(sqlite: Place, arguments: list[str]) -> None:
+    fails(sqlite.run(*arguments), 2, "--help")
+
+
+def test_postgres_without_a_dsn(sqlite: Place) -> None:
+    variables = {k: v for k, v in os.environ.items() if not k.startswith("WHATSAPP_DATABASE_")}
+    command = [sys.executable, "-m", "whatspire_db.migrate", "--driver", "postgres"]
+    done = subprocess.run(command, env=variables, cwd=sqlite.folder, capture_output=True, text=True, check=False)
+    fails(done, 2, "WHATSAPP_DATABASE_DSN is not set")
+
+
+def test_models_modules(sqlite: Place) -> None:
+    (sqlite.folder / "broken.py").write_text("raise ValueError('not today')\n")
+    (sqlite.folder / "empty.py").write_text("from peewee import Model\nfrom whatspire_db import Session\n")
+    (sqlite.folder / "syntax.py").write_text("def\n")
+    fails(sqlite.run("--models", "nowhere.models"), 2, "nowhere.models cannot be imported", "ModuleNotFoundError")
+    fails(sqlite.run("--models", "broken"), 2, "broken cannot be imported", "not today")
+    fails(sqlite.run("--models", "syntax"), 2, "syntax cannot be imported")
+    fails(sqlite.run("--models", "empty"), 2, "empty holds no models")
+    assert not Path(sqlite.dsn).exists()
+
+
+def test_own_models_are_migrated_too(place: Place) -> None:
+    (place.folder / "myapp").mkdir()
+    (place.folder / "myapp" / "__init__.py").touch()
+    (place.folder / "myapp" / "models.py").write_text(
+        "import peewee\n"
+        "from whatspire_db import BaseModel\n"
+        "class Note(BaseModel):\n    text = peewee.TextField(index=True)\n"
+        "class Common(BaseModel):\n    made_by = peewee.TextField()\n    class Meta:\n        abstract = True\n"
+        "class Task(Common):\n    title = peewee.TextField()\n"
+        "class Plain(peewee.Model):\n    class Meta:\n        legacy_table_names = False\n"
+        "class Tag(Plain):\n    name = peewee.CharField(unique=True)\n"
+    )
+    done = place.run("--json", env={"WHATSAPP_DATABASE_MODELS": "myapp.models"})
+    assert done.returncode == 0, done.stderr
+    made = {s["table"] for s in json.loads(done.stdout)["applied"] if s["kind"] == "create_table"}
+    assert made >= {"note", "task", "tag", "sessions"}
+    assert not made & {"common", "plain", "base_model"}
+    assert place.run("verify", "--models", "myapp.models").returncode == 0
+    assert place.run("plan").returncode == 0
+
+
+# SQLite files
+
+
+def test_sqlite_path_is_a_directory(sqlite: Place) -> None:
+    Path(sqlite.dsn).mkdir()
+    for verb in ("up", "plan", "verify", "status", "version"):
+        fails(sqlite.run(verb), 1, "is a directory")
+
+
+@pytest.mark.parametrize("content", [b"hello, I am a text\n" * 100, b"SQLite format 3\0" + b"x" * 5000])
+def test_file_that_is_no_database(sqlite: Place, content: bytes) -> None:
+    Path(sqlite.dsn).write_bytes(content)
+    for verb in ("up", "plan"):
+        fails(sqlite.run(verb), 1, sqlite.dsn)
+    assert Path(sqlite.dsn).read_bytes() == content
+
+
+def test_folder_that_cannot_be_made(sqlite: Place) -> None:
+    (sqlite.folder / "file").touch()
+    fails(sqlite.run("--dsn", str(sqlite.folder / "file" / "x.db")), 1, "cannot be made")
+
+
+AS_NOBODY = """
+import os, sys
+import dotenv, whatspire_db.migrate.engines.sqlite
+from whatspire_db.migrate.__main__ import main
+os.setgroups([]); os.setgid(65534); os.setuid(65534)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture
+def run_as_nobody(sqlite: Place) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run the command line without root's rights, which no file refuses anything."""
+    if os.geteuid() != 0:
+        return sqlite.run
+    for folder in (sqlite.folder, *sqlite.folder.parents):
+        if folder.stat().st_mode & 0o777 == 0o700:
+            folder.chmod(0o755)
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", AS_NOBODY, *arguments]
+        return subprocess.run(
+            command, env=sqlite.variables(), cwd=sqlite.folder, capture_output=True, text=True, check=False
+        )
+
+    return run
+
+
+def test_sqlite_file_that_cannot_be_read(
+    sqlite: Place, run_as_nobody: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    assert sqlite.run().returncode == 0
+    os.chmod(sqlite.dsn, 0o000)
+    for verb in ("up", "plan"):
+        fails(run_as_nobody(verb), 1, sqlite.dsn, "cannot be")
+
+
+def test_read_only_file(sqlite: Place, run_as_nobody: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    db = sqlite.connect()
+    db.execute_sql("PRAGMA journal_mode = DELETE")
+    db.execute_sql("CREATE TABLE mine (id integer)")
+    db.close()
+    os.chmod(sqlite.dsn, 0o444)
+    os.chmod(sqlite.folder, 0o555)
+    fails(run_as_nobody(), 1, "right to write")
+    assert run_as_nobody("plan").returncode == 3
+    uri = f"file:{sqlite.dsn}?mode=ro"
+    fails(run_as_nobody("--dsn", uri), 1, "right to write")
+    os.chmod(sqlite.folder, 0o755)
+
+
+def test_read_only_file_in_sync_is_no_error(
+    sqlite: Place, run_as_nobody: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    assert sqlite.run("--dsn", f"{sqlite.dsn}?_journal_mode=DELETE").returncode == 0
+    os.chmod(sqlite.dsn, 0o444)
+    os.chmod(sqlite.folder, 0o555)
+    done = run_as_nobody()
+    assert done.returncode == 0, done.stderr
+    assert "Nothing to do" in done.stdout
+    os.chmod(sqlite.folder, 0o755)
+
+
+def test_missing_file_in_read_only_mode(sqlite: Place) -> None:
+    fails(sqlite.run("--dsn", f"file:{sqlite.dsn}?mode=ro"), 1, "does not exist")
+
+
+# PostgreSQL servers
+
+
+def test_no_such_server(postgres: Place) -> None:
+    fails(postgres.run("--dsn", "host=127.0.0.1 port=1 user=u password='p@s:s/%' dbname=d"), 1, "refused", "port=1")
+    fails(postgres.run("--dsn", "host=no-such-host.invalid user=u dbname=d"), 1, "no-such-host.invalid")
+    fails(postgres.run("--dsn", "postgres://u:x@no-such-host.invalid/d"), 1, "check the host")
+
+
+def test_no_such_database(postgres: Place, server: Server) -> None:
+    fails(
+        postgres.run("--dsn", server.of_database("nowhere_at_all")), 1, "nowhere_at_all", "does not exist", "create it"
+    )
+
+
+def test_unknown_parameter_of_the_server(postgres: Place) -> None:
+    fails(postgres.run("--dsn", f"{postgres.dsn} search_pth=x"), 1, "search_pth")
+
+
+@pytest.fixture
+def locked(server: Server) -> Iterator[Server]:
+    """A role that needs its password, which the trusting server of the tests does not ask of others."""
+    if server.folder is None:
+        pytest.fail("the named server's pg_hba.conf cannot be changed from here")
+    rules = server.folder / "pg_hba.conf"
+    usual = rules.read_text()
+    rules.write_text("local all locked scram-sha-256\n" + usual)
+    quoted = PASSWORD.replace("'", "''")
+    server.execute("SELECT pg_reload_conf()", f"CREATE ROLE locked LOGIN SUPERUSER PASSWORD '{quoted}'")
+    yield server
+    rules.write_text(usual)
+    server.execute("SELECT pg_reload_conf()", "DROP OWNED BY locked", "DROP ROLE locked")
+
+
+def test_passwords(locked: Server, postgres: Place) -> None:
+    name = parse_postgres(postgres.dsn).arguments["dbname"]
+    escaped = PASSWORD.replace("\\", "\\\\").replace("'", "\\'")
+    right = {"WHATSAPP_DATABASE_DSN": f"host={locked.folder} user=locked dbname={name} password='{escaped}'"}
+    wrong = {"WHATSAPP_DATABASE_DSN": f"host={locked.folder} user=locked dbname={name} password='{escaped}x'"}
+    done = postgres.run("-v", env=right)
+    assert done.returncode == 0, done.stderr
+    assert PASSWORD not in done.stdout + done.stderr
+    failed = postgres.run("-v", env=wrong)
+    fails(failed, 1, "password authentication failed", "check user and password")
+    assert PASSWORD not in failed.stderr
+    url = {"WHATSAPP_DATABASE_DSN": f"postgres://locked:p%40s%3As%2F%25%27%5C%20w@/{name}?host={locked.folder}"}
+    assert postgres.run(env=url).returncode == 0
+
+
+def test_role_without_rights(postgres: Place, server: Server) -> None:
+    server.execute("DROP ROLE IF EXISTS reader", "CREATE ROLE reader LOGIN")
+    name = parse_postgres(postgres.dsn).arguments["dbname"]
+    fails(postgres.run("--dsn", server.of_database(name, user="reader")), 1, "permission denied", "role")
+    assert postgres.run().returncode == 0
+    assert postgres.run("verify", "--dsn", server.of_database(name, user="reader")).returncode == 0
+    db = postgres.connect()
+    db.execute_sql("GRANT SELECT ON migration_versions TO reader")
+    done = postgres.run("up", "--dsn", server.of_database(name, user="reader"))
+    assert (done.returncode, done.stderr) == (0, "")
+    server.execute("REVOKE ALL ON DATABASE " + name + " FROM reader")
+    db.execute_sql("REVOKE SELECT ON migration_versions FROM reader")
+    db.close()
+    server.execute("DROP ROLE reader")
+
+
+def test_search_path_decides_where_tables_go(postgres: Place) -> None:
+    db = postgres.connect()
+    db.execute_sql("CREATE SCHEMA app")
+    done = postgres.run("--dsn", f"{postgres.dsn} search_path=app,public TimeZone=Asia/Shanghai")
+    assert done.returncode == 0, done.stderr
+    assert len(db.get_tables(schema="app")) == 9
+    assert db.get_tables(schema="public") == []
+    assert postgres.run("verify", "--dsn", f"{postgres.dsn} search_path=app,public").returncode == 0
+    fails(postgres.run("--dsn", f"{postgres.dsn} search_path=gone"), 1, "search_path")
+    db.close()

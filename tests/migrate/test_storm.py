@@ -1,0 +1,70 @@
+"""Many starters at once: all succeed, one does the work, one row is recorded."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests import gorm
+from tests.conftest import Place, Server
+from whatspire_db import MigrationRunner
+
+STARTERS = 32
+
+
+def storm(place: Place) -> None:
+    """Start all at once and look at what each said and what is there."""
+    processes = [place.start("--json") for _ in range(STARTERS)]
+    ends = [(*process.communicate(timeout=120), process.returncode) for process in processes]
+    assert [code for *_, code in ends] == [0] * STARTERS, [err for _, err, _ in ends if err]
+    reports = [json.loads(out) for out, *_ in ends]
+    workers = [report for report in reports if report["applied"]]
+    assert len(workers) == 1
+    assert len({report["version"] for report in reports}) == 1
+    db = place.connect()
+    with db.connection_context():
+        assert [run.version for run in MigrationRunner(db).status()] == [workers[0]["version"]]
+        assert not MigrationRunner(db).verify_schema()
+        assert sorted(db.get_tables()) == sorted(gorm.TABLES)
+
+
+def test_one_storm(place: Place) -> None:
+    storm(place)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("number", range(5))
+def test_storms(place: Place, number: int) -> None:
+    storm(place)
+
+
+def test_the_go_service_starts_at_the_same_second(place: Place, server: Server) -> None:
+    """The Go service records its start without our lock: its version is passed over, not fought for."""
+    db = place.connect()
+    with db.connection_context():
+        runner = MigrationRunner(db)
+        runner.up()
+        insert = "INSERT INTO migration_versions VALUES (%d, 'auto_migration', '2026-01-01 00:00:00+00:00')"
+        for version in range(runner.version() + 1, runner.version() + 5):
+            db.execute_sql(insert % version)
+        db.execute_sql("DROP INDEX idx_sessions_jid")
+        newest = runner.version()
+        assert runner.up().version == newest + 1
+
+
+def test_lock_is_waited_for_and_then_named(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    from whatspire_db import LockTimeout
+    from whatspire_db.migrate import runner as module
+
+    monkeypatch.setattr(module, "LOCK_WAIT_SECONDS", 0.2)
+    holder, db = place.connect(), place.connect()
+    with holder.connection_context(), db.connection_context():
+        if not place.is_sqlite:
+            db.execute_sql("CREATE TABLE other (id integer)")
+        with (
+            MigrationRunner(holder).engine.transaction(1),
+            pytest.raises(LockTimeout, match=r"for 0\.2 s"),
+        ):
+            MigrationRunner(db).up()
+        MigrationRunner(db).up()
