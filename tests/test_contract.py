@@ -183,3 +183,9 @@ def test_checks_hold(place: Place, db: peewee.Database) -> None:
     MigrationRunner(db).up()
     with pytest.raises(peewee.IntegrityError):
         Session.create(name="n", status="unheard of")
+
+
+def test_peewees_own_safe_creation_can_be_repeated(place: Place, db: peewee.Database) -> None:
+    for _ in range(2):
+        db.create_tables(SERVICE_MODELS, safe=True)
+    assert not MigrationRunner(db).plan()

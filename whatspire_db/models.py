@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import peewee
 from peewee import SQL, ModelIndex
@@ -59,6 +60,9 @@ class BaseModel(peewee.Model, metaclass=_BaseModelMeta):
         return rows
 
 
+M = TypeVar("M", bound=BaseModel)
+
+
 def registered_models() -> list[type[BaseModel]]:
     """Return every subclass of BaseModel that is a table, in the order of definition."""
     found: list[type[BaseModel]] = []
@@ -76,13 +80,19 @@ def _one_of(table: str, column: str, *values: str) -> SQL:
     return SQL(f'CONSTRAINT "chk_{table}_{column}" CHECK ({column} IN ({listed}))')
 
 
-def _indexes(table: str, *columns: str, unique: tuple[str, ...] = ()) -> list[SQL]:
-    """Return one index a column, named as GORM names it."""
-    return [
-        SQL(f'CREATE {"UNIQUE " if c in unique else ""}INDEX "idx_{table}_{c}" ON "{table}" ("{c}")') for c in columns
-    ]
+def _indexed(*columns: str, unique: str = "") -> Callable[[type[M]], type[M]]:
+    """Give a model one index a column, named as GORM names it."""
+
+    def add(model: type[M]) -> type[M]:
+        for column in columns:
+            name = f"idx_{model._meta.table_name}_{column}"
+            model.add_index(ModelIndex(model, [model._meta.columns[column]], unique=column == unique, name=name))
+        return model
+
+    return add
 
 
+@_indexed("status", "jid")
 class Session(BaseModel):
     """A WhatsApp session."""
 
@@ -104,9 +114,9 @@ class Session(BaseModel):
                 *("authenticated", "failed", "pending", "logged_out"),
             ),
         ]
-        indexes = _indexes("sessions", "status", "jid")
 
 
+@_indexed("session_id", "message_id")
 class Reaction(BaseModel):
     """A reaction to a message."""
 
@@ -121,9 +131,9 @@ class Reaction(BaseModel):
     class Meta:
         table_name = "reactions"
         constraints = [_KEY]
-        indexes = _indexes("reactions", "session_id", "message_id")
 
 
+@_indexed("session_id", "message_id")
 class Receipt(BaseModel):
     """A receipt: a message was delivered or read."""
 
@@ -138,9 +148,9 @@ class Receipt(BaseModel):
     class Meta:
         table_name = "receipts"
         constraints = [_KEY, _one_of("receipts", "type", "delivered", "read")]
-        indexes = _indexes("receipts", "session_id", "message_id")
 
 
+@_indexed("user_jid", "session_id")
 class Presence(BaseModel):
     """What a user was seen doing in a chat."""
 
@@ -154,9 +164,9 @@ class Presence(BaseModel):
     class Meta:
         table_name = "presence"
         constraints = [_KEY, _one_of("presence", "state", "typing", "paused", "online", "offline")]
-        indexes = _indexes("presence", "user_jid", "session_id")
 
 
+@_indexed("is_active", "created_at", "key_hash", unique="key_hash")
 class ApiKey(BaseModel):
     """A key to the service's API; only its hash is kept."""
 
@@ -174,9 +184,9 @@ class ApiKey(BaseModel):
     class Meta:
         table_name = "api_keys"
         constraints = [_KEY, _one_of("api_keys", "role", "read", "write", "admin")]
-        indexes = _indexes("api_keys", "is_active", "created_at", "key_hash", unique=("key_hash",))
 
 
+@_indexed("created_at", "api_key_id", "event_type")
 class AuditLog(BaseModel):
     """One entry of the audit trail."""
 
@@ -193,9 +203,9 @@ class AuditLog(BaseModel):
     class Meta:
         table_name = "audit_logs"
         constraints = [_KEY]
-        indexes = _indexes("audit_logs", "created_at", "api_key_id", "event_type")
 
 
+@_indexed("timestamp", "session_id", "type")
 class Event(BaseModel):
     """An event of a session, as it came in."""
 
@@ -212,14 +222,12 @@ class Event(BaseModel):
 
 
 # The Go service declares the three composite ones too, but its migrator never makes them.
-Event._meta.indexes = [
-    *_indexes("events", "timestamp", "session_id", "type"),
-    ModelIndex(Event, [Event.session_id, Event.timestamp.desc()], name="idx_events_session_timestamp"),
-    ModelIndex(Event, [Event.type, Event.timestamp.desc()], name="idx_events_type_timestamp"),
-    ModelIndex(Event, [Event.session_id, Event.type], name="idx_events_session_type"),
-]
+Event.add_index(Event.session_id, Event.timestamp.desc(), name="idx_events_session_timestamp")
+Event.add_index(Event.type, Event.timestamp.desc(), name="idx_events_type_timestamp")
+Event.add_index(Event.session_id, Event.type, name="idx_events_session_type")
 
 
+@_indexed("session_id", unique="session_id")
 class WebhookConfig(BaseModel):
     """Where a session's events are sent."""
 
@@ -238,7 +246,6 @@ class WebhookConfig(BaseModel):
     class Meta:
         table_name = "webhook_configs"
         constraints = [_KEY]
-        indexes = _indexes("webhook_configs", "session_id", unique=("session_id",))
 
 
 class MigrationVersion(BaseModel):
