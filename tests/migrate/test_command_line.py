@@ -174,6 +174,7 @@ def test_own_models_are_migrated_too(place: Place) -> None:
     assert not made & {"common", "plain", "base_model"}
     assert place.run("verify", "--models", "myapp.models").returncode == 0
     assert place.run("plan").returncode == 0
+    assert place.run("--models", "myapp.models", "version").stdout.strip().isdigit()
 
 
 # SQLite files

@@ -99,3 +99,11 @@ def test_names_that_the_engine_cuts_are_compared_as_well(postgres: Place) -> Non
         runner = MigrationRunner(db, [long])
         assert [drift.kind for drift in runner.plan().drift] == ["column_type"]
         assert [step.kind for step in runner.up().applied if step.table.startswith("long")] == ["create_index"]
+
+
+def test_extension_of_a_type_is_created(postgres: Place) -> None:
+    db = postgres.connect()
+    runner = MigrationRunner(db, [zoo.Vectors])
+    assert [step.kind for step in runner.plan().pending][:2] == ["create_extension", "create_table"]
+    runner.up()
+    assert not runner.verify_schema()

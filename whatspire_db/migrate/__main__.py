@@ -59,10 +59,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    options = _parser().parse_args(argv)
+    if options.models and len(options.models) > 1 and options.models[-1] in VERBS:
+        options.verb = options.models.pop()  # a verb that was written behind the modules
+    return options
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one verb and return the exit code. Errors are two lines on stderr, a fact and a hint."""
     try:
-        options = _parser().parse_args(argv)
+        options = _parse(argv)
         _configure_logging(options)
         return _run(options)
     except WhatspireDBError as error:

@@ -45,15 +45,17 @@ def literal(db: peewee.Database, query: tuple[str, list[Any]]) -> str:
     sql, params = query
     if isinstance(db, peewee.SqliteDatabase):
         return sql  # rendered with value_literals
+    mogrify = getattr(db.cursor(), "mogrify", None)
     try:
-        text = db.cursor().mogrify(sql, params)
-    except (IndexError, TypeError, ValueError, AttributeError):
-        if params:
-            raise ModelError(
-                f"cannot render {sql!r} with its parameters", "write the values into the SQL text"
-            ) from None
-        return sql  # a single % that peewee itself would not take
-    return text.decode() if isinstance(text, bytes) else str(text)
+        if mogrify is not None:
+            text = mogrify(sql, params)
+            return text.decode() if isinstance(text, bytes) else str(text)
+    except (IndexError, TypeError, ValueError):
+        if not params:
+            return sql  # a single % that peewee itself would not take
+    if params:
+        raise ModelError(f"cannot render {sql!r} with its parameters", "write the values into the SQL text")
+    return sql.replace("%%", "%")  # psycopg 3, which has no mogrify
 
 
 def execute(db: peewee.Database, sql: str, params: Iterable[Any] | None = None) -> Any:

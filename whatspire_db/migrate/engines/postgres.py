@@ -183,7 +183,7 @@ class PostgresEngine(Engine):
     def _snapshot_one(self, schema: str, names: Mapping[str, Key], scratch: bool = False) -> Schema:
         """Read one schema; `names` are the tables asked for, by their names there."""
         oid = "pg_my_temp_schema()" if scratch else "to_regnamespace(%s)"
-        version = self.db.connection().server_version
+        version = self.db.server_version or 0
         query = _SNAPSHOT.format(
             namespace=oid,
             nulls_not_distinct="i.indnullsnotdistinct" if version >= 150000 else "false",
