@@ -44,6 +44,10 @@ class ModelError(WhatspireDBError):
     """The models cannot be turned into a schema on this engine."""
 
 
+class ScratchUnavailable(ModelError):
+    """The declared schema cannot be worked out for want of a place to create it; names can still be compared."""
+
+
 class LockTimeout(WhatspireDBError):
     """Another migration held the lock for longer than this one waits."""
 

@@ -330,6 +330,37 @@ def test_role_without_rights(postgres: Place, server: Server) -> None:
     server.execute("DROP ROLE reader")
 
 
+def test_role_that_may_make_no_temporary_tables(postgres: Place, server: Server) -> None:
+    name = parse_postgres(postgres.dsn).arguments["dbname"]
+    server.execute("DROP ROLE IF EXISTS modest", "CREATE ROLE modest LOGIN")
+    server.execute(f"REVOKE TEMPORARY ON DATABASE {name} FROM PUBLIC")
+    modest = server.of_database(name, user="modest")
+    fails(postgres.run("plan", "-q", "--dsn", modest), 1, "missing table sessions", "temporary tables", "TEMPORARY")
+    assert postgres.run().returncode == 0
+    db = postgres.connect()
+    db.execute_sql("GRANT SELECT ON migration_versions TO modest")
+    for verb in ("up", "plan", "verify"):
+        done = postgres.run(verb, "--dsn", modest)
+        assert done.returncode == 0, done.stderr
+        assert "compared by names alone" in done.stderr
+    db.execute_sql("DROP INDEX idx_sessions_jid")
+    db.execute_sql("ALTER TABLE sessions ALTER name DROP NOT NULL")
+    fails(postgres.run("plan", "-q", "--dsn", modest), 1, "missing index sessions.idx_sessions_jid")
+    verified = postgres.run("verify", "--dsn", modest)
+    assert verified.returncode == 4
+    assert "drift column_null sessions.name" in verified.stdout
+    db.execute_sql("DROP OWNED BY modest")
+    db.close()
+    server.execute("DROP ROLE modest")
+
+
+def test_session_that_may_only_read(postgres: Place) -> None:
+    reading = f"{postgres.dsn} default_transaction_read_only=on"
+    fails(postgres.run("up", "-q", "--dsn", reading), 1, "read-only transaction")
+    assert postgres.run().returncode == 0
+    assert postgres.run("up", "--dsn", reading).returncode == 0
+
+
 def test_search_path_decides_where_tables_go(postgres: Place) -> None:
     db = postgres.connect()
     db.execute_sql("CREATE SCHEMA app")

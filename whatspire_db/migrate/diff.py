@@ -105,6 +105,8 @@ def diff(declared: Schema, live: Schema, constraints_can_be_added: bool) -> Chan
 
 def _diff_table(declared: Table, live: Table, changes: Changes, constraints_can_be_added: bool) -> None:
     name = label(declared.key)
+    if declared.by_name:
+        return _diff_names(declared, live, changes)
     if declared.options != live.options:
         shown = [", ".join(t.options) or "plain" for t in (declared, live)]
         changes.drift.append(Drift("table", name, name, *shown))
@@ -116,7 +118,20 @@ def _diff_table(declared: Table, live: Table, changes: Changes, constraints_can_
             changes.drift += _diff_column(name, column, live.columns[column.name])
     changes.extra += [Extra("column", name, c) for c in live.columns if c not in declared.columns]
     _diff_indexes(declared, live, changes)
-    _diff_constraints(declared, live, changes, new, constraints_can_be_added)
+    return _diff_constraints(declared, live, changes, new, constraints_can_be_added)
+
+
+def _diff_names(declared: Table, live: Table, changes: Changes) -> None:
+    """Compare what is known of a table without the engine's help: names, and which columns are NOT NULL."""
+    for column in declared.columns.values():
+        found = live.columns.get(column.name)
+        if found is None:
+            changes.missing.append(Missing("column", declared.key, column.name, column))
+        elif found.not_null != column.not_null:
+            shown = (column.nullability, found.nullability)
+            changes.drift.append(Drift("column_null", label(declared.key), column.name, *shown))
+    names = {index.name for index in live.indexes}
+    changes.missing += [Missing("index", declared.key, i.name, i) for i in declared.indexes if i.name not in names]
 
 
 def _diff_column(table: str, declared: Column, live: Column) -> Iterator[Drift]:

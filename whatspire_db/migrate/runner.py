@@ -12,12 +12,12 @@ from typing import Any
 import peewee
 
 from .. import errors
-from ..errors import MigrationRefused, ModelError, StepFailed, VerificationFailed
+from ..errors import MigrationRefused, ModelError, ScratchUnavailable, StepFailed, VerificationFailed
 from ..models import MigrationVersion, registered_models
 from . import history
 from .ddl import ModelType, execute
 from .diff import Changes, Drift, diff
-from .engines import engine_for
+from .engines import declared_names, discarded, engine_for
 from .history import MigrationStatus
 from .plan import Plan, Step, make_plan
 from .schema import Schema, label
@@ -158,6 +158,10 @@ class MigrationRunner:
         live = self._snapshot()
         version = history.version(self.db)
         changes = self._changes(declared, live)
+        if declared.unproved and changes.missing:
+            names = ", ".join(str(item) for item in changes.missing)
+            fact, hint = declared.unproved
+            raise ModelError(f"{names}: the SQL cannot be worked out: {fact}", hint)
         return make_plan(self.engine, self._all_models(), changes, declared, live, version)
 
     def _all_models(self) -> list[ModelType]:
@@ -180,7 +184,11 @@ class MigrationRunner:
                     "give one of them another table_name, or leave it out",
                 )
         models = self._all_models()
-        schema = self.engine.declared(models)
+        try:
+            schema = self.engine.declared(models)
+        except ScratchUnavailable as error:
+            logger.warning("compared by names alone: %s", error)
+            schema = replace(declared_names(self.engine, models), unproved=(error.fact, error.hint))
         # In the order of the models, so that two plans of one schema are equal.
         return replace(schema, tables={key: schema.tables[key] for key in map(self.engine.key, models)})
 
@@ -220,8 +228,6 @@ class MigrationRunner:
         if not self.engine.constraints_can_be_added:
             yield
             return
-        from .engines import discarded
-
         with discarded(self.db):
             yield
 

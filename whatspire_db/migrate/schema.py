@@ -124,6 +124,7 @@ class Table:
     constraints: tuple[Constraint, ...] = ()
     options: tuple[str, ...] = ()
     rows: int | None = None
+    by_name: bool = False  # a declared table of which the names are known and no more
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,7 @@ class Schema:
     others: tuple[Key, ...] = ()
     schemas: frozenset[str] = frozenset({""})
     extensions: frozenset[str] = frozenset()
+    unproved: tuple[str, str] | None = None  # why a declared schema holds names alone, and what to do about it
 
     def merge(self, other: Schema) -> Schema:
         """Return the schema that holds what both hold."""

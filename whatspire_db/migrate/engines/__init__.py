@@ -10,8 +10,8 @@ from typing import Any
 import peewee
 
 from ...errors import ModelError
-from ..ddl import ModelType, execute
-from ..schema import Column, Index, Key, Schema
+from ..ddl import ModelType, create_indexes, execute
+from ..schema import Column, Index, Key, Schema, Table
 
 DriverErrors = (peewee.PeeweeException,)
 
@@ -100,6 +100,20 @@ def engine_for(db: peewee.Database) -> Engine:
 
         return PostgresEngine(real)
     raise ModelError(f"{type(real).__name__} is not supported", "give a peewee database for SQLite or PostgreSQL")
+
+
+def declared_names(engine: Engine, models: Sequence[ModelType]) -> Schema:
+    """Return what the models alone say of their schema: names, and which columns are NOT NULL."""
+    tables = {}
+    for model in models:
+        keys = {field.name for field in model._meta.get_primary_keys()}
+        columns = [
+            Column(engine.fold(f.column_name), None, not f.null or f.name in keys) for f in model._meta.sorted_fields
+        ]
+        indexes = [Index(engine.fold(name), ()) for name, _ in create_indexes(engine.db, model)]
+        key = engine.key(model)
+        tables[key] = Table(key, columns={c.name: c for c in columns}, indexes=tuple(indexes), by_name=True)
+    return Schema(tables)
 
 
 def with_references(models: Sequence[ModelType]) -> list[ModelType]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import peewee
 
-from ...errors import LockTimeout, ModelError
+from ...errors import LockTimeout, ModelError, ScratchUnavailable
 from ..ddl import (
     ModelType,
     add_canonical_column,
@@ -285,10 +285,9 @@ class PostgresEngine(Engine):
         except peewee.PeeweeException as error:
             fact = " ".join(str(error).split())
             if "permission denied to create temporary tables" in fact:
-                raise ModelError(
-                    f"the declared schema cannot be worked out: {fact}",
-                    "let the database's owner run: GRANT TEMPORARY ON DATABASE ... TO this role",
-                ) from None
+                raise ScratchUnavailable(fact, "grant this role TEMPORARY on the database") from None
+            if "read-only transaction" in fact or "during recovery" in fact:
+                raise ScratchUnavailable(fact, "connect to the primary, or to a database that can be written") from None
             raise ModelError(
                 f"{model.__name__} makes no table that PostgreSQL takes: {fact}",
                 f"correct the model; its SQL was: {sql}",
