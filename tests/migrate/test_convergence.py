@@ -27,10 +27,11 @@ older = st.tuples(
 
 def wipe(place: Place, db: peewee.Database) -> None:
     if place.is_sqlite:
-        for kind, name in db.execute_sql(
-            "SELECT type, name FROM sqlite_master WHERE type IN ('table', 'view')"
-        ).fetchall():
-            db.execute_sql(f'DROP {kind} "{name}"')
+        db.execute_sql("PRAGMA foreign_keys = 0")
+        for table in db.get_tables():
+            quoted = table.replace('"', '""')
+            db.execute_sql(f'DROP TABLE IF EXISTS "{quoted}"')
+        db.execute_sql("PRAGMA foreign_keys = 1")
     else:
         db.execute_sql("DROP SCHEMA public CASCADE")
         db.execute_sql("CREATE SCHEMA public")

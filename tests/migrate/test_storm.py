@@ -8,7 +8,7 @@ import pytest
 
 from tests import gorm
 from tests.conftest import Place, Server
-from whatspire_db import MigrationRunner
+from whatspire_db import LockTimeout, MigrationRunner
 
 STARTERS = 32
 
@@ -53,18 +53,17 @@ def test_the_go_service_starts_at_the_same_second(place: Place, server: Server) 
         assert runner.up().version == newest + 1
 
 
-def test_lock_is_waited_for_and_then_named(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    from whatspire_db import LockTimeout
-    from whatspire_db.migrate import runner as module
-
-    monkeypatch.setattr(module, "LOCK_WAIT_SECONDS", 0.2)
+def test_lock_is_waited_for_and_then_named(place: Place) -> None:
     holder, db = place.connect(), place.connect()
     with holder.connection_context(), db.connection_context():
         if not place.is_sqlite:
             db.execute_sql("CREATE TABLE other (id integer)")
         with (
             MigrationRunner(holder).engine.transaction(1),
-            pytest.raises(LockTimeout, match=r"for 0\.2 s"),
+            pytest.raises(LockTimeout, match=r"for 0\.2 s") as error,
         ):
-            MigrationRunner(db).up()
+            MigrationRunner(db, lock_timeout=0.2).up()
+        if not place.is_sqlite:
+            (pid,) = holder.execute_sql("SELECT pg_backend_pid()").fetchone()
+            assert f"pid {pid}, application whatspire_db" in error.value.fact
         MigrationRunner(db).up()

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
+
 import peewee
 import pytest
+from hypothesis import given, note
+from hypothesis import strategies as st
 
 from tests import zoo
 from tests.conftest import Place
-from whatspire_db import MigrationRunner
+from tests.migrate.test_convergence import wipe
+from whatspire_db import MigrationRefused, MigrationRunner
 from whatspire_db.migrate.engines import engine_for
 
 
@@ -107,3 +113,66 @@ def test_extension_of_a_type_is_created(postgres: Place) -> None:
     assert [step.kind for step in runner.plan().pending][:2] == ["create_extension", "create_table"]
     runner.up()
     assert not runner.verify_schema()
+
+
+def _damage(place: Place, db: peewee.Database, models: list[type[peewee.Model]], draw: random.Random) -> str:
+    """Choose a statement that takes something away from the database."""
+    model = draw.choice(models)
+    table = ".".join(
+        '"' + part.replace('"', '""') + '"' for part in (model._meta.schema, model._meta.table_name) if part
+    )
+    cascade = "" if place.is_sqlite else " CASCADE"
+    kind = draw.choice(["column", "column", "index", "constraint", "table"])
+    keys = model._meta.get_primary_keys()
+    columns = [f.column_name.replace('"', '""') for f in model._meta.sorted_fields if f not in keys]
+    if kind == "column" and columns:
+        return f'ALTER TABLE {table} DROP COLUMN "{draw.choice(columns)}"{cascade}'
+    if kind == "index" and place.is_sqlite:
+        found = db.execute_sql("SELECT name FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL").fetchall()
+        return f'DROP INDEX "{draw.choice(found)[0]}"' if found else "SELECT 1"
+    if kind == "index":
+        found = db.execute_sql(
+            "SELECT quote_ident(schemaname), quote_ident(indexname) FROM pg_indexes WHERE schemaname IN ('public', 'other')"
+        ).fetchall()
+        return "DROP INDEX {}.{}".format(*draw.choice(found))
+    if kind == "constraint" and not place.is_sqlite:
+        found = db.execute_sql(
+            "SELECT conrelid::regclass::text, quote_ident(conname) FROM pg_constraint JOIN pg_namespace AS n "
+            "ON n.oid = connamespace WHERE contype IN ('f', 'c', 'u') AND nspname IN ('public', 'other')"
+        ).fetchall()
+        return "ALTER TABLE {} DROP CONSTRAINT {} CASCADE".format(*draw.choice(found)) if found else "SELECT 1"
+    return f"DROP TABLE {table}{cascade}"
+
+
+@given(draw=st.randoms(use_true_random=False), number=st.integers(1, 12))
+def test_any_damage_is_mended_or_refused(
+    place: Place, models: list[type[peewee.Model]], draw: random.Random, number: int
+) -> None:
+    db = place.connect()
+    with db.connection_context(), db.bind_ctx(models, bind_refs=False, bind_backrefs=False):
+        if place.is_sqlite:
+            wipe(place, db)
+        else:
+            db.execute_sql("DROP SCHEMA IF EXISTS other CASCADE")
+            wipe(place, db)  # takes the extension along
+            db.execute_sql("CREATE SCHEMA other")
+            db.execute_sql("CREATE EXTENSION vector")
+        db.create_tables(models)
+        for _ in range(number):
+            statement = _damage(place, db, models, draw)
+            note(statement)
+            with contextlib.suppress(peewee.PeeweeException):  # SQLite keeps a column that something needs
+                db.execute_sql(statement)
+        runner = MigrationRunner(db, models)
+        refused = runner.plan().refused
+        if refused:
+            assert place.is_sqlite
+            assert all("STORED" in refusal.reason for refusal in refused)
+            with pytest.raises(MigrationRefused):
+                runner.up()
+        else:
+            runner.up()
+            assert not runner.verify_schema(), str(runner.verify_schema())
+            assert not runner.plan(), str(runner.plan())
+    if hasattr(db, "close_all"):
+        db.close_all()

@@ -17,7 +17,7 @@ import peewee
 from ..database import connect
 from ..errors import ConfigError, MigrationRefused, WhatspireDBError
 from ..models import BaseModel, registered_models
-from ..settings import LOG_LEVELS, Settings
+from ..settings import LOG_LEVELS, Settings, read_duration
 from .diff import Changes
 from .runner import MigrationRunner, Report
 
@@ -53,6 +53,10 @@ def _parser() -> argparse.ArgumentParser:
         "--models", nargs="+", action="extend", metavar="MODULE", help="modules with models of your own"
     )
     parser.add_argument("--only-models", action="store_true", help="leave the service's own tables out")
+    parser.add_argument(
+        "--lock-timeout", metavar="D", help="wait so long for another migration, like 90s or 5m (default: 60s)"
+    )
+    parser.add_argument("--sql", action="store_true", help="with plan: print the statements alone, for psql or sqlite3")
     parser.add_argument("--json", action="store_true", help="print one JSON document on stdout")
     parser.add_argument("-q", "--quiet", action="store_true", help="print errors alone")
     parser.add_argument("-v", "--verbose", action="store_true", help="log every statement of a step to stderr")
@@ -101,7 +105,10 @@ def _run(options: argparse.Namespace) -> int:
         settings = replace(settings, log_level=LOG_LEVELS[0])
     models = load_models(options.models or settings.models, with_service=not options.only_models)
     db = connect(settings, read_only=options.verb != "up")
-    runner = MigrationRunner(db, models, record_all=settings.record_runs == "all")
+    wait = settings.migration_lock_timeout
+    if options.lock_timeout is not None:
+        wait = read_duration("--lock-timeout", options.lock_timeout)
+    runner = MigrationRunner(db, models, record_all=settings.record_runs == "all", lock_timeout=wait.total_seconds())
     try:
         return _VERBS[options.verb](runner, options)
     except MigrationRefused as refused:
@@ -193,6 +200,8 @@ def _plan(runner: MigrationRunner, options: argparse.Namespace) -> int:
     plan = runner.plan()
     if options.json:
         _print_json(plan.to_json())
+    elif options.sql:
+        print(plan.sql(), end="")
     elif not options.quiet:
         print(plan)
     if plan.refused:

@@ -93,6 +93,11 @@ class Plan:
         lines = [f"{title}\n" + "\n".join(f"  {item}" for item in items) for title, items in sections if items]
         return "\n".join(lines) or "nothing to do"
 
+    def sql(self) -> str:
+        """Return the statements alone, ready for psql or sqlite3 in one transaction; nothing when refused."""
+        statements = [f"{sql};\n" for step in self.pending for sql in step.sql]
+        return "".join(["BEGIN;\n", *statements, "COMMIT;\n"]) if statements and not self.refused else ""
+
     def to_json(self) -> dict[str, Any]:
         return {
             "driver": self.driver,
@@ -227,7 +232,7 @@ class _Planner:
         rows = self.rows.any(key)
         allowed = [c for c in columns.values() if not self._refuses_column(key, table, c, rows)]
         rewriting = self.engine.rewriting(model, allowed) if rows and allowed else set()
-        attached = self._attached(table, columns)
+        attached = {} if self.engine.constraints_can_be_added else self._attached(table, columns)
         for column in allowed:
             if self.engine.constraints_can_be_added:
                 sql = ddl.add_canonical_column(self.db, model, column)

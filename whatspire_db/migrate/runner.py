@@ -24,7 +24,7 @@ from .schema import Schema, label
 
 logger = logging.getLogger("whatspire_db.migrate")
 
-LOCK_WAIT_SECONDS = 60.0
+LOCK_TIMEOUT_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -54,17 +54,24 @@ class MigrationRunner:
 
     :param db: any peewee database for SQLite or PostgreSQL.
     :param models: default: the service's, and every other subclass of BaseModel that was imported.
+    :param lock_timeout: seconds to wait for another migration to end.
     :param record_all: record runs that changed nothing too, as the Go service does.
     :raises ModelError: when the database is of another kind, or two models declare one table.
     """
 
     def __init__(
-        self, db: peewee.Database, models: Sequence[ModelType] | None = None, *, record_all: bool = False
+        self,
+        db: peewee.Database,
+        models: Sequence[ModelType] | None = None,
+        *,
+        record_all: bool = False,
+        lock_timeout: float = LOCK_TIMEOUT_SECONDS,
     ) -> None:
         self.engine = engine_for(db)
         self.db = self.engine.db
         self.models: list[ModelType] = list(dict.fromkeys(registered_models() if models is None else models))
         self.record_all = record_all
+        self.lock_timeout = lock_timeout
         for model in self.models:
             if not peewee.is_model(model):
                 raise ModelError(f"{model!r} is not a peewee model", "give model classes")
@@ -115,7 +122,7 @@ class MigrationRunner:
         """Do the work under the lock and return what was done and the version since; look again first."""
         if plan.refused:
             raise MigrationRefused(plan)
-        with self.engine.transaction(LOCK_WAIT_SECONDS):
+        with self.engine.transaction(self.lock_timeout):
             plan = self._plan(declared)
             if plan.refused:
                 raise MigrationRefused(plan)

@@ -126,6 +126,15 @@ SELECT 'constraint', o.relname, json_build_object(
     WHERE k.contype IN ('p', 'f', 'c', 'x') OR (k.contype = 'n' AND NOT k.convalidated)
 """
 
+_HOLDER = """
+SELECT a.pid, a.application_name, coalesce(a.client_hostname, host(a.client_addr), 'local socket'), a.usename,
+    to_char(coalesce(a.xact_start, a.backend_start) AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS')
+FROM pg_locks AS l JOIN pg_stat_activity AS a ON a.pid = l.pid
+WHERE l.locktype = 'advisory' AND l.granted
+    AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+    AND (l.classid::bigint << 32 | l.objid::bigint) = %s
+"""
+
 _ACTIONS = {"r": "RESTRICT", "c": "CASCADE", "n": "SET NULL", "d": "SET DEFAULT"}
 _LOCKS = {
     "create_schema": "none",
@@ -315,10 +324,19 @@ class PostgresEngine(Engine):
         while not self.ask("SELECT pg_try_advisory_lock(%s)", [number]):
             if time.monotonic() > deadline:
                 raise LockTimeout(
-                    f"another migration held the lock for {wait_seconds:g} s", "wait for it to end, or end it"
+                    f"another migration held the lock for {wait_seconds:g} s: {self._holder(number)}",
+                    "wait for it to end, raise --lock-timeout, or end it with pg_terminate_backend(pid)",
                 )
             time.sleep(pause * random.uniform(0.5, 1))  # noqa: S311 - jitter
             pause = min(pause * 2, 0.25)
+
+    def _holder(self, number: int) -> str:
+        """Name who holds the migration lock, as far as this role may see it."""
+        row = execute(self.db, _HOLDER, [number]).fetchone()
+        if row is None:
+            return "it has just ended"
+        pid, application, host, user, since = row
+        return f"pid {pid}, application {application or 'unnamed'}, user {user}, from {host}, since {since} UTC"
 
     def lock_of(self, kind: str) -> str:
         return _LOCKS[kind]

@@ -121,7 +121,7 @@ class SqliteEngine(Engine):
                 raise
             raise LockTimeout(
                 f"the database was locked by another process for {wait_seconds:g} s",
-                "find who writes to it for that long, or try again when it is quiet",
+                "find who writes to it for that long, raise --lock-timeout, or try again when it is quiet",
             ) from None
         finally:
             execute(self.db, f"PRAGMA busy_timeout = {usual}")
