@@ -179,6 +179,15 @@ def test_bulk_update_and_case_take_times(place: Place, db: peewee.Database) -> N
     assert [s.updated_at for s in Session.select().order_by(Session.name)] == [gorm.instant(n) for n in range(3)]
 
 
+def test_values_that_cannot_be_stored_are_refused(place: Place, db: peewee.Database) -> None:
+    MigrationRunner(db).up()
+    early = datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=5)))
+    for values in ({"details": "\ud800"}, {"details": {1, 2}}, {"details": float("nan")}, {"created_at": early}):
+        with pytest.raises(ValueRefused, match="audit_logs"):
+            AuditLog.create(event_type="x", **values)
+    assert AuditLog.select().count() == 0
+
+
 def test_checks_hold(place: Place, db: peewee.Database) -> None:
     MigrationRunner(db).up()
     with pytest.raises(peewee.IntegrityError):

@@ -133,8 +133,9 @@ def test_sqlite_forms() -> None:
         target = parse_sqlite(dsn)
         assert target.database == "x.db"
         assert target.pragmas == {"journal_mode": "WAL", "busy_timeout": "100", "foreign_keys": "on"}
-    with pytest.raises(ConfigError, match="_journal"):
-        parse_sqlite("x.db?_journal=WAL;DROP")
+    for wrong in ("_journal=WAL;DROP", "_fk=enabled", "_journal_mode=bogus", "_timeout=abc", "_sync=", "_fk=on%20"):
+        with pytest.raises(ConfigError, match="it takes"):
+            parse_sqlite(f"x.db?{wrong}")
 
 
 def test_sqlite_parameters_reach_the_connection(sqlite: Place) -> None:
@@ -147,8 +148,27 @@ def test_sqlite_parameters_reach_the_connection(sqlite: Place) -> None:
 
 
 def test_a_postgres_dsn_never_becomes_a_file() -> None:
-    for dsn in ("postgres://h/d", "postgresql://h/d", "host=h dbname=d", " user=u"):
+    plain = ("postgres://h/d", "postgresql://h/d", "host=h dbname=d", " user=u")
+    for dsn in (*plain, "sslmode=disable password=x", "postgress://u:x@h/d", "application_name=x password=y"):
         assert looks_like_postgres(dsn)
         with pytest.raises(ConfigError, match="DRIVER is sqlite"):
             Settings(dsn=dsn)
     assert not looks_like_postgres("hosts.db")
+
+
+def test_database_that_is_not_named_is_libpqs(postgres: Place, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = dict(parse_postgres(postgres.dsn).arguments)
+    name = arguments.pop("dbname")
+    bare = " ".join(f"{k}='{v}'" for k, v in arguments.items())
+    monkeypatch.setenv("PGDATABASE", name)
+    db = connect(Settings(driver="postgres", dsn=bare), bind=False)
+    assert db.execute_sql("SELECT current_database()").fetchone() == (name,)
+    db.close_all()
+    monkeypatch.delenv("PGDATABASE")
+    services = postgres.folder / "services.conf"
+    services.write_text("[ours]\n" + "".join(f"{k}={v}\n" for k, v in {**arguments, "dbname": name}.items()))
+    monkeypatch.setenv("PGSERVICEFILE", str(services))
+    db = connect(Settings(driver="postgres", dsn="service=ours"), bind=False)
+    shown = db.execute_sql("SELECT current_database(), current_setting('application_name')").fetchone()
+    assert shown == (name, "whatspire_db")
+    db.close_all()

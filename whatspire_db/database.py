@@ -50,6 +50,9 @@ class SqliteDatabase(peewee.SqliteDatabase):
     target: SqliteTarget
 
     def _connect(self) -> Any:
+        path = self.target.path
+        if path is not None and os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+            raise ConnectionFailed(f"{path} is not a regular file", "point WHATSAPP_DATABASE_DSN at a database file")
         try:
             return super()._connect()
         except sqlite3.OperationalError as error:
@@ -148,10 +151,11 @@ class PostgresqlDatabase(PooledPostgresqlDatabase):
 
 def _postgres(settings: Settings, target: PostgresTarget) -> PostgresqlDatabase:
     arguments = dict(target.arguments)
-    arguments.setdefault("connect_timeout", str(CONNECT_TIMEOUT_SECONDS))
-    arguments.setdefault("application_name", "whatspire_db")
-    # libpq's own default for a database that is not named is the user's name; an empty name means that.
-    database = arguments.pop("dbname", "") or arguments.get("user", "") or "postgres"
+    if "service" not in arguments and "PGCONNECT_TIMEOUT" not in os.environ:
+        arguments.setdefault("connect_timeout", str(CONNECT_TIMEOUT_SECONDS))
+    arguments.setdefault("fallback_application_name", "whatspire_db")
+    # peewee takes an empty URL as: whatever libpq finds in its service file, its variables and its defaults.
+    database = arguments.pop("dbname", "") or "postgresql://"
     db = PostgresqlDatabase(
         database,
         max_connections=settings.max_open_conns or None,

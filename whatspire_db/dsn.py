@@ -39,6 +39,16 @@ SQLITE_PRAGMAS = {
     "_sync": "synchronous",
     "_writable_schema": "writable_schema",
 }
+BOOLEANS = "0|1|no|yes|false|true|off|on"
+PRAGMA_VALUES = {
+    "auto_vacuum": "0|1|2|none|full|incremental",
+    "busy_timeout": "[0-9]{1,9}",
+    "cache_size": "-?[0-9]{1,9}",
+    "journal_mode": "delete|truncate|persist|memory|wal|off",
+    "locking_mode": "normal|exclusive",
+    "secure_delete": BOOLEANS + "|fast",
+    "synchronous": "0|1|2|3|off|normal|full|extra",
+}
 # Also read by the Go driver, without a meaning here: transactions that write are always IMMEDIATE and
 # times always UTC.
 SQLITE_IGNORED = frozenset({"_loc", "_mutex", "_txlock", "_stmt_cache_size"})
@@ -99,9 +109,9 @@ class PostgresTarget:
 
 def looks_like_postgres(dsn: str) -> bool:
     """Tell whether a string is plainly a PostgreSQL DSN, so that it never becomes a file's name."""
-    if _URL.match(dsn):
-        return True
-    return bool(re.match(r"\s*(host|hostaddr|user|dbname|password|port|service)\s*=", dsn))
+    if re.match(r"\s*[a-z][a-z0-9+.-]*://", dsn, re.IGNORECASE):
+        return not dsn.lstrip().lower().startswith("file:")
+    return bool(re.search(r"(^|\s)(host|hostaddr|user|dbname|passw(or)?d|port|service|sslmode)\s*=", dsn))
 
 
 def parse_sqlite(dsn: str) -> SqliteTarget:
@@ -141,8 +151,9 @@ def _sqlite_uri(base: str, kept: list[str], pragmas: Mapping[str, str]) -> Sqlit
 
 
 def _pragma_value(key: str, value: str) -> str:
-    if not re.fullmatch(r"-?\w+", value):
-        raise ConfigError(f"the SQLite DSN gives {key} the value {value!r}", "it takes a word or a number")
+    takes = PRAGMA_VALUES.get(SQLITE_PRAGMAS[key], BOOLEANS)
+    if not re.fullmatch(takes, value, re.IGNORECASE | re.ASCII):
+        raise ConfigError(f"the SQLite DSN gives {key} the value {value!r}", f"it takes {takes.replace('|', ', ')}")
     return value
 
 

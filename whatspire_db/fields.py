@@ -98,7 +98,10 @@ class InstantField(peewee.Field):
                 f"{_column(self)} takes an aware datetime, and this one has no time zone",
                 "use datetime.now(timezone.utc), or add the zone with .replace(tzinfo=...)",
             )
-        return _Instant(value, self._naive_on_postgres)
+        try:
+            return _Instant(value, self._naive_on_postgres)
+        except OverflowError:
+            raise ValueRefused(f"{_column(self)} takes a time that UTC has, not {value}", "use a later year") from None
 
     def python_value(self, value: Any) -> Any:
         if isinstance(value, str):
@@ -163,7 +166,9 @@ class JSONBytesField(peewee.Field):
 
 def _dump(field: peewee.Field, value: Any) -> str:
     try:
-        return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+        text = json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+        text.encode()  # a lone surrogate has no UTF-8
+        return text
     except (TypeError, ValueError) as error:
         raise ValueRefused(
             f"{_column(field)} takes a JSON value: {error}",

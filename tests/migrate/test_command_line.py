@@ -225,6 +225,10 @@ def test_file_that_is_no_database(sqlite: Place, content: bytes) -> None:
     assert Path(sqlite.dsn).read_bytes() == content
 
 
+def test_device_is_no_database(sqlite: Place) -> None:
+    fails(sqlite.run("--dsn", "/dev/null"), 1, "/dev/null is not a regular file")
+
+
 def test_folder_that_cannot_be_made(sqlite: Place) -> None:
     (sqlite.folder / "file").touch()
     fails(sqlite.run("--dsn", str(sqlite.folder / "file" / "x.db")), 1, "cannot be made")
@@ -355,6 +359,14 @@ def test_role_without_rights(postgres: Place, server: Server) -> None:
     db.execute_sql("GRANT SELECT ON migration_versions TO reader")
     done = postgres.run("up", "--dsn", server.of_database(name, user="reader"))
     assert (done.returncode, done.stderr) == (0, "")
+    db.execute_sql("INSERT INTO receipts VALUES ('1', 'm', 's', 'f', 't', 'read', now())")
+    db.execute_sql("ALTER TABLE receipts DROP COLUMN to_jid, ALTER id DROP DEFAULT")
+    db.execute_sql("DROP INDEX idx_sessions_jid")
+    planned = postgres.run("plan", "--dsn", server.of_database(name, user="reader"))
+    assert planned.returncode == 4, planned.stderr
+    assert "the table has an unknown number of rows" in planned.stdout
+    assert 'CREATE INDEX IF NOT EXISTS "idx_sessions_jid"' not in planned.stdout
+    assert 'CREATE INDEX "idx_sessions_jid" ON "sessions" ("jid")' in planned.stdout
     server.execute("REVOKE ALL ON DATABASE " + name + " FROM reader")
     db.execute_sql("REVOKE SELECT ON migration_versions FROM reader")
     db.close()
@@ -387,7 +399,7 @@ def test_role_that_may_make_no_temporary_tables(postgres: Place, server: Server)
 
 def test_session_that_may_only_read(postgres: Place) -> None:
     reading = f"{postgres.dsn} default_transaction_read_only=on"
-    fails(postgres.run("up", "-q", "--dsn", reading), 1, "read-only transaction")
+    fails(postgres.run("up", "--dsn", reading), 1, "read-only transaction")
     assert postgres.run().returncode == 0
     assert postgres.run("up", "--dsn", reading).returncode == 0
 

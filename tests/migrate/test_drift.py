@@ -164,8 +164,23 @@ POSTGRES = {
     ),
     "primary key": (
         ["ALTER TABLE thing DROP CONSTRAINT thing_pkey", "ALTER TABLE thing ADD PRIMARY KEY (id, b)"],
-        "primary_key", "thing_pkey", '("id")', '("id", "b")',
+        "primary_key", "thing_pkey", "(id)", "(id, b)",
     ),
+    "primary key include": (
+        ["ALTER TABLE thing DROP CONSTRAINT thing_pkey", "ALTER TABLE thing ADD PRIMARY KEY (id) INCLUDE (a)"],
+        "primary_key", "thing_pkey", "(id)", "INCLUDE (a)",
+    ),
+    "primary key invalid": (
+        ["UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'thing_pkey'::regclass"],
+        "primary_key", "thing_pkey", "(id)", "NOT VALID",
+    ),
+    "foreign key action on some columns": (
+        ["ALTER TABLE thing DROP CONSTRAINT thing_parent",
+         "ALTER TABLE thing ADD CONSTRAINT thing_parent FOREIGN KEY (parent_id) REFERENCES parent (id)"
+         " ON DELETE SET NULL (parent_id)"],
+        "foreign_key", "thing_parent", "CASCADE", 'SET NULL ("parent_id")',
+    ),
+    "unlogged": (["ALTER TABLE thing SET UNLOGGED"], "table", "thing", "plain", "UNLOGGED"),
     "index method": (reindex("thing_part", "CREATE INDEX thing_part ON thing USING hash (b) WHERE b > 5"),
                      "index", "thing_part", "btree", "hash"),
     "index include": (reindex("thing_ab", "CREATE INDEX thing_ab ON thing (a, b DESC) INCLUDE (name)"),
@@ -226,6 +241,17 @@ SQLITE = {
         ),
         "primary_key", "id", "(id)", "(id, b)",
     ),
+    "on conflict of a column": (
+        remade('"b" INTEGER NOT NULL', '"b" INTEGER NOT NULL ON CONFLICT IGNORE'), "table", "thing", "plain", "IGNORE",
+    ),
+    "on conflict of a table": (
+        remade('"id" INTEGER NOT NULL PRIMARY KEY', '"id" INTEGER NOT NULL PRIMARY KEY ON CONFLICT REPLACE'),
+        "table", "thing", "plain", "REPLACE",
+    ),
+    "primary key that is no rowid": (
+        remade("PRIMARY KEY", "PRIMARY KEY DESC"), "table", "thing", "plain", "PRIMARY KEY DESC",
+    ),
+    "check with a quoted number": (remade("a > 0", 'a > "0"'), "check", "thing_a_positive", "a > 0", 'a > "0"'),
     "autoincrement": (remade("PRIMARY KEY", "PRIMARY KEY AUTOINCREMENT"), "table", "thing", "plain", "AUTOINCREMENT"),
     "strict": (remade(SQLITE_THING, SQLITE_THING.replace("VARCHAR(20)", "TEXT").replace("DECIMAL(10, 2)", "REAL") + " STRICT"),
                "table", "thing", "plain", "STRICT"),
@@ -320,3 +346,42 @@ def test_what_does_the_same_under_another_name_is_no_difference(place: Place, db
     assert not runner.plan()
     db.execute_sql("CREATE INDEX idx_sessions_status ON sessions (status)")
     assert [e.name for e in runner.verify_schema().extra] == ["by_status"]
+
+
+def test_another_unique_constraint_of_sqlite_is_not_ours(sqlite: Place) -> None:
+    class Pair(pw.Model):
+        a = pw.IntegerField()
+        b = pw.IntegerField()
+
+        class Meta:
+            table_name = "pair"
+            constraints = [SQL("UNIQUE (a, b)")]
+
+    db = sqlite.connect()
+    db.execute_sql(
+        "CREATE TABLE pair (id INTEGER NOT NULL PRIMARY KEY, a INTEGER NOT NULL, b INTEGER NOT NULL, UNIQUE (b))"
+    )
+    runner = MigrationRunner(db, [Pair])
+    assert [step.name for step in runner.up().applied if step.table == "pair"] == ["pair_a_b_unique"]
+    changes = runner.verify_schema()
+    assert not changes
+    assert [extra.kind for extra in changes.extra] == ["index"]
+    db.close()
+
+
+def test_counting_of_an_identity(postgres: Place) -> None:
+    class Counted(pw.Model):
+        id = pw.IdentityField()
+
+        class Meta:
+            table_name = "counted"
+
+    db = postgres.connect()
+    with db.bind_ctx([Counted]):
+        db.create_tables([Counted])
+        runner = MigrationRunner(db, [Counted])
+        assert not runner.verify_schema()
+        db.execute_sql("ALTER TABLE counted ALTER id SET INCREMENT BY 5")
+        (drift,) = runner.verify_schema().drift
+        assert (drift.kind, drift.declared) == ("column_identity", "BY DEFAULT")
+        assert "INCREMENT 5" in str(drift.live)

@@ -9,7 +9,8 @@ import pytest
 from peewee import SQL, Check
 
 from tests.conftest import Place
-from whatspire_db import MigrationRefused, MigrationRunner, ModelError
+from whatspire_db import MigrationRefused, MigrationRunner, ModelError, StepFailed, VerificationFailed, WhatspireDBError
+from whatspire_db.migrate import Step
 
 
 class Owner(pw.Model):
@@ -235,3 +236,163 @@ def test_models_that_make_no_schema(place: Place, db: pw.Database) -> None:
         MigrationRunner(db, [object])  # type: ignore[list-item]
     with pytest.raises(ModelError, match="not supported"):
         MigrationRunner(pw.MySQLDatabase("x"))
+
+
+# What new columns will hold is part of the question.
+
+
+def added(place: Place, db: pw.Database, *constraints: str, **fields: pw.Field) -> type[pw.Model]:
+    model = item(**fields)
+    model._meta.constraints = [SQL(text) for text in constraints]
+    return model
+
+
+def converges(db: pw.Database, *models: type[pw.Model]) -> None:
+    runner = MigrationRunner(db, list(models))
+    runner.up()
+    assert not runner.verify_schema(), str(runner.verify_schema())
+    assert not runner.plan()
+
+
+def test_generated_column_comes_after_what_it_needs(place: Place, db: pw.Database) -> None:
+    old(place, db)
+    kind = "VIRTUAL" if place.is_sqlite else "STORED"
+    double = pw.IntegerField(null=True, constraints=[SQL(f"GENERATED ALWAYS AS (later * 2) {kind}")])
+    converges(db, item(double=double, later=pw.IntegerField(constraints=[SQL("DEFAULT 4")])))
+    assert db.execute_sql("SELECT DISTINCT double FROM item").fetchall() == [(8,)]
+
+
+def test_check_of_a_column_may_name_a_later_one(place: Place, db: pw.Database) -> None:
+    old(place, db)
+    low = pw.IntegerField(null=True, constraints=[Check("low < high", name="low_high")])
+    converges(db, item(low=low, high=pw.IntegerField(null=True)))
+
+
+@pytest.mark.parametrize("table_level", [False, True])
+def test_default_that_violates_its_own_check(place: Place, db: pw.Database, table_level: bool) -> None:
+    old(place, db)
+    check = [] if table_level else [Check("n > 0", name="n_positive")]
+    model = item(n=pw.IntegerField(constraints=[SQL("DEFAULT 0"), *check]))
+    if table_level:
+        model._meta.constraints = [SQL("CONSTRAINT n_positive CHECK (n > 0 OR owner_id > 103)")]
+    count = 4 if table_level else 12
+    assert f"{count} rows of 12 rows violate it" in refusal(db, model).fact
+
+
+def test_default_that_refers_to_no_parent(postgres: Place) -> None:
+    db = postgres.connect()
+    old(postgres, db)
+    model = item(of=pw.ForeignKeyField(Owner, constraints=[SQL("DEFAULT 7")]))
+    assert "cannot add foreign key item (of_id): 12 rows of 12 rows" in refusal(db, Owner, model).fact
+    db.close()
+
+
+def test_unique_generated_column(place: Place, db: pw.Database) -> None:
+    old(place, db)
+    kind = "VIRTUAL" if place.is_sqlite else "STORED"
+    same = pw.IntegerField(null=True, unique=True, constraints=[SQL(f"GENERATED ALWAYS AS (length(name)) {kind}")])
+    assert "12 rows of 12 rows" in refusal(db, item(same=same)).fact
+    own = pw.IntegerField(null=True, unique=True, constraints=[SQL(f"GENERATED ALWAYS AS (id + 1) {kind}")])
+    converges(db, item(own=own))
+
+
+def test_unique_index_whose_predicate_names_a_new_column(place: Place, db: pw.Database) -> None:
+    old(place, db)
+    model = item(b=pw.TextField(constraints=[SQL("DEFAULT 'x'")]))
+    model._meta.indexes = [SQL("CREATE UNIQUE INDEX item_b ON item (name) WHERE b = 'x'")]
+    assert "12 rows of 12 rows" in refusal(db, model).fact
+
+
+def test_null_is_no_default(place: Place, db: pw.Database) -> None:
+    old(place, db)
+    for default in ("DEFAULT NULL", "DEFAULT (NULL)"):
+        assert "NOT NULL without a default" in refusal(db, item(n=pw.IntegerField(constraints=[SQL(default)]))).fact
+
+
+def test_not_null_generated_column_that_would_be_null(place: Place, db: pw.Database) -> None:
+    old(place, db)
+    db.execute_sql("UPDATE item SET owner_id = NULL WHERE id < 4")
+    kind = "VIRTUAL" if place.is_sqlite else "STORED"
+    field = pw.IntegerField(constraints=[SQL(f"GENERATED ALWAYS AS (owner_id + 1) {kind}")])
+    assert "its expression is NULL for 3 rows" in refusal(db, item(n=field)).fact
+
+
+def test_forms_of_unique_in_a_column(place: Place, db: pw.Database) -> None:
+    old(place, db, rows=1)
+    fields = {
+        "a": pw.IntegerField(null=True, constraints=[SQL("CONSTRAINT a_is_unique UNIQUE")]),
+        "b": pw.IntegerField(null=True, constraints=[SQL("DEFAULT 5 UNIQUE")]),
+    }
+    converges(db, item(**fields))
+
+
+def test_unique_column_with_a_default_of_its_own_for_each_row(postgres: Place) -> None:
+    db = postgres.connect()
+    old(postgres, db)
+    fields = {
+        "uuid": pw.UUIDField(unique=True, constraints=[SQL("DEFAULT gen_random_uuid()")]),
+        "number": pw.IntegerField(unique=True, constraints=[SQL("GENERATED ALWAYS AS IDENTITY (START WITH 5)")]),
+    }
+    converges(db, item(**fields))
+    assert db.execute_sql("SELECT min(number) FROM item").fetchone() == (5,)
+    db.close()
+
+
+def test_names_of_constraints_are_taken(postgres: Place) -> None:
+    db = postgres.connect()
+    old(postgres, db, rows=0)
+    db.execute_sql("CREATE TABLE elsewhere (x integer CONSTRAINT uq UNIQUE)")
+    db.execute_sql("ALTER TABLE item ADD CONSTRAINT cc UNIQUE (id, name)")
+    for text, word in (
+        ("CONSTRAINT uq UNIQUE (name)", "elsewhere"),
+        ("CONSTRAINT cc CHECK (id > 0)", "another of that"),
+    ):
+        assert word in refusal(db, added(postgres, db, text)).fact
+    db.execute_sql("DROP TABLE item")
+    model = added(postgres, db, "CONSTRAINT uq UNIQUE (name)")
+    (refused,) = MigrationRunner(db, [model]).plan().refused
+    assert "elsewhere has something of that name" in refused.reason
+    db.close()
+
+
+def test_parent_that_is_a_view(postgres: Place) -> None:
+    db = postgres.connect()
+    old(postgres, db, rows=0)
+    db.execute_sql("CREATE VIEW owner AS SELECT 1 AS id, 'x'::text AS code")
+    model = item(of=pw.ForeignKeyField(Owner, null=True))
+    assert "table owner is a view" in refusal(db, Owner, model).fact
+    db.close()
+
+
+def test_history_that_does_not_take_the_run(place: Place, db: pw.Database) -> None:
+    """A conflict that is not of the version ends the run; it is not tried for ever."""
+    old(place, db, rows=1)
+    db.execute_sql(
+        "CREATE TABLE migration_versions (version bigint primary key, name text not null unique, applied_at timestamp, "
+        "other integer not null default 1 CHECK (other > 0))"
+    )
+    db.execute_sql("INSERT INTO migration_versions (version, name) VALUES (5, 'auto_migration')")
+    with pytest.raises(StepFailed, match="cannot be recorded"):
+        MigrationRunner(db, [item(extra=pw.TextField(null=True))]).up()
+    assert "extra" not in [column.name for column in db.get_columns("item")]
+
+
+def test_version_that_is_no_number(place: Place, db: pw.Database) -> None:
+    db.execute_sql("CREATE TABLE migration_versions (version varchar(9) primary key, name text, applied_at text)")
+    db.execute_sql("INSERT INTO migration_versions VALUES ('v1.2', 'x', NULL)")
+    with pytest.raises(WhatspireDBError, match="not a number"):
+        MigrationRunner(db).version()
+
+
+def test_outcome_that_is_not_the_declared_schema_is_rolled_back(place: Place, db: pw.Database) -> None:
+    old(place, db, rows=1)
+
+    class Idle(MigrationRunner):
+        """Executes something else than was planned."""
+
+        def _execute(self, step: Step) -> None:
+            self.db.execute_sql("CREATE TABLE IF NOT EXISTS other (id integer)")
+
+    with pytest.raises(VerificationFailed, match="column item.extra"):
+        Idle(db, [item(extra=pw.TextField(null=True))]).up()
+    assert "other" not in db.get_tables()

@@ -176,3 +176,35 @@ def test_any_damage_is_mended_or_refused(
             assert not runner.plan(), str(runner.plan())
     if hasattr(db, "close_all"):
         db.close_all()
+
+
+def test_tables_of_one_name_in_two_schemas(postgres: Place) -> None:
+    class Archived(peewee.Model):
+        code = peewee.TextField(unique=True)
+
+        class Meta:
+            table_name = "people"
+            schema = "archive"
+
+    class People(peewee.Model):
+        code = peewee.TextField(unique=True)
+        old = peewee.ForeignKeyField(Archived, null=True)
+        old_code = peewee.ForeignKeyField(Archived, field=Archived.code, null=True)
+
+        class Meta:
+            table_name = "people"
+            indexes = [peewee.SQL("CREATE INDEX people_by_text ON public.people (code, old_id)")]
+
+    models = [Archived, People]
+    db = postgres.connect()
+    db.execute_sql("CREATE SCHEMA archive")
+    with db.bind_ctx(models, bind_refs=False, bind_backrefs=False):
+        db.create_tables(models)
+        runner = MigrationRunner(db, models)
+        assert not runner.plan(), str(runner.plan())
+        db.execute_sql("DROP INDEX people_by_text")
+        assert [missing.name for missing in runner.verify_schema().missing] == ["people_by_text"]
+        db.execute_sql("DROP TABLE people")
+        db.execute_sql("DROP SCHEMA archive CASCADE")
+        assert "create_schema" in {step.kind for step in runner.up().applied}
+        assert not runner.verify_schema()

@@ -104,6 +104,16 @@ def create_indexes(
         yield str(match.group(match.lastindex or 0)), sql
 
 
+def unqualified(index_sql: str) -> str:
+    """Return CREATE INDEX on a table without its schema, as it runs in a scratch place."""
+    return re.sub(r'(\sON\s+(?:ONLY\s+)?)(?:"(?:[^"]|"")+"|\w+)\.', r"\1", index_sql, count=1, flags=re.IGNORECASE)
+
+
+def unnamed(index_sql: str) -> str:
+    """Return CREATE INDEX without the index's name, so that it takes nobody's."""
+    return re.sub(r'(\sINDEX)\s+(?:"(?:[^"]|"")+"|\w+)(\s+ON\s)', r"\1\2", index_sql, count=1, flags=re.IGNORECASE)
+
+
 def deferred_foreign_keys(
     db: peewee.Database, model: ModelType, names: Mapping[ModelType, str] | None = None
 ) -> list[tuple[str, str]]:
@@ -131,8 +141,10 @@ class _CanonicalField(peewee.Field):
     """A column as the engine described it, for playhouse to render."""
 
     def __init__(self, column: Column) -> None:
-        parts = [f"GENERATED ALWAYS AS {column.generated}" if column.generated else ""]
-        parts += [f"GENERATED {column.identity} AS IDENTITY" if column.identity else ""]
+        kind, _, expression = (column.generated or "").partition(" ")
+        parts = [f"GENERATED ALWAYS AS {expression} {kind}" if column.generated else ""]
+        when, _, counting = (column.identity or "").partition(" (")
+        parts += [f"GENERATED {when} AS IDENTITY" + (f" ({counting}" if counting else "") if when else ""]
         if column.default is not None and column.default != SERIAL:
             parts.append(f"DEFAULT {column.default}")
         super().__init__(
@@ -175,8 +187,15 @@ class _Declared(peewee.Field):
 
     def ddl(self, ctx: Context) -> Any:
         nodes = self.field.ddl(ctx)
-        nodes.nodes = [n for n in nodes.nodes if not (isinstance(n, SQL) and n.sql.strip().upper() == "UNIQUE")]
+        nodes.nodes = [_without_unique(n) if isinstance(n, SQL) else n for n in nodes.nodes]
         return peewee.ValueLiterals(nodes)
+
+
+def _without_unique(node: SQL) -> SQL:
+    # An index is made of it instead. A text with a quote in it may hold the word as part of a value.
+    if "'" in node.sql:
+        return node
+    return SQL(re.sub(r'(CONSTRAINT\s+("[^"]+"|\w+)\s+)?\bUNIQUE\b', "", node.sql, flags=re.IGNORECASE), node.params)
 
 
 def add_constraint(db: peewee.Database, model: ModelType, name: str, definition: str) -> str:

@@ -177,17 +177,17 @@ def _diff_indexes(declared: Table, live: Table, changes: Changes) -> None:
         live.indexes,
         lambda a, b: a.name == b.name and _does_the_same(a, b),
         _does_the_same,
-        lambda a, b: a.name == b.name,
+        _named_alike,
         lambda a, b: a.shape == b.shape and bool(a.constraint),
     )
     for wanted, got in pairs:
         if got is None:
-            changes.missing.append(Missing("index", declared.key, wanted.name, wanted))
+            changes.missing.append(Missing("index", declared.key, wanted.title, wanted))
             continue
         matched.append(got)
         if not _does_the_same(wanted, got):
-            changes.drift.append(Drift("index", name, wanted.name, wanted.definition, got.definition))
-    changes.extra += [Extra("index", name, i.name) for i in live.indexes if i not in matched]
+            changes.drift.append(Drift("index", name, wanted.title, wanted.definition, got.definition))
+    changes.extra += [Extra("index", name, i.title) for i in live.indexes if i not in matched]
 
 
 def _same_place(a: Constraint, b: Constraint) -> bool:
@@ -197,7 +197,7 @@ def _same_place(a: Constraint, b: Constraint) -> bool:
     return a.kind == "primary_key" or (a.kind == "foreign_key" and a.columns == b.columns) or _named_alike(a, b)
 
 
-def _named_alike(a: Constraint, b: Constraint) -> bool:
+def _named_alike(a: T, b: T) -> bool:
     return bool(a.name) and a.name == b.name
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import peewee
 from peewee import fn
 
+from ..errors import WhatspireDBError
 from ..fields import utcnow
 from ..models import MigrationVersion
 
@@ -39,7 +40,14 @@ def version(db: peewee.Database) -> int:
     """Return the newest recorded version; 0 before the first run."""
     if not exists(db):
         return 0
-    return int(MigrationVersion.select(fn.MAX(MigrationVersion.version)).scalar(db) or 0)
+    newest = MigrationVersion.select(fn.MAX(MigrationVersion.version)).scalar(db)
+    try:
+        return int(newest or 0)
+    except (TypeError, ValueError):
+        raise WhatspireDBError(
+            f"migration_versions.version holds {newest!r}, which is not a number",
+            "compare that table with the model MigrationVersion",
+        ) from None
 
 
 def status(db: peewee.Database) -> list[MigrationStatus]:
@@ -57,7 +65,9 @@ def record(db: peewee.Database, name: str = RUN_NAME) -> int:
     """
     number = max(int(time.time()), version(db) + 1)
     while True:
-        insert = MigrationVersion.insert(version=number, name=name, applied_at=utcnow()).on_conflict_ignore()
-        if db.rows_affected(db.execute(insert)):
+        insert = MigrationVersion.insert(version=number, name=name, applied_at=utcnow())
+        # Only a version that is taken is passed over; any other conflict is an error of its own.
+        do_nothing = insert.on_conflict(action="NOTHING", conflict_target=["version"])
+        if db.rows_affected(db.execute(do_nothing)):
             return number
         number += 1

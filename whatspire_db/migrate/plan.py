@@ -192,8 +192,13 @@ class _Planner:
         if key in self.live.names:
             reason = f"cannot create table {label(key)}: the name is taken by another relation"
             return self._refuse("create_table", key, key[1], reason, "rename that relation, or the model's table")
-        for constraint in self.declared.tables[key].constraints:
+        table = self.declared.tables[key]
+        for constraint in table.constraints:
             self._check_target("create_table", key, constraint)
+        for name in [i.name for i in table.indexes if i.constraint] + [
+            c.name for c in table.constraints if c.has_index
+        ]:
+            self._name_is_taken(key, name)
         self._step("create_table", key, label(key), ddl.create_table(self.db, model), "instant")
         for name, sql in ddl.create_indexes(self.db, model):
             if not self._name_is_taken(key, name):
@@ -202,12 +207,15 @@ class _Planner:
 
     def _check_target(self, kind: str, key: Key, constraint: Constraint) -> bool:
         target = constraint.references
-        if target is None or target in self.live.tables or target in self.declared.tables:
+        found = self.live.tables.get(target) if target is not None else None
+        if target is None or (target in self.declared.tables and found is None) or target in self.live.others:
             return True
-        if target in self.live.others:
+        if found is not None and found.kind == "table":
             return True
-        reason = f"cannot add the foreign key {_of(key, constraint)}: table {label(target)} does not exist"
-        self._refuse(kind, key, constraint.name, reason, "give the model of that table to the migration too")
+        what = "does not exist" if found is None else f"is a {found.kind}"
+        hint = "give the model of that table to the migration too" if found is None else "make it a table first"
+        reason = f"cannot add the foreign key {_of(key, constraint)}: table {label(target)} {what}"
+        self._refuse(kind, key, constraint.name, reason, hint)
         return False
 
     def _close_cycles(self, model: ModelType) -> None:
@@ -230,15 +238,17 @@ class _Planner:
         model, table = self.models[key], self.declared.tables[key]
         fields = {self.engine.fold(f.column_name): f for f in model._meta.sorted_fields}
         rows = self.rows.any(key)
-        allowed = [c for c in columns.values() if not self._refuses_column(key, table, c, rows)]
+        ordered = sorted(columns.values(), key=lambda c: (c.generated is not None, self._needs(table, c, columns)))
+        allowed = [c for c in ordered if not self._refuses_column(key, table, c, rows)]
         rewriting = self.engine.rewriting(model, allowed) if rows and allowed else set()
-        attached = {} if self.engine.constraints_can_be_added else self._attached(table, columns)
+        in_order = {column.name: column for column in ordered}
+        attached = {} if self.engine.constraints_can_be_added else self._attached(table, in_order)
         for column in allowed:
             if self.engine.constraints_can_be_added:
                 sql = ddl.add_canonical_column(self.db, model, column)
             else:
                 sql = ddl.add_declared_column(self.db, model, fields[column.name], attached.get(column.name, ()))
-            count = f"{self.rows.estimate(key)} rows" if rows else "no rows"
+            count = _rows(self.rows.estimate(key)) if rows else "no rows"
             cost = f"rewrites the table, {count}" if column.name in rewriting else f"instant, {count}"
             self._step("add_column", key, column.name, [sql], cost)
 
@@ -249,8 +259,7 @@ class _Planner:
         if refused:
             self._refuse("add_column", key, column.name, f"cannot add column {name}: {refused[0]}", refused[1])
             return True
-        filled = column.default is not None or column.generated or column.identity
-        if column.not_null and not filled and rows:
+        if column.not_null and not column.fills_rows and rows:
             count = _rows(self.rows.exact(key))
             reason = f"cannot add column {name}: NOT NULL without a default, and the table has {count}"
             hint = (
@@ -259,14 +268,30 @@ class _Planner:
             )
             self._refuse("add_column", key, column.name, reason, hint)
             return True
-        return False
+        empty = (
+            self.rows.nulls(key, column, self.new_columns[key]) if column.not_null and column.generated and rows else 0
+        )
+        if empty:
+            reason = f"cannot add column {name}: NOT NULL, and its expression is NULL for {_rows(empty)}"
+            self._refuse("add_column", key, column.name, reason, "declare it null=True, or correct those rows")
+        return bool(empty)
+
+    def _needs(self, table: Table, column: Column, new: Mapping[str, Column]) -> int:
+        """Count the other new columns that a new one's own CHECKs name: it comes after them."""
+        own = [c for c in table.constraints if c.inline == column.name]
+        return len({name for c in own for name in c.columns if name in new and name != column.name})
 
     def _attached(self, table: Table, new: Mapping[str, Column]) -> dict[str, list[str]]:
         """Return the constraints that SQLite takes only as part of a new column, by that column."""
         attached: dict[str, list[str]] = {}
         for item in self._of_kind("constraint"):
             constraint = item.item
-            if item.table != table.key or not isinstance(constraint, Constraint) or constraint.inline in new:
+            if item.table != table.key or not isinstance(constraint, Constraint):
+                continue
+            if constraint.inline in new:
+                self._violates(table.key, constraint)
+                continue
+            if constraint.kind == "check" and self._violates(table.key, constraint):
                 continue
             last = [name for name in new if name in constraint.columns][-1]
             name = f"CONSTRAINT {quote(constraint.name)} " if constraint.name else ""
@@ -295,7 +320,7 @@ class _Planner:
         if self._name_is_taken(key, index.name) or self._has_duplicates(key, index):
             return
         statements = {self.engine.fold(name): sql for name, sql in ddl.create_indexes(self.db, model)}
-        cost = f"scans {self.rows.estimate(key)} rows"
+        cost = f"scans {_rows(self.rows.estimate(key))}"
         if index.name in statements:
             self._step("create_index", key, index.name, [statements[index.name]], cost)
         elif index.constraint:
@@ -322,9 +347,16 @@ class _Planner:
     def _add_constraint(self, key: Key, constraint: Constraint) -> None:
         if not self._check_target("add_constraint", key, constraint) or self._violates(key, constraint):
             return
+        live = self.live.tables[key]
+        if constraint.name in {c.name for c in live.constraints} | {i.name for i in live.indexes if i.constraint}:
+            reason = f"cannot add constraint {constraint.name} to {label(key)}: another of that name stands there"
+            self._refuse("add_constraint", key, constraint.name, reason, "give the constraint another name")
+            return
+        if constraint.has_index and self._name_is_taken(key, constraint.name):
+            return
         sql = ddl.add_constraint(self.db, self.models[key], constraint.name, constraint.sql)
         lock = self.engine.lock_of("add_foreign_key" if constraint.kind == "foreign_key" else "add_constraint")
-        self._step("add_constraint", key, constraint.name, [sql], f"scans {self.rows.estimate(key)} rows", lock)
+        self._step("add_constraint", key, constraint.name, [sql], f"scans {_rows(self.rows.estimate(key))}", lock)
 
     def _violates(self, key: Key, constraint: Constraint) -> bool:
         found = self.rows.violations(key, constraint, self.new_columns.get(key, {}))
@@ -343,7 +375,9 @@ class _Planner:
         return bool(found)
 
 
-def _rows(number: int) -> str:
+def _rows(number: int | None) -> str:
+    if number is None:
+        return "an unknown number of rows"
     return f"{number} row{'' if number == 1 else 's'}"
 
 

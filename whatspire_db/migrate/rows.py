@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import peewee
 
 from .ddl import ModelType, qualified, quote
 from .engines import Engine, discarded
-from .schema import Column, Constraint, Index, IndexKey, Key, Schema
+from .schema import SERIAL, Column, Constraint, Index, IndexKey, Key, Schema
 
 
 @dataclass(frozen=True)
@@ -27,50 +27,68 @@ class Rows:
         return qualified(key[0], self.models[key]._meta.table_name if key in self.models else key[1])
 
     def any(self, key: Key) -> bool:
-        """Tell whether a table has rows."""
-        return bool(self.engine.ask(f"SELECT EXISTS (SELECT 1 FROM {self.table(key)})"))
+        """Tell whether a table has rows; one that may not be read counts as having some."""
+        return self._number(f"SELECT count(*) FROM (SELECT 1 FROM {self.table(key)} LIMIT 1) AS one") != 0
 
-    def exact(self, key: Key) -> int:
-        """Count a table's rows."""
-        return int(self.engine.ask(f"SELECT count(*) FROM {self.table(key)}"))
+    def exact(self, key: Key) -> int | None:
+        """Count a table's rows; None where they may not be read."""
+        return self._number(f"SELECT count(*) FROM {self.table(key)}")
 
-    def estimate(self, key: Key) -> int:
+    def estimate(self, key: Key) -> int | None:
         """Return the catalog's estimate of a table's rows, or their count where it has none."""
         estimate = self.live.tables[key].rows
         return self.exact(key) if estimate is None else estimate
+
+    def with_new(self, key: Key, new: Mapping[str, Column]) -> str:
+        """Return the table as it will be, for a FROM clause: with what each row will hold in the new columns."""
+        source = self.table(key)
+        plain = {n: c for n, c in new.items() if not c.generated}
+        generated = {n: c for n, c in new.items() if c.generated}
+        for columns in (plain, generated):
+            if columns:
+                listed = ", ".join(f"{self._future(c)} AS {quote(n)}" for n, c in columns.items())
+                source = f"(SELECT now_there.*, {listed} FROM {source} AS now_there)"
+        return source
+
+    def _future(self, column: Column) -> str:
+        if column.generated:
+            value = column.generated.partition(" ")[2]
+        elif column.identity or column.default == SERIAL:
+            value = "row_number() OVER ()"
+        else:
+            value = column.default or "NULL"
+        return f"CAST({value} AS {column.type})" if self.engine.constraints_can_be_added else value
 
     def duplicates(self, key: Key, index: Index, new: Mapping[str, Column]) -> int:
         """Return how many rows share their value in a unique index that is not there yet.
 
         :param new: columns that are added before it, which hold their default in every row.
         """
-        keys = tuple(k for k in index.keys if k.column not in new)
-        fresh = [new[k.column] for k in index.keys if k.column is not None and k.column in new]
-        if any(c.default in (None, "null") and not index.nulls_not_distinct for c in fresh):
-            return 0  # NULLs in every row, which are distinct
-        texts = [k.expression for k in keys if k.column is None] + [index.predicate or ""]
-        if any(re.search(rf"\b{re.escape(name)}\b", text) for text in texts for name in new):
-            return 0  # what a column that is not there yet will hold cannot be asked
-        condition = self.engine.index_condition(replace(index, keys=keys))
-        group = f"GROUP BY {', '.join(map(_grouped, keys))}" if keys else ""
-        return self._number(
-            f"SELECT coalesce(sum(n), 0) FROM (SELECT count(*) AS n FROM {self.table(key)} "
-            f"WHERE {condition} {group} HAVING count(*) > 1) AS doubled"
+        group = ", ".join(map(_grouped, index.keys))
+        found = self._number(
+            f"SELECT coalesce(sum(n), 0) FROM (SELECT count(*) AS n FROM {self.with_new(key, new)} AS whole "
+            f"WHERE {self.engine.index_condition(index)} GROUP BY {group} HAVING count(*) > 1) AS doubled"
         )
+        return found or 0
+
+    def nulls(self, key: Key, column: Column, new: Mapping[str, Column]) -> int:
+        """Return in how many rows a new column will be NULL."""
+        source = self.with_new(key, new)
+        return self._number(f"SELECT count(*) FROM {source} AS whole WHERE {quote(column.name)} IS NULL") or 0
 
     def violations(self, key: Key, constraint: Constraint, new: Mapping[str, Column]) -> int:
         """Return how many rows stand against a constraint that is not there yet."""
-        if constraint.kind == "exclude" or any(c in new for c in constraint.columns):
+        source = self.with_new(key, new)
+        if constraint.kind == "exclude":
             return 0
-        table = self.table(key)
         if constraint.kind == "check":
-            return self._number(f"SELECT count(*) FROM {table} WHERE NOT {checked(constraint)}")
+            return self._number(f"SELECT count(*) FROM {source} AS whole WHERE NOT {checked(constraint)}") or 0
         if constraint.kind == "foreign_key":
-            return self._number(f"SELECT count(*) FROM {table} AS child WHERE {self._is_orphan(constraint)}")
+            return self._number(f"SELECT count(*) FROM {source} AS child WHERE {self._is_orphan(constraint)}") or 0
         listed = ", ".join(map(quote, constraint.columns))
         nulls = " OR ".join(f"{quote(c)} IS NULL" for c in constraint.columns)
         doubled = f"count(*) - count(DISTINCT ({listed}))"
-        return self._number(f"SELECT {doubled} + count(*) FILTER (WHERE {nulls}) FROM {table}")
+        return self._number(f"SELECT {doubled} + count(*) FILTER (WHERE {nulls}) FROM {source} AS whole") or 0
 
     def _is_orphan(self, constraint: Constraint) -> str:
         conditions = [f"child.{quote(c)} IS NOT NULL" for c in constraint.columns]
@@ -81,9 +99,9 @@ class Rows:
             conditions.append(f"NOT EXISTS (SELECT 1 FROM {self.table(target)} AS parent WHERE {same})")
         return " AND ".join(conditions)
 
-    def _number(self, sql: str) -> int:
-        """Ask a number; 0 where the question itself cannot be asked, for the step then shows what is wrong."""
-        found = 0
+    def _number(self, sql: str) -> int | None:
+        """Ask a number; None where the question itself cannot be asked, for the step then shows what is wrong."""
+        found = None
         with suppress(peewee.PeeweeException), discarded(self.engine.db):
             found = int(self.engine.ask(sql) or 0)
         return found

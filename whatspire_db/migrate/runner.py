@@ -85,7 +85,11 @@ class MigrationRunner:
     def verify_schema(self) -> Changes:
         """Compare the whole schema: what is missing, what drifted, what is extra. Falsy when in sync."""
         with self._connection(), self._reading():
-            return self._changes(self._declared(), self._snapshot())
+            declared = self._declared()
+            _warn_of_names(declared)
+            changes = self._changes(declared, self._snapshot())
+            keys = {self.engine.key(model) for model in self.models}
+            return replace(changes, missing=[m for m in changes.missing if not m.table[1] or m.table in keys])
 
     def version(self) -> int:
         """Return the recorded version, in epoch seconds; 0 before the first run."""
@@ -169,6 +173,7 @@ class MigrationRunner:
             names = ", ".join(str(item) for item in changes.missing)
             fact, hint = declared.unproved
             raise ModelError(f"{names}: the SQL cannot be worked out: {fact}", hint)
+        _warn_of_names(declared)
         return make_plan(self.engine, self._all_models(), changes, declared, live, version)
 
     def _all_models(self) -> list[ModelType]:
@@ -194,7 +199,6 @@ class MigrationRunner:
         try:
             schema = self.engine.declared(models)
         except ScratchUnavailable as error:
-            logger.warning("compared by names alone: %s", error)
             schema = replace(declared_names(self.engine, models), unproved=(error.fact, error.hint))
         # In the order of the models, so that two plans of one schema are equal.
         return replace(schema, tables={key: schema.tables[key] for key in map(self.engine.key, models)})
@@ -237,6 +241,11 @@ class MigrationRunner:
             return
         with discarded(self.db):
             yield
+
+
+def _warn_of_names(declared: Schema) -> None:
+    if declared.unproved:
+        logger.warning("compared by names alone: %s (%s)", *declared.unproved)
 
 
 def _first_line(error: BaseException) -> str:

@@ -25,9 +25,14 @@ class Column:
     not_null: bool
     default: str | None = None
     collation: str | None = None  # where it is not the type's own
-    generated: str | None = None
+    generated: str | None = None  # STORED (expression) or VIRTUAL (expression)
     identity: str | None = None
     not_null_valid: bool = True
+
+    @property
+    def fills_rows(self) -> bool:
+        """Tell whether a row that is there already gets a value when the column is added."""
+        return self.default not in (None, "null") or self.generated is not None or self.identity is not None
 
     @property
     def nullability(self) -> str:
@@ -89,6 +94,10 @@ class Index:
         return " ".join(filter(None, [self.shape, *marks]))
 
     @property
+    def title(self) -> str:
+        return self.name or self.shape
+
+    @property
     def columns(self) -> tuple[str, ...]:
         return tuple(key.column for key in self.keys if key.column is not None)
 
@@ -107,6 +116,11 @@ class Constraint:
     referenced_columns: tuple[str, ...] = ()
     inline: str | None = None  # the column in whose definition it stands
     optional: bool = False  # a reference in a cycle, which peewee creates only when asked: compared where it is
+
+    @property
+    def has_index(self) -> bool:
+        """Tell whether an index of its name comes with it, on an engine that names it."""
+        return self.kind in ("primary_key", "exclude") and bool(self.name)
 
     @property
     def shown(self) -> str:

@@ -24,6 +24,8 @@ from ..ddl import (
     execute,
     qualified,
     quote,
+    unnamed,
+    unqualified,
 )
 from ..schema import SERIAL, Column, Constraint, Index, IndexKey, Key, Schema, Table
 from . import Engine, discarded, with_references
@@ -42,7 +44,7 @@ _SNAPSHOT = """
 WITH ns AS (
     SELECT n.oid, n.nspname FROM pg_catalog.pg_namespace AS n WHERE n.oid = {namespace}
 ), rel AS (
-    SELECT c.oid, c.relname, c.relkind, c.reltuples, c.relname = ANY (%s) AS asked
+    SELECT c.oid, c.relname, c.relkind, c.reltuples, c.relpersistence, c.relname = ANY (%s) AS asked
     FROM pg_catalog.pg_class AS c JOIN ns ON c.relnamespace = ns.oid
     WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND NOT c.relispartition
 ), own AS (
@@ -52,7 +54,8 @@ SELECT 'schema', nspname, NULL FROM ns
 UNION ALL
 SELECT 'extension', extname, NULL FROM pg_catalog.pg_extension
 UNION ALL
-SELECT 'table', relname, json_build_object('kind', relkind, 'rows', reltuples, 'asked', asked)::text
+SELECT 'table', relname, json_build_object('kind', relkind, 'rows', reltuples, 'asked', asked,
+        'unlogged', relpersistence = 'u')::text
     FROM rel
     WHERE asked OR NOT EXISTS (
         SELECT FROM pg_catalog.pg_depend AS d
@@ -68,6 +71,12 @@ SELECT 'column', o.relname, json_build_object(
         'name', a.attname, 'position', a.attnum,
         'type', format_type(a.atttypid, a.atttypmod), 'not_null', a.attnotnull,
         'expression', pg_get_expr(d.adbin, d.adrelid), 'generated', a.attgenerated, 'identity', a.attidentity,
+        'sequence', CASE WHEN a.attidentity <> '' THEN (
+            SELECT format('START %%s INCREMENT %%s MINVALUE %%s MAXVALUE %%s%%s', s.seqstart, s.seqincrement,
+                s.seqmin, s.seqmax, CASE WHEN s.seqcycle THEN ' CYCLE' ELSE '' END)
+            FROM pg_catalog.pg_depend AS e JOIN pg_catalog.pg_sequence AS s ON s.seqrelid = e.objid
+            WHERE e.classid = 'pg_catalog.pg_class'::regclass AND e.refclassid = 'pg_catalog.pg_class'::regclass
+                AND e.refobjid = a.attrelid AND e.refobjsubid = a.attnum AND e.deptype = 'i') END,
         'collation', CASE WHEN a.attcollation <> t.typcollation THEN (
             SELECT quote_ident(l.collname) FROM pg_catalog.pg_collation AS l WHERE l.oid = a.attcollation) END,
         'serial', d.oid IS NOT NULL AND EXISTS (
@@ -111,7 +120,9 @@ UNION ALL
 SELECT 'constraint', o.relname, json_build_object(
         'name', k.conname, 'oid', k.oid::bigint, 'type', k.contype, 'valid', k.convalidated,
         'deferrable', k.condeferrable, 'deferred', k.condeferred,
-        'definition', CASE WHEN k.contype IN ('c', 'x') THEN pg_get_constraintdef(k.oid) END,
+        'definition', CASE WHEN k.contype IN ('c', 'x', 'p') THEN pg_get_constraintdef(k.oid) END,
+        'set_columns', {set_columns},
+        'index_valid', (SELECT i.indisvalid FROM pg_catalog.pg_index AS i WHERE i.indexrelid = k.conindid),
         'columns', (SELECT json_agg(a.attname ORDER BY p.n) FROM unnest(k.conkey) WITH ORDINALITY AS p (num, n)
             JOIN pg_catalog.pg_attribute AS a ON a.attrelid = k.conrelid AND a.attnum = p.num),
         'schema', (SELECT n.nspname FROM pg_catalog.pg_namespace AS n WHERE n.oid = f.relnamespace),
@@ -125,6 +136,10 @@ SELECT 'constraint', o.relname, json_build_object(
     LEFT JOIN pg_catalog.pg_class AS f ON f.oid = k.confrelid
     WHERE k.contype IN ('p', 'f', 'c', 'x') OR (k.contype = 'n' AND NOT k.convalidated)
 """
+
+_SET_COLUMNS = """(SELECT json_agg(a.attname ORDER BY p.n)
+            FROM unnest(k.confdelsetcols) WITH ORDINALITY AS p (num, n)
+            JOIN pg_catalog.pg_attribute AS a ON a.attrelid = k.conrelid AND a.attnum = p.num)"""
 
 _HOLDER = """
 SELECT a.pid, a.application_name, coalesce(a.client_hostname, host(a.client_addr), 'local socket'), a.usename,
@@ -197,6 +212,7 @@ class PostgresEngine(Engine):
             namespace=oid,
             nulls_not_distinct="i.indnullsnotdistinct" if version >= 150000 else "false",
             enforced="k.conenforced" if version >= 180000 else "true",
+            set_columns=_SET_COLUMNS if version >= 150000 else "NULL",
         )
         params: list[Any] = [] if scratch else [quote(schema or self.default_schema)]
         rows: dict[str, list[tuple[str, Any]]] = defaultdict(list)
@@ -282,11 +298,11 @@ class PostgresEngine(Engine):
     def _create_indexes(self, model: ModelType, names: Mapping[ModelType, str], *, whole: bool) -> None:
         for _, sql in create_indexes(self.db, model, names):
             if whole:
-                self._create(model, sql)
+                self._create(model, unqualified(sql))
                 continue
             # A mere target needs its unique keys; an index written as text does not know the name it has here.
             with suppress(peewee.PeeweeException), self.db.atomic():
-                execute(self.db, sql)
+                execute(self.db, unnamed(unqualified(sql)))
 
     def _create(self, model: ModelType, sql: str) -> None:
         try:
@@ -388,7 +404,8 @@ def _table(key: Key, value: Mapping[str, Any], rows: _Rows, target: Any) -> Tabl
         {column.name: column for column in columns},
         tuple(_index(row) for row in _in_order(rows["index"], "oid")),
         tuple(_constraint(row, target) for row in _in_order(rows["constraint"], "oid") if row["type"] != "n"),
-        rows=int(value["rows"]) if value["rows"] >= 0 else None,
+        ("UNLOGGED",) if value["unlogged"] else (),
+        int(value["rows"]) if value["rows"] >= 0 else None,
     )
 
 
@@ -406,10 +423,18 @@ def _column(row: Mapping[str, Any], valid: bool) -> Column:
         row["not_null"],
         None if kind else expression,
         row["collation"],
-        f"({row['expression']}) {kind}" if kind else None,
-        {"a": "ALWAYS", "d": "BY DEFAULT"}.get(row["identity"]),
+        f"{kind} ({row['expression']})" if kind else None,
+        _identity(row),
         valid,
     )
+
+
+def _identity(row: Mapping[str, Any]) -> str | None:
+    """Return ALWAYS or BY DEFAULT, and in brackets how its sequence counts where that is not the default."""
+    kind = {"a": "ALWAYS", "d": "BY DEFAULT"}.get(row["identity"])
+    size = {"smallint": 2**15, "integer": 2**31, "bigint": 2**63}.get(row["type"], 0)
+    usual = f"START 1 INCREMENT 1 MINVALUE 1 MAXVALUE {size - 1}"
+    return f"{kind} ({row['sequence']})" if kind and row["sequence"] not in (None, usual) else kind
 
 
 def _index(row: Mapping[str, Any]) -> Index:
@@ -447,9 +472,9 @@ def _constraint(row: Mapping[str, Any], target: Any) -> Constraint:
     if row["type"] == "f":
         return _foreign_key(row, columns, target(row))
     if row["type"] == "p":
-        listed = ", ".join(map(quote, columns))
-        definition = " ".join(filter(None, [f"PRIMARY KEY ({listed})", _deferrability(row)]))
-        return Constraint(row["name"], "primary_key", definition, columns, row["valid"], sql=definition)
+        definition = row["definition"]
+        valid = row["valid"] and row["index_valid"]
+        return Constraint(row["name"], "primary_key", definition, columns, valid, sql=definition)
     definition = row["definition"].removesuffix(" NOT VALID")
     kind = "check" if row["type"] == "c" else "exclude"
     return Constraint(row["name"], kind, definition, columns, row["valid"] or not row["enforced"], sql=definition)
@@ -462,6 +487,7 @@ def _foreign_key(row: Mapping[str, Any], columns: tuple[str, ...], target: Key) 
         "MATCH FULL" if row["match"] == "f" else "",
         f"ON UPDATE {_ACTIONS[row['on_update']]}" if row["on_update"] in _ACTIONS else "",
         f"ON DELETE {_ACTIONS[row['on_delete']]}" if row["on_delete"] in _ACTIONS else "",
+        f"({', '.join(map(quote, row['set_columns']))})" if row["set_columns"] else "",
         _deferrability(row),
         "" if row["enforced"] else "NOT ENFORCED",
     ]

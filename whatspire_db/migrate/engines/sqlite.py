@@ -219,7 +219,8 @@ def _indexes(rows: _Rows) -> Iterator[Index]:
             continue
         expressions, predicate = parse_index(sql) if sql else ([], None)
         found = [_index_key(row, expressions) for row in sorted(keys[name], key=lambda row: int(row[1]))]
-        yield Index(name.lower(), tuple(found), bool(unique), predicate=predicate)
+        own_name = "" if sql is None else name.lower()  # SQLite numbers the index of a UNIQUE constraint
+        yield Index(own_name, tuple(found), bool(unique), predicate=predicate)
 
 
 def _index_key(row: tuple[Any, ...], expressions: list[str]) -> IndexKey:

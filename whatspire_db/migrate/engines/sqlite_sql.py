@@ -70,12 +70,18 @@ def tokenize(sql: str) -> list[Token]:
     for match in _TOKEN.finditer(sql):
         kind, text = str(match.lastgroup), match.group()
         if kind == "quoted":
-            text = text[1:-1].replace(text[0] * 2, text[0]).lower()
+            inner = text[1:-1].replace(text[0] * 2, text[0]).lower()
+            # A quoted "0" is no number; SQLite reads it as a text where no column has that name.
+            text = inner if re.fullmatch(r"[^\W\d][\w$]*", inner) else f'"{inner}"'
         elif kind == "word":
             text = text.lower()
         if kind != "skip":
             tokens.append(Token(kind, text, match.start(), match.end()))
     return tokens
+
+
+def _bare(token: Token) -> str:
+    return token.text.strip('"') if token.kind == "quoted" else token.text
 
 
 def canonical(sql: str | None) -> str | None:
@@ -129,9 +135,8 @@ def parse_table(sql: str) -> TableText:
     options = [" ".join(t.text.upper() for t in part) for part in _split(tokens[end + 1 :])]
     for element in _split(tokens[start + 1 : end]):
         named = element[0].is_word("constraint", "primary", "unique", "check", "foreign")
-        if any(t.is_word("autoincrement") for t in element):
-            options.append("AUTOINCREMENT")
-        _read_element(sql, element, None if named else element[0].text, table)
+        options += _oddities(element)
+        _read_element(sql, element, None if named else _bare(element[0]), table)
     table.options = tuple(sorted(options))
     return table
 
@@ -147,22 +152,34 @@ def _read_element(sql: str, tokens: list[Token], column: str | None, table: Tabl
         inner = tokens[position + 2 : end]
         if token.is_word("constraint"):
             end = position + 1
-            name = tokens[end].text
+            name = _bare(tokens[end])
         elif token.is_word("check"):
-            words = frozenset(t.text for t in inner if t.kind in ("word", "quoted"))
+            words = frozenset(_bare(t) for t in inner if t.kind in ("word", "quoted"))
             text = sql[tokens[position + 1].start : tokens[end].end]
             table.checks.append(Check(name, _join(inner), f"CHECK {text}", words, column))
             name = ""
         elif token.is_word("as") and column:
             table.generated[column] = _join(inner)
         elif token.is_word("collate") and column:
-            table.collations[column] = tokens[position + 1].text
+            table.collations[column] = _bare(tokens[position + 1])
         elif token.is_word("key") and inner:
-            columns = tuple(t.text for t in inner if t.text != ",")
+            columns = tuple(_bare(t) for t in inner if t.text != ",")
         elif token.is_word("references"):
             table.references.append(Reference(columns, name, _deferrable(tokens[position:])))
             name = ""
         position = end + 1
+
+
+def _oddities(element: Sequence[Token]) -> Iterator[str]:
+    """Yield what no pragma tells of a column or constraint, and what changes how rows are written."""
+    words = [t.text if t.kind == "word" else "" for t in element]
+    for position, word in enumerate(words):
+        if word == "autoincrement":
+            yield "AUTOINCREMENT"
+        elif words[position : position + 3] == ["primary", "key", "desc"]:
+            yield "PRIMARY KEY DESC"
+        elif words[position : position + 2] == ["on", "conflict"] and words[position + 2] != "abort":
+            yield f"{_join(element[:position])} ON CONFLICT {words[position + 2].upper()}"
 
 
 def _argument_end(tokens: Sequence[Token], position: int) -> int:
