@@ -25,6 +25,7 @@ ORDER = [
     "migrate.engines.sqlite_sql",
     "migrate.engines",
     "migrate.engines.sqlite",
+    "migrate.engines.postgres_catalog",
     "migrate.engines.postgres",
     "migrate.rows",
     "migrate.plan",

@@ -75,6 +75,8 @@ class MigrationRunner:
         for model in self.models:
             if not peewee.is_model(model):
                 raise ModelError(f"{model!r} is not a peewee model", "give model classes")
+        # A temporary table is gone with its session: nothing to migrate.
+        self.models = [model for model in self.models if not model._meta.temporary]
 
     def plan(self) -> Plan:
         """Return what `up` would do, with the SQL of every step; changes nothing."""
