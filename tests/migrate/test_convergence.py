@@ -175,3 +175,21 @@ def test_all_service_models_are_registered() -> None:
 def test_a_run_inside_a_transaction_is_refused(place: Place, db: peewee.Database) -> None:
     with db.atomic(), pytest.raises(Exception, match="inside a transaction"):
         MigrationRunner(db).up()
+
+
+def test_a_database_in_memory_stays_open(tmp_path: Path) -> None:
+    for dsn in (":memory:", "file::memory:", "file:x?mode=memory"):
+        db = Place("sqlite", dsn, tmp_path).connect()
+        MigrationRunner(db).up()
+        assert len(db.get_tables()) == 9
+        db.close()
+
+
+def test_a_connection_that_the_runner_opened_is_closed(place: Place) -> None:
+    db = place.connect()
+    MigrationRunner(db).up()
+    assert db.is_closed()
+    db.connect()
+    MigrationRunner(db).up()
+    assert not db.is_closed()
+    db.close()

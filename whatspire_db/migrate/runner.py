@@ -226,7 +226,7 @@ class MigrationRunner:
             raise errors.WhatspireDBError(
                 "a migration cannot run inside a transaction", "commit first; the migration opens its own"
             )
-        opened = self.db.connect(reuse_if_open=True)
+        opened = self.db.connect(reuse_if_open=True) and not self.engine.is_in_memory()
         try:
             yield
         except peewee.PeeweeException as error:

@@ -45,6 +45,10 @@ class Engine(abc.ABC):
         row = execute(self.db, sql, params).fetchone()
         return row[0] if row else None
 
+    def is_in_memory(self) -> bool:
+        """Tell whether the database is gone when its connection is closed."""
+        return False
+
     @abc.abstractmethod
     def fold(self, name: str) -> str:
         """Return a name as the engine keeps and compares it."""

@@ -52,6 +52,9 @@ class SqliteEngine(Engine):
     name = "sqlite"
     constraints_can_be_added = False
 
+    def is_in_memory(self) -> bool:
+        return not any(row[1] == "main" and row[2] for row in execute(self.db, "PRAGMA database_list"))
+
     def fold(self, name: str) -> str:
         return name.lower()
 
