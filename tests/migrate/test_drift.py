@@ -385,3 +385,23 @@ def test_counting_of_an_identity(postgres: Place) -> None:
         (drift,) = runner.verify_schema().drift
         assert (drift.kind, drift.declared) == ("column_identity", "BY DEFAULT")
         assert "INCREMENT 5" in str(drift.live)
+
+
+def test_spellings_that_sqlite_reads_alike_are_no_difference(sqlite: Place) -> None:
+    class Spelled(pw.Model):
+        name = pw.TextField(constraints=[SQL("DEFAULT 'x'"), Check("spelled.name <> ''")], collation="NOCASE")
+        on = pw.IntegerField(column_name="on", constraints=[SQL("DEFAULT true")])
+        small = pw.FloatField(constraints=[SQL("DEFAULT 1e-5"), Check('"on" > 0 AND small < 1E5')])
+
+        class Meta:
+            table_name = "spelled"
+
+    db = sqlite.connect()
+    db.execute_sql(
+        "create table 'spelled' ('id' integer not null /* , ( */ primary key, -- a comment, with (\n"
+        "[name] text NOT NULL default \"x\" check (\"spelled\".[name]<>'') collate 'nocase',"
+        "`on` integer not null default 1, small real not null default 1E-5 check ([ON] > 0 and small < 1e5))"
+    )
+    changes = MigrationRunner(db, [Spelled]).verify_schema()
+    assert not changes, str(changes)
+    db.close()

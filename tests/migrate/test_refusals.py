@@ -396,3 +396,116 @@ def test_outcome_that_is_not_the_declared_schema_is_rolled_back(place: Place, db
     with pytest.raises(VerificationFailed, match="column item.extra"):
         Idle(db, [item(extra=pw.TextField(null=True))]).up()
     assert "other" not in db.get_tables()
+
+
+# Names that need quotes, and what the engines make of a value.
+
+
+@pytest.mark.parametrize("name", ["order", "group", "my col", 'a"b', "it's", "Select"])
+def test_names_that_need_quotes(place: Place, db: pw.Database, name: str) -> None:
+    quoted = '"' + name.replace('"', '""') + '"'
+    db.execute_sql(f"CREATE TABLE item (id INTEGER NOT NULL PRIMARY KEY, {quoted} text NOT NULL)")
+    db.execute_sql(f"INSERT INTO item (id, {quoted}) VALUES (1, 'a'), (2, 'a')")
+
+    def model(*indexes: str, **more: object) -> type[pw.Model]:
+        own = {"table_name": "item", "legacy_table_names": False, "indexes": [SQL(i) for i in indexes]}
+        fields = {"id": pw.IntegerField(primary_key=True), "value": pw.TextField(column_name=name), **more}
+        return type("Item", (pw.Model,), {**fields, "Meta": type("Meta", (), own)})
+
+    for index in (f"({quoted})", f"(lower({quoted}))", f"(({quoted} || 'x'))", f"({quoted}) WHERE {quoted} = 'a'"):
+        assert "2 rows of 2 rows" in refusal(db, model(f"CREATE UNIQUE INDEX item_u ON item {index}")).fact
+    kind = "VIRTUAL" if place.is_sqlite else "STORED"
+    generated = pw.TextField(null=True, unique=True, constraints=[SQL(f"GENERATED ALWAYS AS (lower({quoted})) {kind}")])
+    assert "2 rows of 2 rows" in refusal(db, model(more=generated)).fact
+    checked = pw.IntegerField(constraints=[SQL("DEFAULT 0"), Check(f"{quoted} = 'b' OR n > 0")])
+    assert "violate it" in refusal(db, model(n=checked)).fact
+    converges(db, model(f"CREATE INDEX item_u ON item ({quoted})", n=pw.IntegerField(null=True)))
+
+
+@pytest.mark.parametrize("default", ["'abc'", '"abc"', "1e-5", "0x10", "-1.5", "x'0aff'", "(7)", "TRUE"])
+def test_constants_that_sqlite_adds(sqlite: Place, default: str) -> None:
+    db = sqlite.connect()
+    old(sqlite, db, rows=1)
+    converges(db, item(n=pw.BareField(null=True, constraints=[SQL(f"DEFAULT {default}")])))
+    db.close()
+
+
+def test_expression_that_starts_and_ends_like_a_text(sqlite: Place) -> None:
+    db = sqlite.connect()
+    old(sqlite, db, rows=1)
+    assert "cannot add the default" in refusal(db, item(n=pw.TextField(constraints=[SQL("DEFAULT ('a' || 'b')")]))).fact
+    db.close()
+
+
+def test_default_is_checked_as_the_column_holds_it(sqlite: Place) -> None:
+    db = sqlite.connect()
+    old(sqlite, db, rows=1)
+    fields = {
+        "a": pw.TextField(constraints=[SQL("DEFAULT 5"), Check("a IN ('5', '6')")]),
+        "b": pw.TextField(collation="NOCASE", constraints=[SQL("DEFAULT 'ABC'"), Check("b = 'abc'")]),
+    }
+    converges(db, item(**fields))
+    db.close()
+
+
+def test_planning_moves_no_sequence(postgres: Place) -> None:
+    db = postgres.connect()
+    old(postgres, db)
+    db.execute_sql("CREATE SEQUENCE sq")
+    model = item(n=pw.IntegerField(unique=True, constraints=[SQL("DEFAULT nextval('sq')"), Check("n > 0")]))
+    assert MigrationRunner(db, [model]).plan()
+    assert db.execute_sql("SELECT is_called FROM sq").fetchone() == (False,)
+    converges(db, model)
+    assert db.execute_sql("SELECT last_value FROM sq").fetchone() == (12,)
+    db.close()
+
+
+def test_types_and_functions_of_another_schema(postgres: Place) -> None:
+    db = postgres.connect()
+    db.execute_sql("CREATE SCHEMA app")
+    db.execute_sql("CREATE TYPE app.mood AS ENUM ('a', 'b')")
+    db.execute_sql("CREATE FUNCTION app.f(x int) RETURNS bool IMMUTABLE LANGUAGE sql RETURN x > 0")
+    db.execute_sql("CREATE TABLE app.item (id serial PRIMARY KEY, name text NOT NULL, owner_id integer)")
+    db.execute_sql("INSERT INTO app.item (name) VALUES ('x'), ('y')")
+
+    class Mood(pw.Field):
+        field_type = "app.mood"
+
+    model = item(mood=Mood(constraints=[SQL("DEFAULT 'b'"), Check("mood = 'b'::app.mood")]))
+    model._meta.schema = "app"
+    model._meta.constraints = [SQL("CONSTRAINT positive CHECK (app.f(id))")]
+    planned = MigrationRunner(db, [model]).plan().sql()
+    converges(db, model)
+    assert "SET LOCAL search_path" in planned
+    assert db.execute_sql("SHOW search_path").fetchone() == ('"$user", public',)
+    db.close()
+
+
+def test_reference_written_as_text(place: Place, db: pw.Database) -> None:
+    class Zparent(pw.Model):
+        a = pw.IntegerField()
+        b = pw.IntegerField()
+
+        class Meta:
+            table_name = "zp"
+            primary_key = pw.CompositeKey("a", "b")
+
+    class Kid(pw.Model):
+        x = pw.IntegerField()
+        y = pw.IntegerField()
+
+        class Meta:
+            table_name = "kid"
+            constraints = [SQL('FOREIGN KEY (x, y) REFERENCES "zp" (a, b)')]
+
+    converges(db, Zparent, Kid)
+    with pytest.raises(pw.IntegrityError):
+        db.execute_sql("INSERT INTO kid (x, y) VALUES (1, 2)")
+
+
+def test_null_keys_are_counted_once(postgres: Place) -> None:
+    db = postgres.connect()
+    db.execute_sql("CREATE TABLE item (id integer, name text NOT NULL, owner_id integer)")
+    db.execute_sql("INSERT INTO item VALUES (NULL, 'a', 1), (NULL, 'b', 1), (3, 'c', 1)")
+    assert "2 rows of 3 rows" in refusal(db, item(id=pw.IntegerField(primary_key=True))).fact
+    db.close()

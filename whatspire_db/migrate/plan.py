@@ -250,7 +250,7 @@ class _Planner:
                 sql = ddl.add_declared_column(self.db, model, fields[column.name], attached.get(column.name, ()))
             count = _rows(self.rows.estimate(key)) if rows else "no rows"
             cost = f"rewrites the table, {count}" if column.name in rewriting else f"instant, {count}"
-            self._step("add_column", key, column.name, [sql], cost)
+            self._step("add_column", key, column.name, self.engine.within(key[0], sql), cost)
 
     def _refuses_column(self, key: Key, table: Table, column: Column, rows: bool) -> bool:
         name = f"{label(key)}.{column.name}"
@@ -356,7 +356,9 @@ class _Planner:
             return
         sql = ddl.add_constraint(self.db, self.models[key], constraint.name, constraint.sql)
         lock = self.engine.lock_of("add_foreign_key" if constraint.kind == "foreign_key" else "add_constraint")
-        self._step("add_constraint", key, constraint.name, [sql], f"scans {_rows(self.rows.estimate(key))}", lock)
+        # A reference names its target in full; other definitions are written as seen from the table's schema.
+        within = (sql,) if constraint.kind == "foreign_key" else self.engine.within(key[0], sql)
+        self._step("add_constraint", key, constraint.name, within, f"scans {_rows(self.rows.estimate(key))}", lock)
 
     def _violates(self, key: Key, constraint: Constraint) -> bool:
         found = self.rows.violations(key, constraint, self.new_columns.get(key, {}))

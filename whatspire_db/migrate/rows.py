@@ -13,6 +13,8 @@ from .ddl import ModelType, qualified, quote
 from .engines import Engine, discarded
 from .schema import SERIAL, Column, Constraint, Index, IndexKey, Key, Schema
 
+NOWHERE: Key = ("", "")  # a question whose names are all in full
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -28,11 +30,11 @@ class Rows:
 
     def any(self, key: Key) -> bool:
         """Tell whether a table has rows; one that may not be read counts as having some."""
-        return self._number(f"SELECT count(*) FROM (SELECT 1 FROM {self.table(key)} LIMIT 1) AS one") != 0
+        return self._number(key, f"SELECT count(*) FROM (SELECT 1 FROM {self.table(key)} LIMIT 1) AS one") != 0
 
     def exact(self, key: Key) -> int | None:
         """Count a table's rows; None where they may not be read."""
-        return self._number(f"SELECT count(*) FROM {self.table(key)}")
+        return self._number(key, f"SELECT count(*) FROM {self.table(key)}")
 
     def estimate(self, key: Key) -> int | None:
         """Return the catalog's estimate of a table's rows, or their count where it has none."""
@@ -51,13 +53,16 @@ class Rows:
         return source
 
     def _future(self, column: Column) -> str:
+        counting = re.search(r"START (-?\d+) INCREMENT (-?\d+)", column.identity or "")
         if column.generated:
             value = column.generated.partition(" ")[2]
-        elif column.identity or column.default == SERIAL:
-            value = "row_number() OVER ()"
+        elif counting:
+            value = f"{counting[1]} + (row_number() OVER () - 1) * {counting[2]}"
+        elif column.identity or column.default == SERIAL or "nextval(" in (column.default or ""):
+            value = "row_number() OVER ()"  # to ask the sequence itself would move it
         else:
             value = column.default or "NULL"
-        return f"CAST({value} AS {column.type})" if self.engine.constraints_can_be_added else value
+        return self.engine.as_stored(value, column)
 
     def duplicates(self, key: Key, index: Index, new: Mapping[str, Column]) -> int:
         """Return how many rows share their value in a unique index that is not there yet.
@@ -66,29 +71,33 @@ class Rows:
         """
         group = ", ".join(map(_grouped, index.keys))
         found = self._number(
+            key,
             f"SELECT coalesce(sum(n), 0) FROM (SELECT count(*) AS n FROM {self.with_new(key, new)} AS whole "
-            f"WHERE {self.engine.index_condition(index)} GROUP BY {group} HAVING count(*) > 1) AS doubled"
+            f"WHERE {self.engine.index_condition(index)} GROUP BY {group} HAVING count(*) > 1) AS doubled",
         )
         return found or 0
 
     def nulls(self, key: Key, column: Column, new: Mapping[str, Column]) -> int:
         """Return in how many rows a new column will be NULL."""
         source = self.with_new(key, new)
-        return self._number(f"SELECT count(*) FROM {source} AS whole WHERE {quote(column.name)} IS NULL") or 0
+        return self._number(key, f"SELECT count(*) FROM {source} AS whole WHERE {quote(column.name)} IS NULL") or 0
 
     def violations(self, key: Key, constraint: Constraint, new: Mapping[str, Column]) -> int:
         """Return how many rows stand against a constraint that is not there yet."""
         source = self.with_new(key, new)
-        if constraint.kind == "exclude":
+        if constraint.kind == "exclude" or constraint.definition.endswith("NOT ENFORCED"):
             return 0
         if constraint.kind == "check":
-            return self._number(f"SELECT count(*) FROM {source} AS whole WHERE NOT {checked(constraint)}") or 0
+            return self._number(key, f"SELECT count(*) FROM {source} AS whole WHERE NOT {checked(constraint)}") or 0
         if constraint.kind == "foreign_key":
-            return self._number(f"SELECT count(*) FROM {source} AS child WHERE {self._is_orphan(constraint)}") or 0
+            return (
+                self._number(NOWHERE, f"SELECT count(*) FROM {source} AS child WHERE {self._is_orphan(constraint)}")
+                or 0
+            )
         listed = ", ".join(map(quote, constraint.columns))
         nulls = " OR ".join(f"{quote(c)} IS NULL" for c in constraint.columns)
-        doubled = f"count(*) - count(DISTINCT ({listed}))"
-        return self._number(f"SELECT {doubled} + count(*) FILTER (WHERE {nulls}) FROM {source} AS whole") or 0
+        distinct = f"count(DISTINCT ({listed})) FILTER (WHERE NOT ({nulls}))"
+        return self._number(key, f"SELECT count(*) - {distinct} FROM {source} AS whole") or 0
 
     def _is_orphan(self, constraint: Constraint) -> str:
         conditions = [f"child.{quote(c)} IS NOT NULL" for c in constraint.columns]
@@ -99,10 +108,11 @@ class Rows:
             conditions.append(f"NOT EXISTS (SELECT 1 FROM {self.table(target)} AS parent WHERE {same})")
         return " AND ".join(conditions)
 
-    def _number(self, sql: str) -> int | None:
+    def _number(self, key: Key, sql: str) -> int | None:
         """Ask a number; None where the question itself cannot be asked, for the step then shows what is wrong."""
         found = None
         with suppress(peewee.PeeweeException), discarded(self.engine.db):
+            self.engine.search_first(key[0])
             found = int(self.engine.ask(sql) or 0)
         return found
 

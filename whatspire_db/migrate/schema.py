@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -32,7 +33,8 @@ class Column:
     @property
     def fills_rows(self) -> bool:
         """Tell whether a row that is there already gets a value when the column is added."""
-        return self.default not in (None, "null") or self.generated is not None or self.identity is not None
+        has_default = self.default is not None and not re.fullmatch(r"NULL(::.*)?", self.default, re.IGNORECASE)
+        return has_default or self.generated is not None or self.identity is not None
 
     @property
     def nullability(self) -> str:

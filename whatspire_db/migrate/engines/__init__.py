@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import re
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -13,7 +14,7 @@ from ...errors import ModelError
 from ..ddl import ModelType, create_indexes, execute
 from ..schema import Column, Index, Key, Schema, Table
 
-DriverErrors = (peewee.PeeweeException,)
+_REFERENCES = re.compile(r'\bREFERENCES\s+(?:(?:"[^"]+"|\w+)\.)?(?:"([^"]+)"|(\w+))', re.IGNORECASE)
 
 
 class _Discard(Exception):
@@ -85,6 +86,17 @@ class Engine(abc.ABC):
         """Return why the engine cannot add a column, and what to do instead; None where it can."""
 
     @abc.abstractmethod
+    def as_stored(self, value: str, column: Column) -> str:
+        """Return an expression for what a column holds when it is given a value."""
+
+    def search_first(self, schema: str) -> None:  # noqa: B027 - nothing to do where tables stand in one place
+        """Let names without a schema mean those of a schema, until the transaction ends."""
+
+    def within(self, schema: str, sql: str) -> tuple[str, ...]:
+        """Return the statements that run one in which names without a schema mean those of a schema."""
+        return (sql,)
+
+    @abc.abstractmethod
     def index_condition(self, index: Index) -> str:
         """Return the condition for a row to take part in an index's uniqueness."""
 
@@ -136,4 +148,34 @@ def with_references(models: Sequence[ModelType]) -> list[ModelType]:
                     f"{model.__name__}.{field.name} refers to the model {field.rel_model_name}, which is not defined",
                     "import the module that defines it before the migration",
                 )
-    return list(peewee.sort_models(list(seen)))
+    return _in_order_of_reference(list(peewee.sort_models(list(seen))))
+
+
+def _in_order_of_reference(models: Sequence[ModelType]) -> list[ModelType]:
+    """Put each model after those that it refers to, in a field or in the text of a constraint."""
+    by_table = {model._meta.table_name.lower(): model for model in models}
+    ordered: dict[ModelType, None] = {}
+    visiting: set[ModelType] = set()
+
+    def visit(model: ModelType) -> None:
+        if model in visiting:
+            return
+        visiting.add(model)
+        for field, target in model._meta.refs.items():
+            if not field.deferred:
+                visit(target)
+        for name in _references_in_text(model):
+            if name in by_table:
+                visit(by_table[name])
+        ordered[model] = None
+
+    for model in models:
+        visit(model)
+    return list(ordered)
+
+
+def _references_in_text(model: ModelType) -> Iterator[str]:
+    written = [*(model._meta.constraints or ()), *(c for f in model._meta.sorted_fields for c in f.constraints or ())]
+    for node in written:
+        for quoted, bare in _REFERENCES.findall(str(getattr(node, "sql", ""))):
+            yield (quoted or bare).lower()

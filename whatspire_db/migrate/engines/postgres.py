@@ -254,7 +254,7 @@ class PostgresEngine(Engine):
         table = qualified(self.key(model)[0], model._meta.table_name)
         with discarded(self.db):
             execute(self.db, f"CREATE TEMPORARY TABLE whatspire_probe (LIKE {table})")
-            self._search_first("pg_temp")
+            self._search_first("pg_temp", quote(self.key(model)[0]) if self.key(model)[0] else "")
             for column in columns:
                 before = self.ask("SELECT pg_relation_filenode('pg_temp.whatspire_probe')")
                 execute(self.db, add_canonical_column(self.db, model, column, "whatspire_probe"))
@@ -264,6 +264,19 @@ class PostgresEngine(Engine):
 
     def refuses_column(self, column: Column, has_rows: bool, is_key: bool) -> tuple[str, str] | None:
         return None
+
+    def as_stored(self, value: str, column: Column) -> str:
+        return f"CAST({value} AS {column.type})"
+
+    def search_first(self, schema: str) -> None:
+        if schema:
+            self._search_first(quote(schema))
+
+    def within(self, schema: str, sql: str) -> tuple[str, ...]:
+        if not schema:
+            return (sql,)
+        path = self.ask("SELECT current_setting('search_path')")
+        return (f"SET LOCAL search_path TO {quote(schema)}, {path}", sql, f"SET LOCAL search_path TO {path}")
 
     def index_condition(self, index: Index) -> str:
         parts = [] if index.nulls_not_distinct else [f"({key.expression}) IS NOT NULL" for key in index.keys]

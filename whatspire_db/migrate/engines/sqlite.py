@@ -14,7 +14,7 @@ from ...errors import LockTimeout, ModelError
 from ..ddl import ModelType, create_indexes, create_table, execute, quote
 from ..schema import Column, Constraint, Index, IndexKey, Key, Schema, Table
 from . import Engine, with_references
-from .sqlite_sql import TableText, canonical, parse_index, parse_table
+from .sqlite_sql import TableText, canonical, canonical_default, parse_index, parse_table
 
 # {0} is the schema's name. One row a fact: what it is, of which table, and its values.
 _SNAPSHOT = """
@@ -149,8 +149,14 @@ class SqliteEngine(Engine):
             )
         return None
 
+    def as_stored(self, value: str, column: Column) -> str:
+        # Of the affinities only that to text changes a constant in a way that a comparison sees.
+        text = re.search("char|clob|text", column.type or "")
+        stored = f"CAST({value} AS TEXT)" if text else f"({value})"
+        return f"{stored} COLLATE {column.collation}" if column.collation else stored
+
     def index_condition(self, index: Index) -> str:
-        parts = [f"({key.expression}) IS NOT NULL" for key in index.keys]
+        parts = [f"({quote(k.column) if k.column else k.expression}) IS NOT NULL" for k in index.keys]
         return " AND ".join(parts + ([f"({index.predicate})"] if index.predicate else [])) or "1"
 
 
@@ -171,7 +177,8 @@ def _is_shadow(name: str, rows: dict[str, _Rows]) -> bool:
 
 
 def _is_constant(default: str) -> bool:
-    return bool(re.fullmatch(r"[+-]? ?[\d.]+(e[+-]?\d+)?|x?'.*'|true|false|null", default, re.IGNORECASE | re.DOTALL))
+    number = r"[+-]? ?(0x[0-9a-f]+|[0-9.]+(e[+-]?[0-9]+)?)"
+    return bool(re.fullmatch(rf"{number}|x?'(?:[^']|'')*'|null", default, re.IGNORECASE))
 
 
 def _table(key: Key, rows: _Rows) -> Table:
@@ -207,7 +214,7 @@ def _column(row: tuple[Any, ...], text: TableText) -> Column:
         lower,
         re.sub(r"\s*([(,)])\s*", r"\1", " ".join(type_.lower().split())),
         bool(not_null),
-        canonical(default),
+        canonical_default(default),
         None if collation == "binary" else collation,
         generated,
     )
@@ -261,18 +268,13 @@ def _reference(parts: list[tuple[Any, ...]], text: TableText) -> Constraint:
         for event, action in (("DELETE", on_delete), ("UPDATE", on_update))
         if action != "NO ACTION"
     ]
-    quoted = ", ".join(map(quote, targets))
-    clause = " ".join(
-        filter(
-            None,
-            [
-                f"REFERENCES {quote(table)}" + (f" ({quoted})" if quoted else ""),
-                *actions,
-                written.deferrable if written else "",
-            ],
-        )
+    tail = [*actions, written.deferrable if written else ""]
+    listed = f" ({', '.join(map(quote, targets))})" if targets else ""
+    plain = f" ({', '.join(targets)})" if targets else ""
+    clause = " ".join(filter(None, [f"REFERENCES {quote(table)}{listed}", *tail]))
+    definition = " ".join(
+        filter(None, [f"FOREIGN KEY ({', '.join(columns)}) REFERENCES {table.lower()}{plain}", *tail])
     )
-    definition = f"FOREIGN KEY ({', '.join(columns)}) " + clause.replace('"', "").replace(table, table.lower())
     return Constraint(
         written.name if written else "",
         "foreign_key",

@@ -15,17 +15,33 @@ _TOKEN = re.compile(
       |(?P<string>[xX]?'(?:[^']|'')*')
       |(?P<quoted>"(?:[^"]|"")*"|`(?:[^`]|``)*`|\[[^\]]*\])
       |(?P<word>[^\W\d][\w$]*)
-      |(?P<other>[\d.][\w.]*|->>|->|\|\||<=|>=|<>|==|!=|<<|>>|.)""",
+      |(?P<number>0[xX][0-9a-fA-F]+|(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)
+      |(?P<other>->>|->|\|\||<=|>=|<>|==|!=|<<|>>|.)""",
     re.VERBOSE | re.DOTALL,
 )
 
 
+# Keywords that SQLite does not take, or reads as something else, where they are a name without quotes.
+_RESERVED_WORDS = """
+add all alter and as autoincrement between case cast check collate commit constraint create current_date
+current_time current_timestamp default deferrable delete distinct drop else escape except exists foreign from
+group having in index insert intersect into is isnull join limit not nothing notnull null on or order primary
+raise references returning select set table then to transaction union unique update using values when where
+"""
+_RESERVED = frozenset(_RESERVED_WORDS.split())
+
+
 @dataclass(frozen=True)
 class Token:
-    """A token; `text` is its canonical form: identifiers without quotes and in lower case."""
+    """A token of SQL.
+
+    `text` is its canonical form, which SQLite reads as it reads the original: names in lower case, in quotes
+    only where they need them. `name` is the name itself, where the token stands for one.
+    """
 
     kind: str
     text: str
+    name: str
     start: int
     end: int
 
@@ -69,19 +85,25 @@ def tokenize(sql: str) -> list[Token]:
     tokens = []
     for match in _TOKEN.finditer(sql):
         kind, text = str(match.lastgroup), match.group()
+        name = text.lower()
+        if kind in ("quoted", "string"):
+            name = text[1:-1].replace(text[0] * 2, text[0]).lower()
         if kind == "quoted":
-            inner = text[1:-1].replace(text[0] * 2, text[0]).lower()
-            # A quoted "0" is no number; SQLite reads it as a text where no column has that name.
-            text = inner if re.fullmatch(r"[^\W\d][\w$]*", inner) else f'"{inner}"'
-        elif kind == "word":
+            plain = re.fullmatch(r"[^\W\d][\w$]*", name) and name not in _RESERVED
+            text = name if plain else '"' + name.replace('"', '""') + '"'
+        elif kind in ("word", "number") or text[0] in "xX":
             text = text.lower()
         if kind != "skip":
-            tokens.append(Token(kind, text, match.start(), match.end()))
+            tokens.append(Token(kind, text, name, match.start(), match.end()))
     return tokens
 
 
-def _bare(token: Token) -> str:
-    return token.text.strip('"') if token.kind == "quoted" else token.text
+def canonical_default(sql: str | None) -> str | None:
+    """Return a column's default in canonical form, in which double quotes hold a text and TRUE is 1."""
+    if sql is not None and re.fullmatch(r'"(?:[^"]|"")*"', sql):
+        return "'" + sql[1:-1].replace('""', '"').replace("'", "''") + "'"
+    text = canonical(sql)
+    return {"true": "1", "false": "0"}.get(text or "", text)
 
 
 def canonical(sql: str | None) -> str | None:
@@ -136,7 +158,7 @@ def parse_table(sql: str) -> TableText:
     for element in _split(tokens[start + 1 : end]):
         named = element[0].is_word("constraint", "primary", "unique", "check", "foreign")
         options += _oddities(element)
-        _read_element(sql, element, None if named else _bare(element[0]), table)
+        _read_element(sql, element, None if named else element[0].name, table)
     table.options = tuple(sorted(options))
     return table
 
@@ -152,18 +174,18 @@ def _read_element(sql: str, tokens: list[Token], column: str | None, table: Tabl
         inner = tokens[position + 2 : end]
         if token.is_word("constraint"):
             end = position + 1
-            name = _bare(tokens[end])
+            name = tokens[end].name
         elif token.is_word("check"):
-            words = frozenset(_bare(t) for t in inner if t.kind in ("word", "quoted"))
+            words = frozenset(t.name for t in inner if t.kind in ("word", "quoted"))
             text = sql[tokens[position + 1].start : tokens[end].end]
             table.checks.append(Check(name, _join(inner), f"CHECK {text}", words, column))
             name = ""
         elif token.is_word("as") and column:
             table.generated[column] = _join(inner)
         elif token.is_word("collate") and column:
-            table.collations[column] = _bare(tokens[position + 1])
+            table.collations[column] = tokens[position + 1].name
         elif token.is_word("key") and inner:
-            columns = tuple(_bare(t) for t in inner if t.text != ",")
+            columns = tuple(t.name for t in inner if t.text != ",")
         elif token.is_word("references"):
             table.references.append(Reference(columns, name, _deferrable(tokens[position:])))
             name = ""
