@@ -405,3 +405,24 @@ def test_spellings_that_sqlite_reads_alike_are_no_difference(sqlite: Place) -> N
     changes = MigrationRunner(db, [Spelled]).verify_schema()
     assert not changes, str(changes)
     db.close()
+
+
+def test_unique_constraint_and_unique_index(postgres: Place) -> None:
+    """A constraint does all that a unique index does, unless it is deferrable; an index is no constraint."""
+
+    def model(*constraints: str, **name: object) -> type[pw.Model]:
+        meta = {"table_name": "one", "constraints": [SQL(c) for c in constraints]}
+        return type("One", (pw.Model,), {"name": pw.TextField(**name), "Meta": type("Meta", (), meta)})
+
+    db = postgres.connect()
+    with_index, with_constraint = model(unique=True), model("CONSTRAINT one_name UNIQUE (name)")
+    MigrationRunner(db, [with_index]).up()
+    (drift,) = MigrationRunner(db, [with_constraint]).verify_schema().drift
+    assert (drift.kind, "as constraint UNIQUE" in str(drift.declared)) == ("index", True)
+    db.execute_sql("DROP TABLE one")
+    MigrationRunner(db, [with_constraint]).up()
+    assert not MigrationRunner(db, [with_index]).verify_schema()
+    db.execute_sql("ALTER TABLE one DROP CONSTRAINT one_name, ADD CONSTRAINT one_name UNIQUE (name) DEFERRABLE")
+    (drift,) = MigrationRunner(db, [with_index]).verify_schema().drift
+    assert "DEFERRABLE" in str(drift.live)
+    db.close()
