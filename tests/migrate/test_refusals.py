@@ -509,3 +509,11 @@ def test_null_keys_are_counted_once(postgres: Place) -> None:
     db.execute_sql("INSERT INTO item VALUES (NULL, 'a', 1), (NULL, 'b', 1), (3, 'c', 1)")
     assert "2 rows of 3 rows" in refusal(db, item(id=pw.IntegerField(primary_key=True))).fact
     db.close()
+
+
+@pytest.mark.parametrize("written", ["Item_By_Name", '"Item_By_Name"', '"item ""by"" name"'])
+def test_index_is_made_under_its_name_however_that_is_written(place: Place, db: pw.Database, written: str) -> None:
+    old(place, db)
+    model = item()
+    model._meta.indexes = [SQL(f"CREATE INDEX {written} ON item (name)")]
+    converges(db, model)

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from tests import gorm
-from tests.conftest import Place, Server
+from tests.conftest import Place
 from whatspire_db import LockTimeout, MigrationRunner
 
 STARTERS = 32
@@ -39,7 +39,7 @@ def test_storms(place: Place, number: int) -> None:
     storm(place)
 
 
-def test_the_go_service_starts_at_the_same_second(place: Place, server: Server) -> None:
+def test_the_go_service_starts_at_the_same_second(place: Place) -> None:
     """The Go service records its start without our lock: its version is passed over, not fought for."""
     db = place.connect()
     with db.connection_context():

@@ -101,7 +101,9 @@ def create_indexes(
         match = _INDEX_NAME.match(sql)
         if match is None:
             raise ModelError(f"{model.__name__}: {sql!r} in Meta.indexes creates no index", "write CREATE INDEX ...")
-        yield str(match.group(match.lastindex or 0)), sql
+        quoted, backticked, bracketed, bare = match.groups()
+        # Both engines take a name without quotes in lower case, or compare it so.
+        yield quoted.replace('""', '"') if quoted else backticked or bracketed or bare.lower(), sql
 
 
 def unqualified(index_sql: str) -> str:

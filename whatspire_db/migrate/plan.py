@@ -9,6 +9,7 @@ from typing import Any
 
 import peewee
 
+from ..errors import ModelError
 from . import ddl
 from .ddl import ModelType, quote
 from .diff import Changes, Drift, Missing
@@ -326,6 +327,11 @@ class _Planner:
         elif index.constraint:
             sql = ddl.add_constraint(self.db, model, index.name, _unique_definition(index))
             self._step("add_constraint", key, index.name, [sql], cost)
+        elif index.name:
+            raise ModelError(
+                f"no statement of {model.__name__} creates its index {index.name}",
+                "write the name in Meta.indexes as the database keeps it",
+            )
         else:
             name = "_".join([key[1], *index.columns, "unique"])
             columns = ", ".join(map(quote, index.columns))

@@ -89,8 +89,8 @@ class Engine(abc.ABC):
     def as_stored(self, value: str, column: Column) -> str:
         """Return an expression for what a column holds when it is given a value."""
 
-    def search_first(self, schema: str) -> None:  # noqa: B027 - nothing to do where tables stand in one place
-        """Let names without a schema mean those of a schema, until the transaction ends."""
+    def search_first(self, *schemas: str) -> None:  # noqa: B027 - nothing to do where tables stand in one place
+        """Let names without a schema mean those of the schemas, until the transaction ends; "" names none."""
 
     def within(self, schema: str, sql: str) -> tuple[str, ...]:
         """Return the statements that run one in which names without a schema mean those of a schema."""

@@ -92,14 +92,9 @@ class PostgresEngine(Engine):
         schema = self._snapshot_one("", {key[1]: key for key in keys if not key[0]})
         for name in sorted({key[0] for key in keys} - {""}):
             with discarded(self.db):
-                self._search_first(quote(name))
+                self.search_first(name)
                 schema = schema.merge(self._snapshot_one(name, {k[1]: k for k in keys if k[0] == name}))
         return schema
-
-    def _search_first(self, *names: str) -> None:
-        """Put schemas before the search_path, until the transaction ends."""
-        path = self.ask("SELECT current_setting('search_path')")
-        self.ask("SELECT set_config('search_path', %s, true)", [", ".join(filter(None, [*names, path]))])
 
     def _snapshot_one(self, schema: str, names: Mapping[str, Key], scratch: bool = False) -> Schema:
         """Read one schema; `names` are the tables asked for, by their names there."""
@@ -173,7 +168,7 @@ class PostgresEngine(Engine):
         models = with_references([m for m in models if self.key(m)[0] == schema])
         # A table of another schema, which only serves as a target of references, cannot take a name of this one.
         names = {m: key[1] if key[0] == schema else self.fold(".".join(key)) for m in models for key in [self.key(m)]}
-        self._search_first("pg_temp", quote(schema) if schema else "")
+        self.search_first("pg_temp", schema)
         for model in models:
             for sql in create_table(self.db, model, names):
                 self._create(model, sql)
@@ -254,7 +249,7 @@ class PostgresEngine(Engine):
         table = qualified(self.key(model)[0], model._meta.table_name)
         with discarded(self.db):
             execute(self.db, f"CREATE TEMPORARY TABLE whatspire_probe (LIKE {table})")
-            self._search_first("pg_temp", quote(self.key(model)[0]) if self.key(model)[0] else "")
+            self.search_first("pg_temp", self.key(model)[0])
             for column in columns:
                 before = self.ask("SELECT pg_relation_filenode('pg_temp.whatspire_probe')")
                 execute(self.db, add_canonical_column(self.db, model, column, "whatspire_probe"))
@@ -268,15 +263,19 @@ class PostgresEngine(Engine):
     def as_stored(self, value: str, column: Column) -> str:
         return f"CAST({value} AS {column.type})"
 
-    def search_first(self, schema: str) -> None:
-        if schema:
-            self._search_first(quote(schema))
+    def _path_after(self, *schemas: str) -> str:
+        path = self.ask("SELECT current_setting('search_path')")
+        return ", ".join(filter(None, [*map(quote, filter(None, schemas)), path]))
+
+    def search_first(self, *schemas: str) -> None:
+        if any(schemas):
+            self.ask("SELECT set_config('search_path', %s, true)", [self._path_after(*schemas)])
 
     def within(self, schema: str, sql: str) -> tuple[str, ...]:
         if not schema:
             return (sql,)
-        path = self.ask("SELECT current_setting('search_path')")
-        return (f"SET LOCAL search_path TO {quote(schema)}, {path}", sql, f"SET LOCAL search_path TO {path}")
+        set_path = "SET LOCAL search_path TO "
+        return (set_path + self._path_after(schema), sql, set_path + (self._path_after() or "''"))
 
     def index_condition(self, index: Index) -> str:
         parts = [] if index.nulls_not_distinct else [f"({key.expression}) IS NOT NULL" for key in index.keys]
