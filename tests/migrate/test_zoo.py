@@ -128,26 +128,29 @@ def _damage(place: Place, db: peewee.Database, models: list[type[peewee.Model]],
     if kind == "column" and columns:
         return f'ALTER TABLE {table} DROP COLUMN "{draw.choice(columns)}"{cascade}'
     if kind == "index" and place.is_sqlite:
-        found = db.execute_sql("SELECT name FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL").fetchall()
+        found = db.execute_sql(
+            "SELECT name FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL ORDER BY name"
+        ).fetchall()
         return f'DROP INDEX "{draw.choice(found)[0]}"' if found else "SELECT 1"
     if kind == "index":
         found = db.execute_sql(
-            "SELECT quote_ident(schemaname), quote_ident(indexname) FROM pg_indexes WHERE schemaname IN ('public', 'other')"
+            "SELECT quote_ident(schemaname), quote_ident(indexname) FROM pg_indexes WHERE schemaname IN ('public', 'other') ORDER BY 1, 2"
         ).fetchall()
         return "DROP INDEX {}.{}".format(*draw.choice(found))
     if kind == "constraint" and not place.is_sqlite:
         found = db.execute_sql(
             "SELECT conrelid::regclass::text, quote_ident(conname) FROM pg_constraint JOIN pg_namespace AS n "
-            "ON n.oid = connamespace WHERE contype IN ('f', 'c', 'u') AND nspname IN ('public', 'other')"
+            "ON n.oid = connamespace WHERE contype IN ('f', 'c', 'u') AND nspname IN ('public', 'other') ORDER BY 1, 2"
         ).fetchall()
         return "ALTER TABLE {} DROP CONSTRAINT {} CASCADE".format(*draw.choice(found)) if found else "SELECT 1"
     return f"DROP TABLE {table}{cascade}"
 
 
-@given(draw=st.randoms(use_true_random=False), number=st.integers(1, 12))
+@given(seed=st.integers(0, 2**32), number=st.integers(1, 12))
 def test_any_damage_is_mended_or_refused(
-    place: Place, models: list[type[peewee.Model]], draw: random.Random, number: int
+    place: Place, models: list[type[peewee.Model]], seed: int, number: int
 ) -> None:
+    draw = random.Random(seed)  # not hypothesis' own: what there is to choose from, the database says
     db = place.connect()
     with db.connection_context(), db.bind_ctx(models, bind_refs=False, bind_backrefs=False):
         if place.is_sqlite:
