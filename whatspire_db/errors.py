@@ -48,16 +48,20 @@ class ScratchUnavailable(ModelError):
     """The declared schema cannot be worked out for want of a place to create it; names can still be compared."""
 
 
+class RightMissing(WhatspireDBError):
+    """Something is pending that this role, file or server does not let this user do; nothing was changed."""
+
+
 class LockTimeout(WhatspireDBError):
-    """Another migration held the lock for longer than this one waits."""
+    """Another migration, or another session, held a lock for longer than this run waits."""
 
 
 class StepFailed(WhatspireDBError):
-    """The database refused a statement; everything was rolled back."""
+    """The database refused a statement; its transaction was rolled back."""
 
 
 class VerificationFailed(WhatspireDBError):
-    """After all steps the schema was still not the declared one; everything was rolled back."""
+    """After all steps the schema was still not the declared one; their transaction was rolled back."""
 
 
 class MigrationRefused(WhatspireDBError):

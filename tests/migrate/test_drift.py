@@ -134,10 +134,6 @@ POSTGRES = {
         ["ALTER TABLE thing DROP CONSTRAINT thing_b", "ALTER TABLE thing ADD CONSTRAINT thing_b CHECK (b <> 8)"],
         "check", "thing_b", "7", "8",
     ),
-    "check not valid": (
-        ["ALTER TABLE thing DROP CONSTRAINT thing_b", "ALTER TABLE thing ADD CONSTRAINT thing_b CHECK (b <> 7) NOT VALID"],
-        "check", "thing_b", "7", "NOT VALID",
-    ),
     "foreign key action": (
         ["ALTER TABLE thing DROP CONSTRAINT thing_parent",
          "ALTER TABLE thing ADD CONSTRAINT thing_parent FOREIGN KEY (parent_id) REFERENCES parent (id)"],
@@ -155,12 +151,6 @@ POSTGRES = {
     ),
     "foreign key deferrable": (
         ["ALTER TABLE thing ALTER CONSTRAINT thing_parent DEFERRABLE"], "foreign_key", "thing_parent", "CASCADE", "DEFERRABLE"
-    ),
-    "foreign key not valid": (
-        ["ALTER TABLE thing DROP CONSTRAINT thing_parent",
-         "ALTER TABLE thing ADD CONSTRAINT thing_parent FOREIGN KEY (parent_id) REFERENCES parent (id) ON DELETE CASCADE"
-         " NOT VALID"],
-        "foreign_key", "thing_parent", "CASCADE", "NOT VALID",
     ),
     "primary key": (
         ["ALTER TABLE thing DROP CONSTRAINT thing_pkey", "ALTER TABLE thing ADD PRIMARY KEY (id, b)"],
@@ -194,10 +184,6 @@ POSTGRES = {
     "nulls not distinct": (
         reindex("thing_name", "CREATE UNIQUE INDEX thing_name ON thing (name) NULLS NOT DISTINCT"),
         "index", "thing_name", "(name)", "NULLS NOT DISTINCT",
-    ),
-    "index invalid": (
-        ["UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'thing_ab'::regclass"],
-        "index", "thing_ab", "DESC", "INVALID",
     ),
     "view in the place": (
         ["ALTER TABLE thing RENAME TO thing_old", "CREATE VIEW thing AS SELECT * FROM thing_old"],

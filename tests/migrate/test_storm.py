@@ -59,7 +59,7 @@ def test_lock_is_waited_for_and_then_named(place: Place) -> None:
         if not place.is_sqlite:
             db.execute_sql("CREATE TABLE other (id integer)")
         with (
-            MigrationRunner(holder).engine.transaction(1),
+            MigrationRunner(holder).engine.lock(1),
             pytest.raises(LockTimeout, match=r"for 0\.2 s") as error,
         ):
             MigrationRunner(db, lock_timeout=0.2).up()

@@ -20,6 +20,7 @@ _INDEX_NAME = re.compile(
         (?:(?:"[^"]+"|\w+)\.)?(?:"((?:[^"]|"")+)"|`([^`]+)`|\[([^\]]+)\]|(\w+))""",
     re.IGNORECASE | re.VERBOSE,
 )
+_PLAIN = re.compile(r"(\bINDEX\s+)(?:CONCURRENTLY\s+)?(?:IF\s+NOT\s+EXISTS\s+)?", re.IGNORECASE)
 
 
 class ScratchContext(Context):
@@ -102,8 +103,14 @@ def create_indexes(
         if match is None:
             raise ModelError(f"{model.__name__}: {sql!r} in Meta.indexes creates no index", "write CREATE INDEX ...")
         quoted, backticked, bracketed, bare = match.groups()
+        sql = _PLAIN.sub(r"\1", sql, count=1)  # whether it is built concurrently is for the plan to say
         # Both engines take a name without quotes in lower case, or compare it so.
         yield quoted.replace('""', '"') if quoted else backticked or bracketed or bare.lower(), sql
+
+
+def concurrently(index_sql: str) -> str:
+    """Return CREATE INDEX as CREATE INDEX CONCURRENTLY, without IF NOT EXISTS, which would accept an INVALID one."""
+    return _PLAIN.sub(r"\1CONCURRENTLY ", index_sql, count=1)
 
 
 def unqualified(index_sql: str) -> str:

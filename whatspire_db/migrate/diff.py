@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from .schema import Column, Constraint, Index, Key, Schema, Table, label
@@ -33,13 +33,20 @@ class Missing:
 
 @dataclass(frozen=True)
 class Drift:
-    """A difference that adding cannot mend; `live` is None where the live schema has nothing there."""
+    """A difference that adding cannot mend; `live` is None where the live schema has nothing there.
+
+    Where the live side is what is declared, and only not finished (INVALID, NOT VALID, a unique index that is to
+    become a constraint), `unfinished` is the declared and `left` the live one: a run finishes it.
+    """
 
     kind: str
     table: str
     name: str
     declared: str | None
     live: str | None
+    key: Key | None = field(default=None, compare=False, repr=False)
+    unfinished: Index | Constraint | None = field(default=None, compare=False, repr=False)
+    left: Index | Constraint | None = field(default=None, compare=False, repr=False)
 
     def __str__(self) -> str:
         shown = f"declared {self.declared or 'none'}, live {self.live or 'none'}"
@@ -108,8 +115,8 @@ def _diff_table(declared: Table, live: Table, changes: Changes, constraints_can_
     if declared.by_name:
         return _diff_names(declared, live, changes)
     if declared.options != live.options:
-        shown = [", ".join(t.options) or "plain" for t in (declared, live)]
-        changes.drift.append(Drift("table", name, name, *shown))
+        wanted, got = (", ".join(t.options) or "plain" for t in (declared, live))
+        changes.drift.append(Drift("table", name, name, wanted, got))
     new = declared.columns.keys() - live.columns.keys()
     for column in declared.columns.values():
         if column.name in new:
@@ -128,8 +135,8 @@ def _diff_names(declared: Table, live: Table, changes: Changes) -> None:
         if found is None:
             changes.missing.append(Missing("column", declared.key, column.name, column))
         elif found.not_null != column.not_null:
-            shown = (column.nullability, found.nullability)
-            changes.drift.append(Drift("column_null", label(declared.key), column.name, *shown))
+            drift = Drift("column_null", label(declared.key), column.name, column.nullability, found.nullability)
+            changes.drift.append(drift)
     names = {index.name for index in live.indexes}
     changes.missing += [Missing("index", declared.key, i.name, i) for i in declared.indexes if i.name not in names]
 
@@ -169,6 +176,14 @@ def _does_the_same(wanted: Index, got: Index) -> bool:
     return wanted.shape == got.shape and (wanted.constraint == got.constraint or as_good) and same_options and got.valid
 
 
+def _can_be_finished(wanted: Index, got: Index) -> bool:
+    if not _named_alike(wanted, got) or wanted.shape != got.shape or wanted.options != got.options:
+        return False
+    if got.valid:
+        return bool(wanted.constraint and not got.constraint)
+    return not got.constraint
+
+
 def _diff_indexes(declared: Table, live: Table, changes: Changes) -> None:
     name = label(declared.key)
     matched: list[Index] = []
@@ -186,7 +201,10 @@ def _diff_indexes(declared: Table, live: Table, changes: Changes) -> None:
             continue
         matched.append(got)
         if not _does_the_same(wanted, got):
-            changes.drift.append(Drift("index", name, wanted.title, wanted.definition, got.definition))
+            drift = Drift("index", name, wanted.title, wanted.definition, got.definition)
+            if _can_be_finished(wanted, got):
+                drift = replace(drift, key=declared.key, unfinished=wanted, left=got)
+            changes.drift.append(drift)
     changes.extra += [Extra("index", name, i.title) for i in live.indexes if i not in matched]
 
 
@@ -219,7 +237,10 @@ def _diff_constraints(
         if got is not None:
             matched.append(got)
             if (wanted.definition, wanted.valid) != (got.definition, got.valid):
-                changes.drift.append(Drift(wanted.kind, name, title, wanted.shown, got.shown))
+                drift = Drift(wanted.kind, name, title, wanted.shown, got.shown)
+                if wanted.definition == got.definition and wanted.valid and not got.has_index:
+                    drift = replace(drift, key=declared.key, unfinished=wanted, left=got)
+                changes.drift.append(drift)
         elif wanted.optional:
             continue
         elif constraints_can_be_added or new.intersection(wanted.columns):

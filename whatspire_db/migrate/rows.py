@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import peewee
 
 from .ddl import ModelType, qualified, quote
-from .engines import Engine, discarded
+from .engines import Engine, discarded, sqlstate
 from .schema import SERIAL, Column, Constraint, Index, IndexKey, Key, Schema
 
 NOWHERE: Key = ("", "")  # a question whose names are all in full
@@ -23,6 +23,8 @@ class Rows:
     engine: Engine
     models: Mapping[Key, ModelType]
     live: Schema
+    exact_up_to: int  # more rows than that are estimated, where the engine has an estimate
+    _estimates: dict[Key, int | None] = field(default_factory=dict)
 
     def table(self, key: Key) -> str:
         """Return a table's name as it stands in SQL, in the spelling of its model."""
@@ -37,9 +39,16 @@ class Rows:
         return self._number(key, f"SELECT count(*) FROM {self.table(key)}")
 
     def estimate(self, key: Key) -> int | None:
-        """Return the catalog's estimate of a table's rows, or their count where it has none."""
-        estimate = self.live.tables[key].rows
-        return self.exact(key) if estimate is None else estimate
+        """Return how many rows a table has, for a large one about; None where they may not be read."""
+        if key not in self._estimates:
+            try:
+                with discarded(self.engine.db):
+                    self._estimates[key] = self.engine.estimate(self.table(key), self.exact_up_to)
+            except peewee.PeeweeException as error:
+                if sqlstate(error) != "42501":  # insufficient_privilege
+                    raise
+                self._estimates[key] = self.live.tables[key].rows
+        return self._estimates[key]
 
     def with_new(self, key: Key, new: Mapping[str, Column]) -> str:
         """Return the table as it will be, for a FROM clause: with what each row will hold in the new columns."""

@@ -1,30 +1,34 @@
-"""The walk of a migration: lock, snapshot, declared, diff, plan, apply, verify, record, unlock."""
+"""The walk of a migration: stamp, lock, snapshot, declared, diff, plan, apply, verify, record, stamp, unlock."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 import peewee
 
 from .. import errors
-from ..errors import MigrationRefused, ModelError, ScratchUnavailable, StepFailed, VerificationFailed
+from ..errors import MigrationRefused, ModelError, RightMissing, ScratchUnavailable, StepFailed, VerificationFailed
 from ..models import MigrationVersion, registered_models
 from . import history
 from .ddl import ModelType, execute
 from .diff import Changes, Drift, diff
-from .engines import declared_names, discarded, engine_for
+from .engines import declared_names, discarded, engine_for, sqlstate
 from .history import MigrationStatus
 from .plan import Plan, Step, make_plan
+from .progress import Watcher
 from .schema import Schema, label
+from .stamp import Stamps, Standing, fingerprint
 
 logger = logging.getLogger("whatspire_db.migrate")
 
 LOCK_TIMEOUT_SECONDS = 60.0
+# An index on so many rows is built in some 10 ms, about as long as a commit takes; writers wait no longer than that.
+ONLINE_ROWS = 10_000
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,10 @@ class MigrationRunner:
 
     :param db: any peewee database for SQLite or PostgreSQL.
     :param models: default: the service's, and every other subclass of BaseModel that was imported.
-    :param lock_timeout: seconds to wait for another migration to end.
+    :param lock_timeout: seconds to wait for another migration to end, and for sessions that stand in a step's way.
+    :param online_rows: tables with more rows get indexes concurrently, and constraints in two steps (PostgreSQL);
+        an addition that would rewrite or scan them while they are locked is refused.
+    :param watcher: hears how far the run is; default: long steps go to the log.
     :param record_all: record runs that changed nothing too, as the Go service does.
     :raises ModelError: when the database is of another kind, or two models declare one table.
     """
@@ -66,12 +73,16 @@ class MigrationRunner:
         *,
         record_all: bool = False,
         lock_timeout: float = LOCK_TIMEOUT_SECONDS,
+        online_rows: int = ONLINE_ROWS,
+        watcher: Watcher | None = None,
     ) -> None:
         self.engine = engine_for(db)
         self.db = self.engine.db
         self.models: list[ModelType] = list(dict.fromkeys(registered_models() if models is None else models))
         self.record_all = record_all
         self.lock_timeout = lock_timeout
+        self.online_rows = online_rows
+        self.watcher = watcher or Watcher()
         for model in self.models:
             if not peewee.is_model(model):
                 raise ModelError(f"{model!r} is not a peewee model", "give model classes")
@@ -82,7 +93,9 @@ class MigrationRunner:
         """Return what `up` would do, with the SQL of every step; changes nothing."""
         with self._connection(), self._reading():
             declared = self._declared()
-            return self._plan(declared)
+            plan = self._plan(declared)
+            _warn_of_names(declared)
+            return plan
 
     def verify_schema(self) -> Changes:
         """Compare the whole schema: what is missing, what drifted, what is extra. Falsy when in sync."""
@@ -104,79 +117,171 @@ class MigrationRunner:
             return history.status(self.db)
 
     def up(self) -> Report:
-        """Apply what is pending, in one transaction, verify the outcome and record the run.
+        """Apply what is pending, verify the outcome and record the run; one question and no lock when it is in sync.
 
-        :raises MigrationRefused: when an addition would fail or lose data; nothing was applied.
-        :raises StepFailed: when the database refused a statement; everything was rolled back.
-        :raises VerificationFailed: when the outcome was not the declared schema; everything was rolled back.
-        :raises LockTimeout: when another migration went on for too long.
+        What can be done at once is done in one transaction, or not at all. What takes long on a large table
+        follows, each step by itself; a run that ends in between leaves a schema that the next one completes.
+
+        :raises MigrationRefused: when an addition would fail, lose data or stop the service; nothing was applied.
+        :raises RightMissing: when something is pending that this role or server does not let us do.
+        :raises StepFailed: when the database refused a statement; its transaction was rolled back.
+        :raises VerificationFailed: when the outcome was not the declared schema; it was rolled back.
+        :raises LockTimeout: when another migration, or a session in the way, went on for too long.
         """
         started = time.perf_counter()
         with self._connection():
-            with self._reading():
-                declared = self._declared()
-                plan = self._plan(declared)
-            version = plan.version
-            if plan or self.record_all:
-                plan, version = self._apply(declared, plan)
-            for drift in plan.drift:
-                logger.warning("drift, left as it is: %s", drift)
+            standing = self._standing()
+            stamps = standing.stamps if standing else None
+            if standing and stamps and not self.record_all and stamps.hold(self._fingerprint(), standing.mark):
+                self.watcher.started(standing.version)
+                plan, version = Plan(self.engine.name, standing.version), standing.version
+            else:
+                plan, version = self._up(standing)
             milliseconds = (time.perf_counter() - started) * 1000
             return Report(self.engine.name, plan.version, version, plan.pending, plan.drift, milliseconds)
 
-    def _apply(self, declared: Schema, plan: Plan) -> tuple[Plan, int]:
-        """Do the work under the lock and return what was done and the version since; look again first."""
-        if plan.refused:
-            raise MigrationRefused(plan)
-        with self.engine.transaction(self.lock_timeout):
+    def _up(self, standing: Standing | None) -> tuple[Plan, int]:
+        """Look in full, apply what is pending, and return what was done and the version since."""
+        with self._reading():
+            declared = self._declared()
             plan = self._plan(declared)
-            if plan.refused:
-                raise MigrationRefused(plan)
-            for step in plan.pending:
+        self.watcher.started(plan.version)
+        version = plan.version
+        if plan or self.record_all or _is_unrecorded(standing):
+            plan, version = self._apply(declared, plan, standing)
+        elif not (plan.drift or declared.unproved):
+            with suppress(peewee.PeeweeException):  # the next start looks in full again
+                self._stamp(standing)
+        _warn_of_names(declared)
+        for drift in plan.drift:
+            logger.warning("drift, left as it is: %s", drift)
+        return plan, version
+
+    def _apply(self, declared: Schema, plan: Plan, standing: Standing | None) -> tuple[Plan, int]:
+        """Do the work under the lock; look again first, unless nothing has changed since."""
+        _check(plan, declared)
+        try:
+            with self.engine.lock(self.lock_timeout):
+                self.engine.wait_for_builds(sorted({s.repairs for s in plan.pending if s.repairs}), self.lock_timeout)
+                now = self._standing()
+                if now is None or standing is None or now.mark != standing.mark:
+                    with self._reading():
+                        plan = self._plan(declared)
+                    _check(plan, declared)
+                return plan, self._apply_locked(declared, plan, now)
+        except peewee.PeeweeException as error:
+            if _is_right_missing(error):
+                raise _right_missing(error, plan) from error
+            raise
+
+    def _apply_locked(self, declared: Schema, plan: Plan, standing: Standing | None) -> int:
+        instant = [step for step in plan.pending if not step.online]
+        online = [step for step in plan.pending if step.online]
+        recording = bool(plan.pending) or _is_unrecorded(standing) or (self.record_all and history.exists(self.db))
+
+        def at_once() -> int:
+            for step in instant:
                 self._execute(step)
-            if plan.pending:
-                self._verify(declared, plan)
-            if plan.pending or (self.record_all and history.exists(self.db)):
-                return plan, self._record()
-            return plan, plan.version
+            now = self._standing() if instant or online else standing
+            if instant:
+                self._verify(declared, plan, online)
+            if online:
+                self._keep(now, replace(now.stamps or Stamps(), unrecorded=True) if now else None)
+                return plan.version
+            return self._record(plan, now, declared) if recording else plan.version
+
+        locks = sorted({lock for step in instant for lock in step.locks})
+        version = self.engine.transact(at_once, locks, self.lock_timeout)
+        if not online:
+            return version
+        for step in online:
+            self._execute_online(step)
+        now = self._standing()
+        self._verify(declared, plan, ())
+        return self.engine.transact(lambda: self._record(plan, now, declared), (), self.lock_timeout)
 
     def _execute(self, step: Step) -> None:
+        self.watcher.step_started(step)
         for sql in step.sql:
             logger.info("%s: %s", step.title, sql)
             try:
                 execute(self.db, sql)
             except peewee.PeeweeException as error:
+                if self.engine.is_lock_failure(error) or _is_right_missing(error):
+                    raise
                 raise _step_failed(step, error) from error
 
-    def _record(self) -> int:
+    def _execute_online(self, step: Step) -> None:
+        self.watcher.step_started(step)
         try:
-            return history.record(self.db)
+            for sql in step.sql:
+                logger.info("%s: %s", step.title, sql)
+                self.engine.run_online(
+                    sql, step.locks, self.lock_timeout, lambda progress: self.watcher.step_progress(step, progress)
+                )
+        except (peewee.PeeweeException, errors.LockTimeout) as error:
+            if step.builds and not self.db.is_closed() and not _is_there_already(error):
+                with suppress(peewee.PeeweeException, errors.LockTimeout):  # the next run finds what is left
+                    self.engine.discard_failed_build(step.builds)
+            if isinstance(error, errors.LockTimeout) or _is_right_missing(error):
+                raise
+            raise _online_step_failed(step, error) from error
+        finally:
+            self.watcher.step_done(step)
+
+    def _record(self, plan: Plan, standing: Standing | None, declared: Schema) -> int:
+        """Record the run, and stamp the schema that was verified with the mark of `standing`."""
+        try:
+            version = history.record(self.db)
         except peewee.PeeweeException as error:
+            if self.engine.is_lock_failure(error) or _is_right_missing(error):
+                raise
             raise StepFailed(
                 f"the run cannot be recorded in migration_versions: {_first_line(error)}",
                 "compare that table with the model MigrationVersion; nothing was changed",
             ) from error
+        if plan.drift:
+            self._keep(standing, replace(standing.stamps, unrecorded=False) if standing and standing.stamps else None)
+        else:
+            self._stamp(standing)
+        return version
 
-    def _verify(self, declared: Schema, plan: Plan) -> None:
+    def _verify(self, declared: Schema, plan: Plan, later: Collection[Step]) -> None:
+        """Compare again; `later` are steps that are not done yet."""
+        expected = {(step.table, step.name) for step in later}
         changes = self._changes(declared, self._snapshot())
-        left = [f"{m.kind} {label(m.table)}.{m.name}" for m in changes.missing]
-        left += [str(drift) for drift in changes.drift if drift not in plan.drift]
+        left = [
+            f"{m.kind} {label(m.table)}.{m.name}" for m in changes.missing if (label(m.table), m.name) not in expected
+        ]
+        left += [str(d) for d in changes.drift if d not in plan.drift and (d.table, d.name) not in expected]
         if left:
             raise VerificationFailed(
                 f"after all steps the schema still differs: {'; '.join(left)}",
-                "nothing was changed; look for event triggers, or report this with the output of plan",
+                "their transaction was rolled back; look for event triggers, or report this with the output of plan",
             )
+
+    # The stamp
+
+    def _fingerprint(self) -> str:
+        return fingerprint(self.db, self._all_models())
+
+    def _standing(self) -> Standing | None:
+        return self.engine.standing(self._all_models())
+
+    def _stamp(self, standing: Standing | None) -> None:
+        if standing and standing.stamps is not None:
+            stamps = standing.stamps.adding(self._fingerprint(), standing.mark)
+            self._keep(standing, replace(stamps, unrecorded=False))
+
+    def _keep(self, standing: Standing | None, stamps: Stamps | None) -> None:
+        if standing and standing.may_write and stamps is not None and stamps != standing.stamps:
+            self.engine.keep(stamps)
 
     def _plan(self, declared: Schema) -> Plan:
         live = self._snapshot()
         version = history.version(self.db)
         changes = self._changes(declared, live)
-        if declared.unproved and changes.missing:
-            names = ", ".join(str(item) for item in changes.missing)
-            fact, hint = declared.unproved
-            raise ModelError(f"{names}: the SQL cannot be worked out: {fact}", hint)
-        _warn_of_names(declared)
-        return make_plan(self.engine, self._all_models(), changes, declared, live, version)
+        return make_plan(self.engine, self._all_models(), changes, declared, live, version, self.online_rows)
 
     def _all_models(self) -> list[ModelType]:
         """Return the models and the one of the history, which a run that changes something needs."""
@@ -250,15 +355,56 @@ def _warn_of_names(declared: Schema) -> None:
         logger.warning("compared by names alone: %s (%s)", *declared.unproved)
 
 
+def _is_unrecorded(standing: Standing | None) -> bool:
+    return bool(standing and standing.stamps and standing.stamps.unrecorded)
+
+
+def _check(plan: Plan, declared: Schema) -> None:
+    """Refuse what must not be begun."""
+    if plan.refused:
+        raise MigrationRefused(plan)
+    if plan.pending and declared.unproved:
+        fact, hint = declared.unproved
+        raise RightMissing(f"{_summary(plan)}, but {fact}", f"{hint}; {_for_somebody_else(plan)}")
+
+
 def _first_line(error: BaseException) -> str:
     # Lines after the first can repeat values of a row.
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+def _summary(plan: Plan) -> str:
+    titles = [step.title for step in plan.pending]
+    more = f" and {len(titles) - 3} more" if len(titles) > 3 else ""
+    return f"pending: {', '.join(titles[:3])}{more}"
+
+
+def _for_somebody_else(plan: Plan) -> str:
+    statements = [f"{sql};" for step in plan.pending for sql in step.sql]
+    if len(statements) <= 3:
+        return f"somebody who has the right can run: {' '.join(statements)}"
+    return "somebody who has the right can run what `python -m whatspire_db.migrate plan --sql` prints"
+
+
+def _is_right_missing(error: BaseException) -> bool:
+    # 42501 insufficient_privilege, 25006 read_only_sql_transaction; SQLite says it in words.
+    return sqlstate(error) in ("42501", "25006") or "attempt to write a readonly database" in str(error)
+
+
+def _is_there_already(error: BaseException) -> bool:
+    return sqlstate(error) == "42P07"  # duplicate_table, which an index counts as
+
+
+def _right_missing(error: Exception, plan: Plan) -> RightMissing:
+    return RightMissing(
+        f"{_summary(plan)}, but {_first_line(error)}", f"{_hint(str(error))}; {_for_somebody_else(plan)}"
+    )
+
+
 def _hint(text: str) -> str:
     hints = {
-        "permission denied": "use a role that owns the tables, or let their owner run the statements of plan",
-        "must be owner": "use a role that owns the tables, or let their owner run the statements of plan",
+        "permission denied": "use a role that owns the tables and may create others",
+        "must be owner": "use a role that owns the tables",
         "readonly": "give this user the right to write the file and its folder",
         "read-only": "connect to the primary, or to a database that can be written",
         "not a database": "point WHATSAPP_DATABASE_DSN at the database, or move the file away",
@@ -269,6 +415,14 @@ def _hint(text: str) -> str:
     }
     default = "nothing was changed; correct what the database names and try again"
     return next((hint for mark, hint in hints.items() if mark in text), default)
+
+
+def _online_step_failed(step: Step, error: Exception) -> StepFailed:
+    text = _first_line(error)
+    return StepFailed(
+        f"{step.title} failed, and what was applied before it stays: {text}",
+        _hint(text).replace("nothing was changed; correct", "correct") + "; the next run goes on from there",
+    )
 
 
 def _step_failed(step: Step, error: Exception) -> StepFailed:

@@ -140,6 +140,7 @@ class Table:
     constraints: tuple[Constraint, ...] = ()
     options: tuple[str, ...] = ()
     rows: int | None = None
+    partitioned: bool = False
     by_name: bool = False  # a declared table of which the names are known and no more
 
 

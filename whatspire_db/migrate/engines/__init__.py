@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import abc
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import peewee
 
 from ...errors import ModelError
 from ..ddl import ModelType, create_indexes, execute
+from ..progress import Progress
 from ..schema import Column, Index, Key, Schema, Table
+from ..stamp import Stamps, Standing
 
+T = TypeVar("T")
 _REFERENCES = re.compile(r'\bREFERENCES\s+(?:(?:"[^"]+"|\w+)\.)?(?:"([^"]+)"|(\w+))', re.IGNORECASE)
 
 
@@ -32,11 +35,18 @@ def discarded(db: peewee.Database) -> Iterator[None]:
         pass
 
 
+def sqlstate(error: BaseException) -> str | None:
+    """Return the SQLSTATE of a driver's error that peewee wrapped."""
+    original = getattr(error, "orig", error)
+    return getattr(original, "pgcode", None) or getattr(original, "sqlstate", None)
+
+
 class Engine(abc.ABC):
     """The questions that the migrator asks an engine."""
 
     name: str
     constraints_can_be_added: bool
+    builds_online: bool
 
     def __init__(self, db: peewee.Database) -> None:
         self.db = db
@@ -45,6 +55,17 @@ class Engine(abc.ABC):
         """Return the first value of the first row."""
         row = execute(self.db, sql, params).fetchone()
         return row[0] if row else None
+
+    def ask_quietly(self, sql: str, params: Sequence[Any] = ()) -> Any:
+        """Return the only row of a question that may fail, which is no news for the log of failed statements."""
+        with peewee.__exception_wrapper__:
+            cursor = self.db.cursor()
+            cursor.execute(sql, params)
+            return cursor.fetchone()
+
+    def ask_nothing(self, sql: str) -> None:
+        """Run a statement that returns no rows."""
+        execute(self.db, sql)
 
     def is_in_memory(self) -> bool:
         """Tell whether the database is gone when its connection is closed."""
@@ -67,11 +88,50 @@ class Engine(abc.ABC):
         """Let the engine create the models' tables in a scratch place, and read them there."""
 
     @abc.abstractmethod
-    def transaction(self, wait_seconds: float) -> AbstractContextManager[None]:
-        """Hold the migration lock and a transaction; commit at the end, roll back on an error.
+    def standing(self, models: Sequence[ModelType]) -> Standing | None:
+        """Ask in one statement how the database stands; None where its history cannot be read."""
 
-        :raises LockTimeout: when another migration holds the lock for longer.
+    @abc.abstractmethod
+    def keep(self, stamps: Stamps) -> None:
+        """Store the stamps in place of those that are there."""
+
+    @abc.abstractmethod
+    def lock(self, wait_seconds: float) -> AbstractContextManager[None]:
+        """Hold the migration lock.
+
+        :raises LockTimeout: when another migration holds it for longer.
         """
+
+    @abc.abstractmethod
+    def transact(self, body: Callable[[], T], locks: Sequence[tuple[str, str]], wait_seconds: float) -> T:
+        """Run a body in a transaction that holds table locks; try it again while others hold them.
+
+        :raises LockTimeout: when they do for longer.
+        """
+
+    def is_lock_failure(self, error: Exception) -> bool:
+        """Tell whether a statement failed for a lock, so that `transact` tries again."""
+        return False
+
+    def wait_for_builds(self, tables: Sequence[str], wait_seconds: float) -> None:  # noqa: B027 - for online engines
+        """Wait until nobody builds an index on the tables."""
+
+    def run_online(
+        self, sql: str, locks: Sequence[tuple[str, str]], wait_seconds: float, tell: Callable[[Progress], None]
+    ) -> None:
+        """Run a statement that waits for others without stopping them: alone, or where it takes locks in a transaction.
+
+        :param wait_seconds: how long it may wait for the same session.
+        :raises LockTimeout: names that session.
+        """
+        raise NotImplementedError
+
+    def discard_failed_build(self, index: str) -> None:  # noqa: B027 - for online engines
+        """Drop an index whose build has just failed, unless it is valid."""
+
+    @abc.abstractmethod
+    def estimate(self, table: str, exact_up_to: int) -> int:
+        """Return how many rows a table has: the number, or above a limit an estimate."""
 
     @abc.abstractmethod
     def lock_of(self, kind: str) -> str:

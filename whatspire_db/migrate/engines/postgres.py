@@ -1,20 +1,17 @@
-"""PostgreSQL: snapshot from the catalogs, scratch in pg_temp, a polled advisory lock."""
+"""PostgreSQL: snapshot from the catalogs, scratch in pg_temp, an advisory lock, steps that a service does not feel."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import random
-import time
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from typing import Any
 
 import peewee
 
-from ...errors import LockTimeout, ModelError, ScratchUnavailable
+from ...errors import ModelError, ScratchUnavailable
 from ..ddl import (
     ModelType,
     add_canonical_column,
@@ -27,9 +24,19 @@ from ..ddl import (
     unnamed,
     unqualified,
 )
+from ..progress import Progress
 from ..schema import Column, Index, Key, Schema, Table
-from . import Engine, discarded, with_references
-from .postgres_catalog import Rows, read_table, snapshot_query
+from ..stamp import Stamps, Standing
+from . import Engine, T, discarded, with_references
+from .postgres_catalog import STANDING, Rows, read_table, snapshot_query
+from .postgres_locks import (
+    is_lock_failure,
+    migration_lock,
+    planned_rows,
+    run_online,
+    transact,
+    wait_for_builds,
+)
 
 # Types that an extension brings; a model can name more in Meta.extensions.
 EXTENSION_TYPES = {
@@ -41,15 +48,6 @@ EXTENSION_TYPES = {
     "ltree": "ltree",
 }
 
-_HOLDER = """
-SELECT a.pid, a.application_name, coalesce(a.client_hostname, host(a.client_addr), 'local socket'), a.usename,
-    to_char(coalesce(a.xact_start, a.backend_start) AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS')
-FROM pg_locks AS l JOIN pg_stat_activity AS a ON a.pid = l.pid
-WHERE l.locktype = 'advisory' AND l.granted
-    AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-    AND (l.classid::bigint << 32 | l.objid::bigint) = %s
-"""
-
 _LOCKS = {
     "create_schema": "none",
     "create_extension": "none",
@@ -58,6 +56,8 @@ _LOCKS = {
     "add_column": "ACCESS EXCLUSIVE",
     "add_constraint": "ACCESS EXCLUSIVE",
     "add_foreign_key": "SHARE ROW EXCLUSIVE",
+    "validate_constraint": "SHARE UPDATE EXCLUSIVE",
+    "build_index": "SHARE UPDATE EXCLUSIVE",
 }
 
 
@@ -66,6 +66,7 @@ class PostgresEngine(Engine):
 
     name = "postgres"
     constraints_can_be_added = True
+    builds_online = True
 
     def __init__(self, db: peewee.PostgresqlDatabase) -> None:
         super().__init__(db)
@@ -204,41 +205,54 @@ class PostgresEngine(Engine):
                 f"correct the model; its SQL was: {sql}",
             ) from None
 
-    @contextmanager
-    def transaction(self, wait_seconds: float) -> Iterator[None]:
-        number = int.from_bytes(
-            hashlib.sha256(f"whatspire_db migrate {self.default_schema}".encode()).digest()[:8],
-            "big",
-            signed=True,
-        )
-        self._wait_for_lock(number, wait_seconds)
+    def standing(self, models: Sequence[ModelType]) -> Standing | None:
+        names = [self.fold(model._meta.table_name) for model in models]
+        schemas = [model._meta.schema or None for model in models]
         try:
-            with self.db.transaction():
-                yield
-        finally:
-            if not self.db.is_closed() and self.db.is_connection_usable():
-                self.ask("SELECT pg_advisory_unlock(%s)", [number])
+            # Within a transaction in a savepoint, for a question that fails ends it.
+            with self.db.atomic() if self.db.in_transaction() else nullcontext():
+                row = self.ask_quietly(STANDING, [schemas, names])
+        except peewee.ProgrammingError:
+            return None
+        version, mark, text, may_write = row
+        return Standing(int(version or 0), mark, Stamps.from_text(text), bool(may_write))
 
-    def _wait_for_lock(self, number: int, wait_seconds: float) -> None:
-        # Polled, for a blocking wait deadlocks with CREATE INDEX CONCURRENTLY of the holder.
-        deadline = time.monotonic() + wait_seconds
-        pause = 0.01
-        while not self.ask("SELECT pg_try_advisory_lock(%s)", [number]):
-            if time.monotonic() > deadline:
-                raise LockTimeout(
-                    f"another migration held the lock for {wait_seconds:g} s: {self._holder(number)}",
-                    "wait for it to end, raise --lock-timeout, or end it with pg_terminate_backend(pid)",
-                )
-            time.sleep(pause * random.uniform(0.5, 1))  # noqa: S311 - jitter
-            pause = min(pause * 2, 0.25)
+    def keep(self, stamps: Stamps) -> None:
+        text = stamps.to_text().replace("'", "''")
+        execute(self.db, f"COMMENT ON TYPE migration_versions IS '{text}'")
 
-    def _holder(self, number: int) -> str:
-        """Name who holds the migration lock, as far as this role may see it."""
-        row = execute(self.db, _HOLDER, [number]).fetchone()
-        if row is None:
-            return "it has just ended"
-        pid, application, host, user, since = row
-        return f"pid {pid}, application {application or 'unnamed'}, user {user}, from {host}, since {since} UTC"
+    def lock(self, wait_seconds: float) -> AbstractContextManager[None]:
+        return migration_lock(self.db, self.default_schema, wait_seconds)
+
+    def transact(self, body: Callable[[], T], locks: Sequence[tuple[str, str]], wait_seconds: float) -> T:
+        return transact(self.db, body, locks, wait_seconds)
+
+    def is_lock_failure(self, error: Exception) -> bool:
+        return is_lock_failure(error)
+
+    def wait_for_builds(self, tables: Sequence[str], wait_seconds: float) -> None:
+        wait_for_builds(self.db, tables, wait_seconds)
+
+    def run_online(
+        self,
+        sql: str,
+        locks: Sequence[tuple[str, str]],
+        wait_seconds: float,
+        tell: Callable[[Progress], None],
+    ) -> None:
+        if not locks:
+            return run_online(self.db, sql, wait_seconds, tell)
+        # It may take long, and stops nobody while it runs: the time limit for statements is not meant for it.
+        no_limit = [("statement_timeout", "0")]
+        return transact(self.db, lambda: self.ask_nothing(sql), locks, wait_seconds, no_limit)
+
+    def discard_failed_build(self, index: str) -> None:
+        if self.ask("SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(%s)", [index]) is False:
+            run_online(self.db, f"DROP INDEX CONCURRENTLY {index}", 1.0, lambda progress: None)
+
+    def estimate(self, table: str, exact_up_to: int) -> int:
+        found = int(self.ask(f"SELECT count(*) FROM (SELECT 1 FROM {table} LIMIT {exact_up_to + 1}) AS first"))
+        return found if found <= exact_up_to else max(found, planned_rows(self.db, table))
 
     def lock_of(self, kind: str) -> str:
         return _LOCKS[kind]

@@ -107,6 +107,58 @@ SELECT 'constraint', o.relname, json_build_object(
     WHERE k.contype IN ('p', 'f', 'c', 'x') OR (k.contype = 'n' AND NOT k.convalidated)
 """
 
+# The mark of the tables asked for: a hash of which catalog rows describe them, for every change of structure writes
+# such a row anew (oid and xmin). The rows of pg_class are also written by GRANT, TRUNCATE and CREATE TRIGGER, so of
+# them counts what is compared; objects that are only named in definitions count by their names. One row: the recorded
+# version, the mark, the stamps, and whether this role and session could write them. The stamps are the comment on the
+# row type of migration_versions: read by everybody, gone with the table, and not carried along by a dump, in whose
+# restored rows no mark would be true.
+STANDING = """
+WITH own AS (
+    SELECT c.oid, c.relkind, c.relpersistence, n.oid AS namespace
+    FROM unnest(%s::text[], %s::text[]) AS asked (nspname, relname)
+    JOIN pg_catalog.pg_namespace AS n ON n.nspname = coalesce(asked.nspname, current_schema())
+    JOIN pg_catalog.pg_class AS c ON c.relnamespace = n.oid AND c.relname = asked.relname
+), facts (kind, object, version) AS (
+    SELECT 1::bigint, oid, hashtext(relkind::text || relpersistence::text)::bigint << 32 # namespace::bigint FROM own
+    UNION ALL
+    SELECT 2, attrelid, a.xmin::text::bigint << 16 | attnum
+        FROM own JOIN pg_catalog.pg_attribute AS a ON attrelid = own.oid AND attnum > 0
+    UNION ALL
+    SELECT 3, d.oid, d.xmin::text::bigint FROM own JOIN pg_catalog.pg_attrdef AS d ON adrelid = own.oid
+    UNION ALL
+    SELECT 4, indexrelid, i.xmin::text::bigint << 32 # hashtext(concat_ws(' ', relname, relam, reloptions))::bigint
+        FROM own JOIN pg_catalog.pg_index AS i ON indrelid = own.oid JOIN pg_catalog.pg_class AS c ON c.oid = indexrelid
+    UNION ALL
+    SELECT 5, k.oid, k.xmin::text::bigint << 32 # coalesce(hashtext(c.relname) # c.relnamespace::bigint, 0)
+        FROM own JOIN pg_catalog.pg_constraint AS k ON conrelid = own.oid
+        LEFT JOIN pg_catalog.pg_class AS c ON c.oid = confrelid
+    UNION ALL
+    SELECT 6, seqrelid, s.xmin::text::bigint << 32 | e.xmin::text::bigint
+        FROM pg_catalog.pg_sequence AS s
+        JOIN pg_catalog.pg_depend AS e ON classid = 'pg_catalog.pg_class'::regclass AND objid = seqrelid
+        JOIN own ON refclassid = 'pg_catalog.pg_class'::regclass AND refobjid = own.oid
+    UNION ALL
+    SELECT 7, oid, hashtext(typname)::bigint # typnamespace::bigint
+        FROM pg_catalog.pg_type WHERE oid >= 16384 AND typtype <> 'c' AND typcategory <> 'A'
+    UNION ALL
+    SELECT 8, oid, hashtext(proname)::bigint # pronamespace::bigint FROM pg_catalog.pg_proc WHERE oid >= 16384
+    UNION ALL
+    SELECT 9, oid, hashtext(collname)::bigint # collnamespace::bigint FROM pg_catalog.pg_collation WHERE oid >= 16384
+    UNION ALL
+    SELECT 10, oid, hashtext(extname) FROM pg_catalog.pg_extension
+), history AS (
+    SELECT reltype, relowner FROM pg_catalog.pg_class WHERE oid = to_regclass('migration_versions')
+)
+SELECT (SELECT max(version) FROM migration_versions),
+    (SELECT concat_ws(' ', current_setting('server_version_num')::int / 10000, current_schema(), count(*),
+            sum(hashint8extended(kind << 32 | object::bigint, version)))
+        FROM facts),
+    (SELECT obj_description(reltype, 'pg_type') FROM history),
+    (SELECT pg_has_role(relowner, 'USAGE') FROM history)
+        AND current_setting('transaction_read_only') = 'off'
+"""
+
 _SET_COLUMNS = """(SELECT json_agg(a.attname ORDER BY p.n)
             FROM unnest(k.confdelsetcols) WITH ORDINALITY AS p (num, n)
             JOIN pg_catalog.pg_attribute AS a ON a.attrelid = k.conrelid AND a.attnum = p.num)"""
@@ -138,6 +190,7 @@ def read_table(key: Key, value: Mapping[str, Any], rows: Rows, target: Callable[
         tuple(_constraint(row, target) for row in _in_order(rows["constraint"], "oid") if row["type"] != "n"),
         ("UNLOGGED",) if value["unlogged"] else (),
         int(value["rows"]) if value["rows"] >= 0 else None,
+        value["kind"] == "p",
     )
 
 

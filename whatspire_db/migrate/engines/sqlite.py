@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
+import tempfile
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import peewee
@@ -13,7 +15,8 @@ import peewee
 from ...errors import LockTimeout, ModelError
 from ..ddl import ModelType, create_indexes, create_table, execute, quote
 from ..schema import Column, Constraint, Index, IndexKey, Key, Schema, Table
-from . import Engine, with_references
+from ..stamp import Stamps, Standing, mark_of
+from . import Engine, T, with_references
 from .sqlite_sql import TableText, canonical, canonical_default, parse_index, parse_table
 
 # {0} is the schema's name. One row a fact: what it is, of which table, and its values.
@@ -43,6 +46,15 @@ SELECT 'reference', t.name, f.id, f.seq, f."table", f."from", f."to", f.on_updat
     FROM t, pragma_foreign_key_list(t.name, '{0}') AS f WHERE t.type = 'table' AND NOT t.virtual
 """
 
+# The mark is a hash of the very SQL that the schema consists of, so no two schemas share one, whatever file they are
+# in: what was found to hold the declared schema once does so for ever. The stamps lie in a file beside the database,
+# which may be lost or deleted at any time.
+_HISTORY = """
+SELECT (SELECT max(version) FROM migration_versions),
+    (SELECT file FROM pragma_database_list WHERE name = 'main'), NULL, NULL, NULL
+"""
+_STANDING = "SELECT {0}, tbl_name, type, name, sql FROM {1}.sqlite_master"
+
 _Rows = dict[str, list[tuple[Any, ...]]]
 
 
@@ -51,6 +63,11 @@ class SqliteEngine(Engine):
 
     name = "sqlite"
     constraints_can_be_added = False
+    builds_online = False
+
+    def __init__(self, db: peewee.SqliteDatabase) -> None:
+        super().__init__(db)
+        self._file = ""
 
     def is_in_memory(self) -> bool:
         return not any(row[1] == "main" and row[2] for row in execute(self.db, "PRAGMA database_list"))
@@ -110,8 +127,42 @@ class SqliteEngine(Engine):
         for schema in sorted({self.key(m)[0] for m in with_references(models)} - {""}):
             scratch.attach(":memory:", schema)
 
+    def standing(self, models: Sequence[ModelType]) -> Standing | None:
+        schemas = sorted({self.key(model)[0] for model in models} | {""})
+        parts = [_STANDING.format(*quoted) for quoted in map(_both_quotes, schemas)]
+        with peewee.__exception_wrapper__:
+            try:
+                cursor = self.db.cursor().execute(" UNION ALL ".join([_HISTORY, *parts]))
+            except peewee.sqlite3.OperationalError as error:
+                if "no such table" in str(error):
+                    return None
+                raise
+            (version, self._file), *facts = ((row[0], row[1]) if n == 0 else row for n, row in enumerate(cursor))
+        keys = {self.key(model) for model in models}
+        own = sorted(fact for fact in facts if ("" if fact[0] == "main" else fact[0], fact[1].lower()) in keys)
+        mark = mark_of([peewee.sqlite3.sqlite_version, *own])
+        return Standing(int(version or 0), mark, self._read_stamps(), bool(self._file))
+
+    def _read_stamps(self) -> Stamps | None:
+        try:
+            with open(_stamps_of(self._file), encoding="utf-8") as file:
+                return Stamps.from_text(file.read())
+        except FileNotFoundError:
+            return Stamps()
+        except (OSError, UnicodeDecodeError):
+            return None
+
+    def keep(self, stamps: Stamps) -> None:
+        folder, name = os.path.split(_stamps_of(self._file))
+        with suppress(OSError):
+            handle, temporary = tempfile.mkstemp(prefix=name, dir=folder)
+            with open(handle, "w", encoding="utf-8") as file:
+                file.write(stamps.to_text())
+            os.chmod(temporary, os.stat(self._file).st_mode & 0o666)
+            os.replace(temporary, _stamps_of(self._file))
+
     @contextmanager
-    def transaction(self, wait_seconds: float) -> Iterator[None]:
+    def lock(self, wait_seconds: float) -> Iterator[None]:
         # The write lock is the migration lock: nothing else can change the schema or the rows meanwhile.
         usual = self.ask("PRAGMA busy_timeout")
         execute(self.db, f"PRAGMA busy_timeout = {int(wait_seconds * 1000)}")
@@ -128,6 +179,12 @@ class SqliteEngine(Engine):
             ) from None
         finally:
             execute(self.db, f"PRAGMA busy_timeout = {usual}")
+
+    def transact(self, body: Callable[[], T], locks: Sequence[tuple[str, str]], wait_seconds: float) -> T:
+        return body()  # within the lock's own transaction
+
+    def estimate(self, table: str, exact_up_to: int) -> int:
+        return int(self.ask(f"SELECT count(*) FROM {table}"))
 
     def lock_of(self, kind: str) -> str:
         return "the database's write lock"
@@ -158,6 +215,15 @@ class SqliteEngine(Engine):
     def index_condition(self, index: Index) -> str:
         parts = [f"({quote(k.column) if k.column else k.expression}) IS NOT NULL" for k in index.keys]
         return " AND ".join(parts + ([f"({index.predicate})"] if index.predicate else [])) or "1"
+
+
+def _both_quotes(schema: str) -> tuple[str, str]:
+    name = schema or "main"
+    return "'" + name.replace("'", "''") + "'", quote(name)
+
+
+def _stamps_of(file: str) -> str:
+    return f"{file}-stamps"
 
 
 def _create(scratch: peewee.Database, model: ModelType, sql: str) -> None:

@@ -1,0 +1,54 @@
+"""What a run tells while it goes on: to a log, or to whoever watches."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .plan import Step
+
+logger = logging.getLogger("whatspire_db.migrate.progress")
+
+LOG_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a long step is: the server's own name of the phase, and blocks or rows of how many; 0 is not known."""
+
+    phase: str
+    done: int
+    total: int
+    waiting_for: str = ""  # the sessions, where it waits
+
+    def __str__(self) -> str:
+        share = f" {self.done / self.total:.0%}" if self.total else ""
+        waiting = f", waiting for {self.waiting_for}" if self.waiting_for else ""
+        return f"{self.phase or 'running'}{share}{waiting}"
+
+
+class Watcher:
+    """Hears of what a run does; override what is of interest. This one writes long steps to the log."""
+
+    def __init__(self) -> None:
+        self._logged: tuple[str, str, float] = ("", "", 0.0)
+
+    def started(self, version: int) -> None:
+        """Hear the version that is recorded before the run."""
+
+    def step_started(self, step: Step) -> None:
+        """Hear of a step before it runs; it is told again when its transaction is tried again."""
+
+    def step_progress(self, step: Step, progress: Progress) -> None:
+        """Hear of a step that takes long, some times a second, from another thread."""
+        title, phase, when = self._logged
+        now = time.monotonic()
+        if (title, phase) != (step.title, progress.phase) or now - when > LOG_SECONDS:
+            self._logged = (step.title, progress.phase, now)
+            logger.info("%s: %s", step.title, progress)
+
+    def step_done(self, step: Step) -> None:
+        """Hear of an online step that is done."""
