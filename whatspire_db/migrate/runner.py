@@ -262,11 +262,15 @@ class MigrationRunner:
 
     # The stamp
 
+    def _stamped_models(self) -> list[ModelType]:
+        # Not _all_models(), which asks for the default schema.
+        return list(dict.fromkeys([*self.models, MigrationVersion]))
+
     def _fingerprint(self) -> str:
-        return fingerprint(self.db, self._all_models())
+        return fingerprint(self.db, self._stamped_models())
 
     def _standing(self) -> Standing | None:
-        return self.engine.standing(self._all_models())
+        return self.engine.standing(self._stamped_models())
 
     def _stamp(self, standing: Standing | None) -> None:
         if standing and standing.stamps is not None:

@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import peewee
 
@@ -49,10 +50,7 @@ SELECT 'reference', t.name, f.id, f.seq, f."table", f."from", f."to", f.on_updat
 # The mark is a hash of the very SQL that the schema consists of, so no two schemas share one, whatever file they are
 # in: what was found to hold the declared schema once does so for ever. The stamps lie in a file beside the database,
 # which may be lost or deleted at any time.
-_HISTORY = """
-SELECT (SELECT max(version) FROM migration_versions),
-    (SELECT file FROM pragma_database_list WHERE name = 'main'), NULL, NULL, NULL
-"""
+_HISTORY = "SELECT (SELECT max(version) FROM migration_versions), NULL, NULL, NULL, NULL"
 _STANDING = "SELECT {0}, tbl_name, type, name, sql FROM {1}.sqlite_master"
 
 _Rows = dict[str, list[tuple[Any, ...]]]
@@ -64,10 +62,6 @@ class SqliteEngine(Engine):
     name = "sqlite"
     constraints_can_be_added = False
     builds_online = False
-
-    def __init__(self, db: peewee.SqliteDatabase) -> None:
-        super().__init__(db)
-        self._file = ""
 
     def is_in_memory(self) -> bool:
         return not any(row[1] == "main" and row[2] for row in execute(self.db, "PRAGMA database_list"))
@@ -137,15 +131,22 @@ class SqliteEngine(Engine):
                 if "no such table" in str(error):
                     return None
                 raise
-            (version, self._file), *facts = ((row[0], row[1]) if n == 0 else row for n, row in enumerate(cursor))
+            (version, *_), *facts = cursor
         keys = {self.key(model) for model in models}
         own = sorted(fact for fact in facts if ("" if fact[0] == "main" else fact[0], fact[1].lower()) in keys)
         mark = mark_of([peewee.sqlite3.sqlite_version, *own])
-        return Standing(int(version or 0), mark, self._read_stamps(), bool(self._file))
+        return Standing(int(version or 0), mark, self._read_stamps(), self._stamps_file is not None)
+
+    @property
+    def _stamps_file(self) -> str | None:
+        path = _file_of(str(self.db.database))
+        return path and f"{path}-stamps"
 
     def _read_stamps(self) -> Stamps | None:
+        if self._stamps_file is None:
+            return None
         try:
-            with open(_stamps_of(self._file), encoding="utf-8") as file:
+            with open(self._stamps_file, encoding="utf-8") as file:
                 return Stamps.from_text(file.read())
         except FileNotFoundError:
             return Stamps()
@@ -153,13 +154,19 @@ class SqliteEngine(Engine):
             return None
 
     def keep(self, stamps: Stamps) -> None:
-        folder, name = os.path.split(_stamps_of(self._file))
+        path = self._stamps_file
+        if path is None:
+            return
         with suppress(OSError):
-            handle, temporary = tempfile.mkstemp(prefix=name, dir=folder)
-            with open(handle, "w", encoding="utf-8") as file:
-                file.write(stamps.to_text())
-            os.chmod(temporary, os.stat(self._file).st_mode & 0o666)
-            os.replace(temporary, _stamps_of(self._file))
+            folder, name = os.path.split(path)
+            handle, temporary = tempfile.mkstemp(prefix=f"{name}.", dir=folder or ".")
+            try:
+                with open(handle, "w", encoding="utf-8") as file:
+                    file.write(stamps.to_text())
+                os.chmod(temporary, os.stat(path.removesuffix("-stamps")).st_mode & 0o666)
+                os.replace(temporary, path)
+            except OSError:
+                os.unlink(temporary)
 
     @contextmanager
     def lock(self, wait_seconds: float) -> Iterator[None]:
@@ -222,8 +229,14 @@ def _both_quotes(schema: str) -> tuple[str, str]:
     return "'" + name.replace("'", "''") + "'", quote(name)
 
 
-def _stamps_of(file: str) -> str:
-    return f"{file}-stamps"
+def _file_of(database: str) -> str | None:
+    """Return the path of a database's file; None where it is in memory."""
+    if not database.startswith("file:"):
+        return None if database in ("", ":memory:") else database
+    uri = urlsplit(database)
+    in_memory = "memory" in parse_qs(uri.query).get("mode", ())
+    path = unquote(uri.path)
+    return None if in_memory or path in ("", ":memory:") else path
 
 
 def _create(scratch: peewee.Database, model: ModelType, sql: str) -> None:
