@@ -119,25 +119,29 @@ WITH own AS (
     FROM unnest(%s::text[], %s::text[]) AS asked (nspname, relname)
     JOIN pg_catalog.pg_namespace AS n ON n.nspname = coalesce(asked.nspname, current_schema())
     JOIN pg_catalog.pg_class AS c ON c.relnamespace = n.oid AND c.relname = asked.relname
+), oids AS (
+    SELECT array_agg(oid) AS o FROM own -- as one array they are looked up at once, whatever the planner expects
 ), facts (kind, object, version) AS (
     SELECT 1::bigint, oid, hashtext(relkind::text || relpersistence::text)::bigint << 32 # namespace::bigint FROM own
     UNION ALL
     SELECT 2, attrelid, a.xmin::text::bigint << 16 | attnum
-        FROM own JOIN pg_catalog.pg_attribute AS a ON attrelid = own.oid AND attnum > 0
+        FROM pg_catalog.pg_attribute AS a WHERE attrelid = ANY ((SELECT o FROM oids)::oid[]) AND attnum > 0
     UNION ALL
-    SELECT 3, d.oid, d.xmin::text::bigint FROM own JOIN pg_catalog.pg_attrdef AS d ON adrelid = own.oid
+    SELECT 3, d.oid, d.xmin::text::bigint
+        FROM pg_catalog.pg_attrdef AS d WHERE adrelid = ANY ((SELECT o FROM oids)::oid[])
     UNION ALL
     SELECT 4, indexrelid, i.xmin::text::bigint << 32 # hashtext(concat_ws(' ', relname, relam, reloptions))::bigint
-        FROM own JOIN pg_catalog.pg_index AS i ON indrelid = own.oid JOIN pg_catalog.pg_class AS c ON c.oid = indexrelid
+        FROM pg_catalog.pg_index AS i JOIN pg_catalog.pg_class AS c ON c.oid = indexrelid
+        WHERE indrelid = ANY ((SELECT o FROM oids)::oid[])
     UNION ALL
     SELECT 5, k.oid, k.xmin::text::bigint << 32 # coalesce(hashtext(c.relname) # c.relnamespace::bigint, 0)
-        FROM own JOIN pg_catalog.pg_constraint AS k ON conrelid = own.oid
-        LEFT JOIN pg_catalog.pg_class AS c ON c.oid = confrelid
+        FROM pg_catalog.pg_constraint AS k LEFT JOIN pg_catalog.pg_class AS c ON c.oid = confrelid
+        WHERE conrelid = ANY ((SELECT o FROM oids)::oid[])
     UNION ALL
     SELECT 6, seqrelid, s.xmin::text::bigint << 32 | e.xmin::text::bigint
         FROM pg_catalog.pg_sequence AS s
         JOIN pg_catalog.pg_depend AS e ON classid = 'pg_catalog.pg_class'::regclass AND objid = seqrelid
-        JOIN own ON refclassid = 'pg_catalog.pg_class'::regclass AND refobjid = own.oid
+        WHERE refclassid = 'pg_catalog.pg_class'::regclass AND refobjid = ANY ((SELECT o FROM oids)::oid[])
     UNION ALL
     SELECT 7, oid, hashtext(typname)::bigint # typnamespace::bigint
         FROM pg_catalog.pg_type WHERE oid >= 16384 AND typtype <> 'c' AND typcategory <> 'A'
