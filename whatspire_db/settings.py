@@ -37,6 +37,7 @@ NAMES = (
     "MODELS",
     "RECORD_RUNS",
     "MIGRATION_LOCK_TIMEOUT",
+    "MIGRATION_ONLINE_ROWS",
 )
 
 logger = logging.getLogger("whatspire_db")
@@ -96,6 +97,7 @@ class Settings:
     models: tuple[str, ...] = ()
     record_runs: str = "changes"
     migration_lock_timeout: timedelta = timedelta(seconds=60)
+    migration_online_rows: int = 10_000
 
     def __post_init__(self) -> None:
         _choice(DRIVERS)("DRIVER", self.driver)
@@ -148,6 +150,7 @@ class Settings:
             models=_read(given, "MODELS", _module_list, ()),
             record_runs=_read(given, "RECORD_RUNS", _choice(RECORD_RUNS), "changes"),
             migration_lock_timeout=_read(given, "MIGRATION_LOCK_TIMEOUT", _duration, timedelta(seconds=60)),
+            migration_online_rows=_read(given, "MIGRATION_ONLINE_ROWS", _count, 10_000),
         )
 
 

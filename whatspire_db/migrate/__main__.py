@@ -19,6 +19,9 @@ from ..errors import ConfigError, MigrationRefused, WhatspireDBError
 from ..models import BaseModel, registered_models
 from ..settings import LOG_LEVELS, Settings, read_duration
 from .diff import Changes
+from .plan import Step
+from .progress import Progress, Watcher
+from .progress import logger as progress_logger
 from .runner import MigrationRunner, Report
 
 OK, FAILED, USAGE, PENDING, REFUSED = 0, 1, 2, 3, 4
@@ -94,6 +97,7 @@ def _configure_logging(options: argparse.Namespace) -> None:
     logger.handlers = [handler]
     logger.propagate = False
     logger.setLevel(logging.INFO if options.verbose else logging.ERROR if options.quiet else logging.WARNING)
+    progress_logger.setLevel(logging.ERROR if options.quiet else logging.INFO)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -108,7 +112,14 @@ def _run(options: argparse.Namespace) -> int:
     wait = settings.migration_lock_timeout
     if options.lock_timeout is not None:
         wait = read_duration("--lock-timeout", options.lock_timeout)
-    runner = MigrationRunner(db, models, record_all=settings.record_runs == "all", lock_timeout=wait.total_seconds())
+    runner = MigrationRunner(
+        db,
+        models,
+        record_all=settings.record_runs == "all",
+        lock_timeout=wait.total_seconds(),
+        online_rows=settings.migration_online_rows,
+        watcher=_CommandLineWatcher(options),
+    )
     try:
         return _VERBS[options.verb](runner, options)
     except MigrationRefused as refused:
@@ -170,11 +181,45 @@ def _say(symbol: str, text: str) -> None:
     print(f"{symbol} {text}" if sys.stdout.isatty() and encoding == "utf8" else text, flush=True)
 
 
+class _CommandLineWatcher(Watcher):
+    """Prints the version before the run, and shows long steps as a bar on a terminal, as log lines elsewhere."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        super().__init__()
+        self.says = options.verb == "up" and not (options.quiet or options.json)
+        self.draws = not options.quiet and sys.stderr.isatty()
+        self.bar: Any = None
+
+    def started(self, version: int) -> None:
+        if self.says:
+            _say("📊", f"Current migration version: {version}")
+
+    def step_progress(self, step: Step, progress: Progress) -> None:
+        if not self.draws:
+            super().step_progress(step, progress)
+            return
+        if self.bar is None:
+            from tqdm import tqdm  # only where a bar is drawn
+
+            layout = "{desc}: {percentage:3.0f}% |{bar:24}| {elapsed} {postfix}"
+            self.bar = tqdm(total=1, desc=step.title, bar_format=layout, file=sys.stderr, leave=True)
+        waiting = f", waiting for {progress.waiting_for}" if progress.waiting_for else ""
+        self.bar.set_postfix_str(f"{progress.phase}{waiting}", refresh=False)
+        self.bar.n = progress.done / progress.total if progress.total else 0
+        self.bar.refresh()
+
+    def step_done(self, step: Step) -> None:
+        if self.bar is not None:
+            self.bar.n = 1
+            self.bar.set_postfix_str("", refresh=False)
+            self.bar.refresh()
+            self.bar.close()
+            self.bar = None
+
+
 def _up(runner: MigrationRunner, options: argparse.Namespace) -> int:
-    quiet = options.quiet or options.json
-    if not quiet:
+    if not (options.quiet or options.json):
         _say("🔄", "Running database migrations...")
-        _say("📊", f"Current migration version: {runner.version()}")
     report = runner.up()
     if options.json:
         _print_json(report.to_json())
