@@ -119,7 +119,8 @@ def _cannot_open(target: SqliteTarget, error: Exception) -> ConnectionFailed:
     hint = "point WHATSAPP_DATABASE_DSN at a database file"
     if "locked" in str(error):
         return ConnectionFailed(
-            f"{path} is locked by another process", "wait for it, or raise _busy_timeout in the DSN"
+            f"{path} is locked by another process",
+            "wait for it to end, or raise --lock-timeout, or _busy_timeout in the DSN",
         )
     if path.is_dir():
         return ConnectionFailed(f"{path} is a directory", hint)

@@ -112,6 +112,8 @@ def _run(options: argparse.Namespace) -> int:
     wait = settings.migration_lock_timeout
     if options.lock_timeout is not None:
         wait = read_duration("--lock-timeout", options.lock_timeout)
+    if isinstance(db, peewee.SqliteDatabase):
+        db.timeout = wait.total_seconds()  # another process may hold the file from the first question on
     runner = MigrationRunner(
         db,
         models,

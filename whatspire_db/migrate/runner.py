@@ -12,14 +12,24 @@ from typing import Any
 import peewee
 
 from .. import errors
-from ..errors import MigrationRefused, ModelError, RightMissing, ScratchUnavailable, StepFailed, VerificationFailed
+from ..errors import MigrationRefused, ModelError, ScratchUnavailable, StepFailed, VerificationFailed
 from ..models import MigrationVersion, registered_models
 from . import history
 from .ddl import ModelType, execute
 from .diff import Changes, Drift, diff
-from .engines import declared_names, discarded, engine_for, sqlstate
+from .engines import declared_names, discarded, engine_for
+from .failures import (
+    database_failed,
+    first_line,
+    is_right_missing,
+    is_there_already,
+    online_step_failed,
+    right_missing,
+    step_failed,
+)
 from .history import MigrationStatus
-from .plan import Plan, Step, make_plan
+from .plan import Plan, Step
+from .planner import make_plan
 from .progress import Watcher
 from .schema import Schema, label
 from .stamp import Stamps, Standing, fingerprint
@@ -170,8 +180,8 @@ class MigrationRunner:
                     _check(plan, declared)
                 return plan, self._apply_locked(declared, plan, now)
         except peewee.PeeweeException as error:
-            if _is_right_missing(error):
-                raise _right_missing(error, plan) from error
+            if is_right_missing(error):
+                raise right_missing(plan, first_line(error)) from error
             raise
 
     def _apply_locked(self, declared: Schema, plan: Plan, standing: Standing | None) -> int:
@@ -207,9 +217,9 @@ class MigrationRunner:
             try:
                 execute(self.db, sql)
             except peewee.PeeweeException as error:
-                if self.engine.is_lock_failure(error) or _is_right_missing(error):
+                if self.engine.is_lock_failure(error) or is_right_missing(error):
                     raise
-                raise _step_failed(step, error) from error
+                raise step_failed(step, error) from error
 
     def _execute_online(self, step: Step) -> None:
         self.watcher.step_started(step)
@@ -220,12 +230,12 @@ class MigrationRunner:
                     sql, step.locks, self.lock_timeout, lambda progress: self.watcher.step_progress(step, progress)
                 )
         except (peewee.PeeweeException, errors.LockTimeout) as error:
-            if step.builds and not self.db.is_closed() and not _is_there_already(error):
+            if step.builds and not self.db.is_closed() and not is_there_already(error):
                 with suppress(peewee.PeeweeException, errors.LockTimeout):  # the next run finds what is left
                     self.engine.discard_failed_build(step.builds)
-            if isinstance(error, errors.LockTimeout) or _is_right_missing(error):
+            if isinstance(error, errors.LockTimeout) or is_right_missing(error):
                 raise
-            raise _online_step_failed(step, error) from error
+            raise online_step_failed(step, error) from error
         finally:
             self.watcher.step_done(step)
 
@@ -234,10 +244,10 @@ class MigrationRunner:
         try:
             version = history.record(self.db)
         except peewee.PeeweeException as error:
-            if self.engine.is_lock_failure(error) or _is_right_missing(error):
+            if self.engine.is_lock_failure(error) or is_right_missing(error):
                 raise
             raise StepFailed(
-                f"the run cannot be recorded in migration_versions: {_first_line(error)}",
+                f"the run cannot be recorded in migration_versions: {first_line(error)}",
                 "compare that table with the model MigrationVersion; nothing was changed",
             ) from error
         if plan.drift:
@@ -339,7 +349,7 @@ class MigrationRunner:
         try:
             yield
         except peewee.PeeweeException as error:
-            raise _database_failed(error) from error
+            raise database_failed(error) from error
         finally:
             if opened and not self.db.is_closed():
                 self.db.close()
@@ -368,72 +378,4 @@ def _check(plan: Plan, declared: Schema) -> None:
     if plan.refused:
         raise MigrationRefused(plan)
     if plan.pending and declared.unproved:
-        fact, hint = declared.unproved
-        raise RightMissing(f"{_summary(plan)}, but {fact}", f"{hint}; {_for_somebody_else(plan)}")
-
-
-def _first_line(error: BaseException) -> str:
-    # Lines after the first can repeat values of a row.
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _summary(plan: Plan) -> str:
-    titles = [step.title for step in plan.pending]
-    more = f" and {len(titles) - 3} more" if len(titles) > 3 else ""
-    return f"pending: {', '.join(titles[:3])}{more}"
-
-
-def _for_somebody_else(plan: Plan) -> str:
-    statements = [f"{sql};" for step in plan.pending for sql in step.sql]
-    if len(statements) <= 3:
-        return f"somebody who has the right can run: {' '.join(statements)}"
-    return "somebody who has the right can run what `python -m whatspire_db.migrate plan --sql` prints"
-
-
-def _is_right_missing(error: BaseException) -> bool:
-    # 42501 insufficient_privilege, 25006 read_only_sql_transaction; SQLite says it in words.
-    return sqlstate(error) in ("42501", "25006") or "attempt to write a readonly database" in str(error)
-
-
-def _is_there_already(error: BaseException) -> bool:
-    return sqlstate(error) == "42P07"  # duplicate_table, which an index counts as
-
-
-def _right_missing(error: Exception, plan: Plan) -> RightMissing:
-    return RightMissing(
-        f"{_summary(plan)}, but {_first_line(error)}", f"{_hint(str(error))}; {_for_somebody_else(plan)}"
-    )
-
-
-def _hint(text: str) -> str:
-    hints = {
-        "permission denied": "use a role that owns the tables and may create others",
-        "must be owner": "use a role that owns the tables",
-        "readonly": "give this user the right to write the file and its folder",
-        "read-only": "connect to the primary, or to a database that can be written",
-        "not a database": "point WHATSAPP_DATABASE_DSN at the database, or move the file away",
-        "locked": "find who writes to it for that long, or try again when it is quiet",
-        "already exists": "something of that name stands there; rename it, or the declared one",
-        "disk": "make room on the disk and try again",
-        "No space": "make room on the disk and try again",
-    }
-    default = "nothing was changed; correct what the database names and try again"
-    return next((hint for mark, hint in hints.items() if mark in text), default)
-
-
-def _online_step_failed(step: Step, error: Exception) -> StepFailed:
-    text = _first_line(error)
-    return StepFailed(
-        f"{step.title} failed, and what was applied before it stays: {text}",
-        _hint(text).replace("nothing was changed; correct", "correct") + "; the next run goes on from there",
-    )
-
-
-def _step_failed(step: Step, error: Exception) -> StepFailed:
-    text = _first_line(error)
-    return StepFailed(f"{step.title} failed and everything was rolled back: {text}", _hint(text))
-
-
-def _database_failed(error: Exception) -> errors.WhatspireDBError:
-    text = _first_line(error)
-    return errors.WhatspireDBError(f"the database failed: {text}", _hint(text))
+        raise right_missing(plan, *declared.unproved)
