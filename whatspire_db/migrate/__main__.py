@@ -203,7 +203,7 @@ class _CommandLineWatcher(Watcher):
         if self.bar is None:
             from tqdm import tqdm  # only where a bar is drawn
 
-            layout = "{desc}: {percentage:3.0f}% |{bar:24}| {elapsed} {postfix}"
+            layout = "{desc}: {percentage:3.0f}% |{bar:24}| {elapsed}{postfix}"
             self.bar = tqdm(total=1, desc=step.title, bar_format=layout, file=sys.stderr, leave=True)
         waiting = f", waiting for {progress.waiting_for}" if progress.waiting_for else ""
         self.bar.set_postfix_str(f"{progress.phase}{waiting}", refresh=False)

@@ -48,6 +48,7 @@ class _Planner:
     live: Schema
     missing: Sequence[Missing]
     online_rows: int
+    reached: dict[Key, set[Key]] = field(default_factory=dict)  # new table -> tables there that it leads to
     steps: list[Step] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
 
@@ -143,6 +144,9 @@ class _Planner:
         referenced = {c.references for c in table.constraints if c.references and c.references in self.live.tables}
         if self._waits_for_unique_key(key, table, referenced):
             return None
+        # What refers to a new table comes after it, and so within the same locks.
+        referenced = referenced.union(*(self.reached.get(c.references or key, ()) for c in table.constraints))
+        self.reached[key] = referenced
         lock = self.engine.lock_of("add_foreign_key") if referenced else None
         statements = ddl.create_table(self.db, model)
         self._step("create_table", key, label(key), statements, "instant", lock, targets=sorted(referenced))
@@ -191,7 +195,9 @@ class _Planner:
         key = self.engine.key(model)
         if self.engine.constraints_can_be_added:
             for column, sql in ddl.deferred_foreign_keys(self.db, model):
-                self._step("add_constraint", key, column, [sql], "instant", lock="none")
+                others = set[Key]().union(*self.reached.values())
+                lock = self.engine.lock_of("add_foreign_key") if others else "none"
+                self._step("add_constraint", key, column, [sql], "instant", lock, targets=sorted(others))
 
     def _name_is_taken(self, key: Key, name: str) -> bool:
         owner = self.live.names.get((key[0], self.engine.fold(name)))

@@ -187,10 +187,15 @@ class MigrationRunner:
     def _apply_locked(self, declared: Schema, plan: Plan, standing: Standing | None) -> int:
         instant = [step for step in plan.pending if not step.online]
         online = [step for step in plan.pending if step.online]
+        free, locking = _divided(instant)
         recording = bool(plan.pending) or _is_unrecorded(standing) or (self.record_all and history.exists(self.db))
 
+        def unlocked() -> None:
+            for step in free:
+                self._execute(step)
+
         def at_once() -> int:
-            for step in instant:
+            for step in locking:
                 self._execute(step)
             now = self._standing() if instant or online else standing
             if instant:
@@ -201,7 +206,7 @@ class MigrationRunner:
             return self._record(plan, now, declared) if recording else plan.version
 
         locks = sorted({lock for step in instant for lock in step.locks})
-        version = self.engine.transact(at_once, locks, self.lock_timeout)
+        version = self.engine.transact(at_once, locks, self.lock_timeout, before=unlocked)
         if not online:
             return version
         for step in online:
@@ -367,6 +372,13 @@ class MigrationRunner:
 def _warn_of_names(declared: Schema) -> None:
     if declared.unproved:
         logger.warning("compared by names alone: %s (%s)", *declared.unproved)
+
+
+def _divided(steps: Sequence[Step]) -> tuple[list[Step], list[Step]]:
+    """Return the steps that need no lock on a table that stands already, and the others."""
+    locked = {step.table for step in steps if step.locks}
+    free = [step for step in steps if step.table not in locked]
+    return free, [step for step in steps if step.table in locked]
 
 
 def _is_unrecorded(standing: Standing | None) -> bool:

@@ -103,9 +103,16 @@ class Engine(abc.ABC):
         """
 
     @abc.abstractmethod
-    def transact(self, body: Callable[[], T], locks: Sequence[tuple[str, str]], wait_seconds: float) -> T:
+    def transact(
+        self,
+        body: Callable[[], T],
+        locks: Sequence[tuple[str, str]],
+        wait_seconds: float,
+        before: Callable[[], None] | None = None,
+    ) -> T:
         """Run a body in a transaction that holds table locks; try it again while others hold them.
 
+        :param before: what needs none of the locks, run in the transaction before anybody is stopped by them.
         :raises LockTimeout: when they do for longer.
         """
 

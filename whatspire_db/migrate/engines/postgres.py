@@ -224,8 +224,14 @@ class PostgresEngine(Engine):
     def lock(self, wait_seconds: float) -> AbstractContextManager[None]:
         return migration_lock(self.db, self.default_schema, wait_seconds)
 
-    def transact(self, body: Callable[[], T], locks: Sequence[tuple[str, str]], wait_seconds: float) -> T:
-        return transact(self.db, body, locks, wait_seconds)
+    def transact(
+        self,
+        body: Callable[[], T],
+        locks: Sequence[tuple[str, str]],
+        wait_seconds: float,
+        before: Callable[[], None] | None = None,
+    ) -> T:
+        return transact(self.db, body, locks, wait_seconds, before)
 
     def is_lock_failure(self, error: Exception) -> bool:
         return is_lock_failure(error)
@@ -244,7 +250,7 @@ class PostgresEngine(Engine):
             return run_online(self.db, sql, wait_seconds, tell)
         # It may take long, and stops nobody while it runs: the time limit for statements is not meant for it.
         no_limit = [("statement_timeout", "0")]
-        return transact(self.db, lambda: self.ask_nothing(sql), locks, wait_seconds, no_limit)
+        return transact(self.db, lambda: self.ask_nothing(sql), locks, wait_seconds, settings=no_limit)
 
     def discard_failed_build(self, index: str) -> None:
         if self.ask("SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(%s)", [index]) is False:

@@ -7,7 +7,7 @@ import json
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -190,11 +190,13 @@ def transact(
     body: Callable[[], T],
     locks: Sequence[tuple[str, str]],
     wait_seconds: float,
+    before: Callable[[], None] | None = None,
     settings: Sequence[tuple[str, str]] = (),
 ) -> T:
     """Run a body in a transaction that holds table locks; roll back, wait and try again while others hold them.
 
     :param locks: pairs of a quoted table and the mode that the body needs.
+    :param before: what needs none of the locks, run in the transaction before anybody is stopped by them.
     :param settings: run-time parameters for the transaction.
     :raises LockTimeout: names who held them when the time was over.
     """
@@ -204,7 +206,10 @@ def transact(
             with db.transaction():
                 for name, value in settings:
                     _set(db, name, value)
-                _take(db, locks)
+                strongest = _take_weakly(db, locks)
+                if before is not None:
+                    before()
+                _take_strongly(db, strongest)
                 return body()
         except peewee.PeeweeException as error:
             if not is_lock_failure(error):
@@ -225,14 +230,18 @@ def _set(db: peewee.PostgresqlDatabase, name: str, value: object) -> None:
     execute(db, "SELECT set_config(%s, %s, true)", [name, str(value)])
 
 
-def _take(db: peewee.PostgresqlDatabase, locks: Sequence[tuple[str, str]]) -> None:
-    """Lock tables: first all of them weakly, which can wait; then as strongly as needed, which must not."""
+def _take_weakly(db: peewee.PostgresqlDatabase, locks: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """Lock tables so that nobody is stopped who reads or writes; return the mode that each is needed in."""
     strongest: dict[str, str] = {}
     for table, mode in sorted(locks, key=lambda pair: LOCK_STRENGTH.index(pair[1])):
         strongest[table] = mode
     _set(db, "lock_timeout", WEAK_LOCK_MILLISECONDS)
     for table in sorted(strongest):
         execute(db, f"LOCK TABLE {table} IN {WEAK_LOCK} MODE")
+    return strongest
+
+
+def _take_strongly(db: peewee.PostgresqlDatabase, strongest: Mapping[str, str]) -> None:
     deadline = time.monotonic() + STRONG_LOCK_MILLISECONDS / 1000
     for table, mode in sorted(strongest.items()):
         if mode != WEAK_LOCK:

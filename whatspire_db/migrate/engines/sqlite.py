@@ -187,7 +187,15 @@ class SqliteEngine(Engine):
         finally:
             execute(self.db, f"PRAGMA busy_timeout = {usual}")
 
-    def transact(self, body: Callable[[], T], locks: Sequence[tuple[str, str]], wait_seconds: float) -> T:
+    def transact(
+        self,
+        body: Callable[[], T],
+        locks: Sequence[tuple[str, str]],
+        wait_seconds: float,
+        before: Callable[[], None] | None = None,
+    ) -> T:
+        if before is not None:
+            before()
         return body()  # within the lock's own transaction
 
     def estimate(self, table: str, exact_up_to: int) -> int:
