@@ -23,6 +23,7 @@ class Step:
     lock: str
     cost: str
     online: bool = False
+    free: bool = False  # it needs nothing that stands already, and so comes before any lock
     locks: tuple[tuple[str, str], ...] = ()  # quoted tables that stand already, and the mode that each is taken in
     builds: str = ""  # the quoted index that a failure leaves INVALID
     repairs: str = ""  # the quoted table on which somebody may still be building what the step repairs

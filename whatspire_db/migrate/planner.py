@@ -48,7 +48,6 @@ class _Planner:
     live: Schema
     missing: Sequence[Missing]
     online_rows: int
-    reached: dict[Key, set[Key]] = field(default_factory=dict)  # new table -> tables there that it leads to
     steps: list[Step] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
 
@@ -67,6 +66,15 @@ class _Planner:
             if isinstance(item.item, Column):
                 found.setdefault(item.table, {})[item.name] = item.item
         return found
+
+    @cached_property
+    def free_tables(self) -> set[Key]:
+        """Return the new tables that lead to no table that stands already, not by way of others either."""
+        free = {item.table for item in self._of_kind("table")}
+        references = {key: {c.references for c in self.declared.tables[key].constraints} - {None} for key in free}
+        while bound := {key for key in free if not references[key] <= free}:
+            free -= bound
+        return free
 
     def run(self) -> None:
         for kind in ("schema", "extension"):
@@ -115,7 +123,8 @@ class _Planner:
         if self.engine.builds_online and mode != "none" and not more.get("builds"):
             tables = [key, *targets] if key in self.live.tables else list(targets)
             locks = tuple((self.rows.table(t), mode) for t in dict.fromkeys(tables) if t[1])
-        self.steps.append(Step(kind, label(key), name, tuple(sql), mode, cost, locks=locks, **more))
+        free = key in self.free_tables or kind in ("create_schema", "create_extension")
+        self.steps.append(Step(kind, label(key), name, tuple(sql), mode, cost, locks=locks, free=free, **more))
 
     def _is_large(self, key: Key, limit: int | None = None) -> bool:
         """Tell whether the service would feel it when a table is scanned or rewritten while it is locked."""
@@ -144,9 +153,6 @@ class _Planner:
         referenced = {c.references for c in table.constraints if c.references and c.references in self.live.tables}
         if self._waits_for_unique_key(key, table, referenced):
             return None
-        # What refers to a new table comes after it, and so within the same locks.
-        referenced = referenced.union(*(self.reached.get(c.references or key, ()) for c in table.constraints))
-        self.reached[key] = referenced
         lock = self.engine.lock_of("add_foreign_key") if referenced else None
         statements = ddl.create_table(self.db, model)
         self._step("create_table", key, label(key), statements, "instant", lock, targets=sorted(referenced))
@@ -195,9 +201,7 @@ class _Planner:
         key = self.engine.key(model)
         if self.engine.constraints_can_be_added:
             for column, sql in ddl.deferred_foreign_keys(self.db, model):
-                others = set[Key]().union(*self.reached.values())
-                lock = self.engine.lock_of("add_foreign_key") if others else "none"
-                self._step("add_constraint", key, column, [sql], "instant", lock, targets=sorted(others))
+                self._step("add_constraint", key, column, [sql], "instant", lock="none")
 
     def _name_is_taken(self, key: Key, name: str) -> bool:
         owner = self.live.names.get((key[0], self.engine.fold(name)))

@@ -187,16 +187,17 @@ class MigrationRunner:
     def _apply_locked(self, declared: Schema, plan: Plan, standing: Standing | None) -> int:
         instant = [step for step in plan.pending if not step.online]
         online = [step for step in plan.pending if step.online]
-        free, locking = _divided(instant)
         recording = bool(plan.pending) or _is_unrecorded(standing) or (self.record_all and history.exists(self.db))
 
         def unlocked() -> None:
-            for step in free:
-                self._execute(step)
+            for step in instant:
+                if step.free:
+                    self._execute(step)
 
         def at_once() -> int:
-            for step in locking:
-                self._execute(step)
+            for step in instant:
+                if not step.free:
+                    self._execute(step)
             now = self._standing() if instant or online else standing
             if instant:
                 self._verify(declared, plan, online)
@@ -372,13 +373,6 @@ class MigrationRunner:
 def _warn_of_names(declared: Schema) -> None:
     if declared.unproved:
         logger.warning("compared by names alone: %s (%s)", *declared.unproved)
-
-
-def _divided(steps: Sequence[Step]) -> tuple[list[Step], list[Step]]:
-    """Return the steps that need no lock on a table that stands already, and the others."""
-    locked = {step.table for step in steps if step.locks}
-    free = [step for step in steps if step.table not in locked]
-    return free, [step for step in steps if step.table in locked]
 
 
 def _is_unrecorded(standing: Standing | None) -> bool:
