@@ -160,8 +160,7 @@ class MigrationRunner:
         if plan or self.record_all or _is_unrecorded(standing):
             plan, version = self._apply(declared, plan, standing)
         elif not (plan.drift or declared.unproved):
-            with suppress(peewee.PeeweeException):  # the next start looks in full again
-                self._stamp(standing)
+            self._stamp(standing)
         _warn_of_names(declared)
         for drift in plan.drift:
             logger.warning("drift, left as it is: %s", drift)
@@ -228,6 +227,8 @@ class MigrationRunner:
                 raise step_failed(step, error) from error
 
     def _execute_online(self, step: Step) -> None:
+        if step.repairs and not self.engine.is_invalid(step.builds):
+            return  # who built it has just finished
         self.watcher.step_started(step)
         try:
             for sql in step.sql:

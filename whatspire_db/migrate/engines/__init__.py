@@ -93,7 +93,7 @@ class Engine(abc.ABC):
 
     @abc.abstractmethod
     def keep(self, stamps: Stamps) -> None:
-        """Store the stamps in place of those that are there."""
+        """Store the stamps in place of those that are there, where that is possible."""
 
     @abc.abstractmethod
     def lock(self, wait_seconds: float) -> AbstractContextManager[None]:
@@ -132,6 +132,10 @@ class Engine(abc.ABC):
         :raises LockTimeout: names that session.
         """
         raise NotImplementedError
+
+    def is_invalid(self, index: str) -> bool:
+        """Tell whether an index stands there that nothing can use."""
+        return False
 
     def discard_failed_build(self, index: str) -> None:  # noqa: B027 - for online engines
         """Drop an index whose build has just failed, unless it is valid."""

@@ -219,7 +219,8 @@ class PostgresEngine(Engine):
 
     def keep(self, stamps: Stamps) -> None:
         text = stamps.to_text().replace("'", "''")
-        execute(self.db, f"COMMENT ON TYPE migration_versions IS '{text}'")
+        with suppress(peewee.PeeweeException), self.db.atomic():  # without them the next start looks in full
+            execute(self.db, f"COMMENT ON TYPE migration_versions IS '{text}'")
 
     def lock(self, wait_seconds: float) -> AbstractContextManager[None]:
         return migration_lock(self.db, self.default_schema, wait_seconds)
@@ -252,8 +253,11 @@ class PostgresEngine(Engine):
         no_limit = [("statement_timeout", "0")]
         return transact(self.db, lambda: self.ask_nothing(sql), locks, wait_seconds, settings=no_limit)
 
+    def is_invalid(self, index: str) -> bool:
+        return self.ask("SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(%s)", [index]) is False
+
     def discard_failed_build(self, index: str) -> None:
-        if self.ask("SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(%s)", [index]) is False:
+        if self.is_invalid(index):
             run_online(self.db, f"DROP INDEX CONCURRENTLY {index}", 1.0, lambda progress: None)
 
     def estimate(self, table: str, exact_up_to: int) -> int:

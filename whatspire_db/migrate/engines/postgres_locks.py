@@ -28,6 +28,19 @@ WEAK_LOCK = "SHARE UPDATE EXCLUSIVE"
 WEAK_LOCK_MILLISECONDS = 3000
 STRONG_LOCK_MILLISECONDS = 50
 LOCK_STRENGTH = (WEAK_LOCK, "SHARE", "SHARE ROW EXCLUSIVE", "ACCESS EXCLUSIVE")
+# The manual's table of conflicting lock modes, for those that a migration takes; ACCESS EXCLUSIVE conflicts with all.
+CONFLICTS = {
+    WEAK_LOCK: ("ShareUpdateExclusive", "Share", "ShareRowExclusive", "Exclusive", "AccessExclusive"),
+    "SHARE": ("RowExclusive", "ShareUpdateExclusive", "ShareRowExclusive", "Exclusive", "AccessExclusive"),
+    "SHARE ROW EXCLUSIVE": (
+        "RowExclusive",
+        "ShareUpdateExclusive",
+        "Share",
+        "ShareRowExclusive",
+        "Exclusive",
+        "AccessExclusive",
+    ),
+}
 LOCK_FAILURES = ("55P03", "40P01")  # lock_not_available, deadlock_detected
 QUIET_SECONDS = 1.0  # a statement that is done by then is watched by nobody
 
@@ -45,7 +58,8 @@ WHERE l.locktype = 'advisory' AND l.granted
 _BLOCKERS = f"""
 SELECT {_PERSON}
 FROM (SELECT DISTINCT pid FROM pg_locks
-    WHERE granted AND pid <> pg_backend_pid() AND relation IN (SELECT to_regclass(t) FROM unnest(%s::text[]) AS t)) AS l
+    WHERE granted AND pid <> pg_backend_pid() AND relation IN (SELECT to_regclass(t) FROM unnest(%s::text[]) AS t)
+        AND (%s::text[] IS NULL OR replace(mode, 'Lock', '') = ANY (%s::text[]))) AS l
 JOIN pg_stat_activity AS a ON a.pid = l.pid
 ORDER BY a.xact_start LIMIT 3
 """
@@ -59,6 +73,11 @@ FROM pg_stat_progress_create_index AS p JOIN pg_stat_activity AS a ON a.pid = p.
 WHERE p.datname = current_database() AND (p.relid = to_regclass(%s) OR (p.relid IS NULL AND EXISTS (
     SELECT FROM pg_locks AS l
     WHERE l.pid = p.pid AND l.relation = to_regclass(%s) AND l.mode = 'ShareUpdateExclusiveLock')))
+"""
+
+_TRANSACTIONS = """
+SELECT virtualtransaction FROM pg_locks
+WHERE locktype = 'virtualxid' AND pid = ANY (%s) AND (%s::text[] IS NULL OR virtualtransaction = ANY (%s))
 """
 
 _STATEMENT = """
@@ -201,6 +220,7 @@ def transact(
     :raises LockTimeout: names who held them when the time was over.
     """
     deadline = time.monotonic() + wait_seconds
+    tables, mode = sorted({table for table, _ in locks}), "ACCESS EXCLUSIVE"
     for pause in pauses():
         try:
             with db.transaction():
@@ -214,9 +234,12 @@ def transact(
         except peewee.PeeweeException as error:
             if not is_lock_failure(error):
                 raise
+        except _LockFailed as failure:
+            tables, mode = [failure.table], failure.mode
         if time.monotonic() > deadline:
-            tables = sorted({table for table, _ in locks})
-            blockers = described(execute(db, _BLOCKERS, [tables]).fetchall()) or "somebody who has just ended"
+            modes = list(CONFLICTS[mode]) if mode in CONFLICTS else None
+            found = execute(db, _BLOCKERS, [tables, modes, modes]).fetchall()
+            blockers = described(found) or "somebody who has just ended"
             raise LockTimeout(
                 f"{', '.join(tables) or 'something'} was locked for {wait_seconds:g} s by {blockers}; "
                 "what this transaction had changed was rolled back",
@@ -224,6 +247,23 @@ def transact(
             )
         time.sleep(pause * 4)  # longer than the wait itself, for those who queued behind it to get through
     raise AssertionError("pauses() does not end")
+
+
+class _LockFailed(Exception):
+    """A table that somebody else holds in a mode which conflicts with the one that is needed."""
+
+    def __init__(self, table: str, mode: str) -> None:
+        super().__init__(table, mode)
+        self.table, self.mode = table, mode
+
+
+def _lock(db: peewee.PostgresqlDatabase, table: str, mode: str) -> None:
+    try:
+        execute(db, f"LOCK TABLE {table} IN {mode} MODE")
+    except peewee.PeeweeException as error:
+        if not is_lock_failure(error):
+            raise
+        raise _LockFailed(table, mode) from error
 
 
 def _set(db: peewee.PostgresqlDatabase, name: str, value: object) -> None:
@@ -237,7 +277,7 @@ def _take_weakly(db: peewee.PostgresqlDatabase, locks: Sequence[tuple[str, str]]
         strongest[table] = mode
     _set(db, "lock_timeout", WEAK_LOCK_MILLISECONDS)
     for table in sorted(strongest):
-        execute(db, f"LOCK TABLE {table} IN {WEAK_LOCK} MODE")
+        _lock(db, table, WEAK_LOCK)
     return strongest
 
 
@@ -247,7 +287,7 @@ def _take_strongly(db: peewee.PostgresqlDatabase, strongest: Mapping[str, str]) 
         if mode != WEAK_LOCK:
             left = (deadline - time.monotonic()) * 1000
             _set(db, "lock_timeout", max(1, int(left)))
-            execute(db, f"LOCK TABLE {table} IN {mode} MODE")
+            _lock(db, table, mode)
     if strongest:
         _set(db, "lock_timeout", STRONG_LOCK_MILLISECONDS)
 
@@ -261,17 +301,26 @@ def wait_for_builds(db: peewee.PostgresqlDatabase, tables: Sequence[str], wait_s
     :raises LockTimeout: names who still does when the time is over.
     """
     deadline = time.monotonic() + wait_seconds
+    seen: set[int] = set()
     for table in tables:
         for pause in pauses():
             builders = execute(db, _BUILDERS, [table, table]).fetchall()
             if not builders:
                 break
+            seen.update(pid for pid, *_ in builders)
             if time.monotonic() > deadline:
                 raise LockTimeout(
                     f"an index on {table} was being built for {wait_seconds:g} s by {described(builders)}",
                     "wait for it to end, raise --lock-timeout, or end it with pg_cancel_backend(pid)",
                 )
             time.sleep(pause)
+    # A build is told as done a moment before the transaction ends in which its index becomes valid.
+    pids = sorted(seen)
+    last = [row[0] for row in execute(db, _TRANSACTIONS, [pids, None, None]).fetchall()]
+    for pause in pauses():
+        if time.monotonic() > deadline or not execute(db, _TRANSACTIONS, [pids, last, last]).fetchall():
+            return
+        time.sleep(pause)
 
 
 def run_online(
