@@ -203,7 +203,7 @@ class MigrationRunner:
             if online:
                 self._keep(now, replace(now.stamps or Stamps(), unrecorded=True) if now else None)
                 return plan.version
-            return self._record(plan, now, declared) if recording else plan.version
+            return self._record(plan, now) if recording else plan.version
 
         locks = sorted({lock for step in instant for lock in step.locks})
         version = self.engine.transact(at_once, locks, self.lock_timeout, before=unlocked)
@@ -213,7 +213,7 @@ class MigrationRunner:
             self._execute_online(step)
         now = self._standing()
         self._verify(declared, plan, ())
-        return self.engine.transact(lambda: self._record(plan, now, declared), (), self.lock_timeout)
+        return self.engine.transact(lambda: self._record(plan, now), (), self.lock_timeout)
 
     def _execute(self, step: Step) -> None:
         self.watcher.step_started(step)
@@ -246,7 +246,7 @@ class MigrationRunner:
         finally:
             self.watcher.step_done(step)
 
-    def _record(self, plan: Plan, standing: Standing | None, declared: Schema) -> int:
+    def _record(self, plan: Plan, standing: Standing | None) -> int:
         """Record the run, and stamp the schema that was verified with the mark of `standing`."""
         try:
             version = history.record(self.db)
@@ -265,6 +265,9 @@ class MigrationRunner:
 
     def _verify(self, declared: Schema, plan: Plan, later: Collection[Step]) -> None:
         """Compare again; `later` are steps that are not done yet."""
+        outcome = (
+            "what was applied stays" if any(s.online for s in plan.pending) and not later else "nothing was changed"
+        )
         expected = {(step.table, step.name) for step in later}
         changes = self._changes(declared, self._snapshot())
         left = [
@@ -274,7 +277,7 @@ class MigrationRunner:
         if left:
             raise VerificationFailed(
                 f"after all steps the schema still differs: {'; '.join(left)}",
-                "their transaction was rolled back; look for event triggers, or report this with the output of plan",
+                f"{outcome}; look for event triggers, or report this with the output of plan",
             )
 
     # The stamp
