@@ -6,7 +6,7 @@ import peewee as pw
 import pytest
 from peewee import SQL, Check
 
-from tests.conftest import Place
+from tests.conftest import Place, stamp
 from whatspire_db import MigrationRunner
 
 
@@ -272,6 +272,7 @@ def test_drift_is_named_and_left_alone(request: pytest.FixtureRequest, engine: s
     fill(db, place)
     runner = MigrationRunner(db, MODELS)
     assert not runner.verify_schema()
+    stamp(db, MODELS)
     for statement in statements:
         db.execute_sql(statement)
     before = snapshot(db)

@@ -11,7 +11,7 @@ from hypothesis import given, note
 from hypothesis import strategies as st
 
 from tests import zoo
-from tests.conftest import Place
+from tests.conftest import Place, stamp
 from tests.migrate.test_convergence import wipe
 from whatspire_db import MigrationRefused, MigrationRunner
 from whatspire_db.migrate.engines import engine_for
@@ -161,6 +161,7 @@ def test_any_damage_is_mended_or_refused(
             db.execute_sql("CREATE SCHEMA other")
             db.execute_sql("CREATE EXTENSION vector")
         db.create_tables(models)
+        stamp(db, models)
         for _ in range(number):
             statement = _damage(place, db, models, draw)
             note(statement)

@@ -206,13 +206,15 @@ class PostgresEngine(Engine):
             ) from None
 
     def standing(self, models: Sequence[ModelType]) -> Standing | None:
-        names = [self.fold(model._meta.table_name) for model in models]
-        schemas = [model._meta.schema or None for model in models]
+        names = [quote(self.fold(model._meta.table_name)) for model in models]
+        schemas = [quote(model._meta.schema) if model._meta.schema else None for model in models]
         try:
             # Within a transaction in a savepoint, for a question that fails ends it.
             with self.db.atomic() if self.db.in_transaction() else nullcontext():
                 row = self.ask_quietly(STANDING, [schemas, names])
         except peewee.ProgrammingError:
+            return None
+        if row is None:
             return None
         version, mark, text, may_write = row
         return Standing(int(version or 0), mark, Stamps.from_text(text), bool(may_write))
