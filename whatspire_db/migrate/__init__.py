@@ -1,9 +1,14 @@
 """MigrationRunner and the values that it returns."""
 
-from .diff import Changes, Drift, Extra, Missing
+from typing import TYPE_CHECKING, Any
+
 from .history import MigrationStatus
 from .plan import Plan, Refusal, Step
+from .progress import Progress, Watcher
 from .runner import MigrationRunner, Report
+
+if TYPE_CHECKING:
+    from .diff import Changes, Drift, Extra, Missing
 
 __all__ = [
     "Changes",
@@ -13,7 +18,18 @@ __all__ = [
     "MigrationStatus",
     "Missing",
     "Plan",
+    "Progress",
     "Refusal",
     "Report",
     "Step",
+    "Watcher",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # A start that has nothing to do compares nothing.
+    if name in ("Changes", "Drift", "Extra", "Missing"):
+        from . import diff
+
+        return getattr(diff, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import peewee
 
@@ -18,11 +18,13 @@ from ..database import connect
 from ..errors import ConfigError, MigrationRefused, WhatspireDBError
 from ..models import BaseModel, registered_models
 from ..settings import LOG_LEVELS, Settings, read_duration
-from .diff import Changes
 from .plan import Step
 from .progress import Progress, Watcher
 from .progress import logger as progress_logger
 from .runner import MigrationRunner, Report
+
+if TYPE_CHECKING:
+    from .diff import Changes
 
 OK, FAILED, USAGE, PENDING, REFUSED = 0, 1, 2, 3, 4
 VERBS = {

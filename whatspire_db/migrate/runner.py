@@ -7,7 +7,7 @@ import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import peewee
 
@@ -16,7 +16,6 @@ from ..errors import MigrationRefused, ModelError, ScratchUnavailable, StepFaile
 from ..models import MigrationVersion, registered_models
 from . import history
 from .ddl import ModelType, execute
-from .diff import Changes, Drift, diff
 from .engines import declared_names, discarded, engine_for
 from .failures import (
     database_failed,
@@ -29,10 +28,12 @@ from .failures import (
 )
 from .history import MigrationStatus
 from .plan import Plan, Step
-from .planner import make_plan
 from .progress import Watcher
 from .schema import Schema, label
 from .stamp import Stamps, Standing, fingerprint
+
+if TYPE_CHECKING:
+    from .diff import Changes, Drift
 
 logger = logging.getLogger("whatspire_db.migrate")
 
@@ -305,6 +306,8 @@ class MigrationRunner:
         live = self._snapshot()
         version = history.version(self.db)
         changes = self._changes(declared, live)
+        from .planner import make_plan  # not for a start that has nothing to find out
+
         return make_plan(self.engine, self._all_models(), changes, declared, live, version, self.online_rows)
 
     def _all_models(self) -> list[ModelType]:
@@ -335,6 +338,8 @@ class MigrationRunner:
         return replace(schema, tables={key: schema.tables[key] for key in map(self.engine.key, models)})
 
     def _changes(self, declared: Schema, live: Schema) -> Changes:
+        from .diff import diff
+
         changes = diff(declared, live, self.engine.constraints_can_be_added)
         if len(self._all_models()) == len(self.models):
             return changes
