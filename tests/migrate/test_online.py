@@ -329,7 +329,7 @@ def test_session_in_the_way_is_waited_for_and_then_named(postgres: Place, db: pw
     with session(postgres, *statements) as other, undisturbed(postgres) as stalls:
         blocker = pid_of(other)
         with pytest.raises(LockTimeout, match=f"pid {blocker}, application whatspire_db, user"):
-            MigrationRunner(db, [Parent, model], lock_timeout=2).up()
+            MigrationRunner(db, [Parent, model], lock_timeout=3).up()
         # It goes on where it could not before, once the way is free.
         other.execute("ROLLBACK")
     assert stalls.errors == []
@@ -339,7 +339,7 @@ def test_session_in_the_way_is_waited_for_and_then_named(postgres: Place, db: pw
 
 
 class Stalls:
-    """What another client felt meanwhile: each of its statements may take no longer than half a second."""
+    """What another client felt meanwhile: none of its statements may wait as long as the run does."""
 
     def __init__(self) -> None:
         self.errors: list[str] = []
@@ -351,7 +351,7 @@ def undisturbed(place: Place) -> Iterator[Stalls]:
     stalls, stop = Stalls(), threading.Event()
 
     def work() -> None:
-        with session(place, "SET statement_timeout = 500") as cursor:
+        with session(place, "SET statement_timeout = 1500") as cursor:
             while not stop.wait(0.01):
                 try:
                     cursor.execute("SELECT a FROM big WHERE id = 2")
@@ -408,7 +408,7 @@ def test_vacuum_is_waited_for(postgres: Place, db: pw.Database) -> None:
     try:
         reader = session(postgres, "BEGIN", "SELECT 1 FROM big", "SET application_name = 'not in the way'")
         with reader, undisturbed(postgres) as stalls, pytest.raises(LockTimeout, match="slow vacuum") as error:
-            MigrationRunner(db, [Parent, model], lock_timeout=1).up()
+            MigrationRunner(db, [Parent, model], lock_timeout=3).up()
         assert stalls.errors == []
         assert "not in the way" not in error.value.fact
     finally:
