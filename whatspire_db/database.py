@@ -130,7 +130,8 @@ def _cannot_open(target: SqliteTarget, error: Exception) -> ConnectionFailed:
         return ConnectionFailed(f"{path} does not exist", hint)
     if not os.access(path.parent, os.W_OK):
         return ConnectionFailed(
-            f"{path} cannot be opened: no right to write in {path.parent}", "give this user that right"
+            f"{path} cannot be opened: no right to write in {path.parent}",
+            "give this user that right, or where nobody writes open it as file:PATH?immutable=1",
         )
     return ConnectionFailed(f"{path} cannot be opened: {error}", hint)
 
@@ -179,6 +180,8 @@ def _cannot_connect(target: PostgresTarget, error: Exception) -> ConnectionFaile
         "No such file": "start the server, or check host and port in WHATSAPP_DATABASE_DSN",
         "too many": "close connections, or lower WHATSAPP_DATABASE_MAX_OPEN_CONNS",
         "unrecognized configuration parameter": "correct the parameter's name in WHATSAPP_DATABASE_DSN",
+        "unsupported startup parameter": "take the run-time parameters out of WHATSAPP_DATABASE_DSN and set them for "
+        "the role (ALTER ROLE ... SET): the pooler in between does not pass them on",
         "pg_hba.conf": "allow this host and user in the server's pg_hba.conf, or change sslmode",
         "SSL": "check sslmode in WHATSAPP_DATABASE_DSN",
     }

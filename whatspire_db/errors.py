@@ -49,7 +49,7 @@ class ScratchUnavailable(ModelError):
 
 
 class RightMissing(WhatspireDBError):
-    """Something is pending that this role, file or server does not let this user do; nothing was changed."""
+    """Something is pending that this role, file or server does not let this user do."""
 
 
 class LockTimeout(WhatspireDBError):

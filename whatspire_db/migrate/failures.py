@@ -33,6 +33,8 @@ def is_there_already(error: BaseException) -> bool:
 
 def right_missing(plan: Plan, fact: str, hint: str | None = None) -> RightMissing:
     """Return the error for a plan that somebody else has to carry out, with its statements where they are few."""
+    if not plan.pending:
+        return RightMissing(f"the run cannot be recorded: {fact}", hint or _hint(fact))
     titles = [step.title for step in plan.pending]
     more = f" and {len(titles) - 3} more" if len(titles) > 3 else ""
     statements = [f"{sql};" for step in plan.pending for sql in step.sql]

@@ -156,12 +156,15 @@ class MigrationRunner:
         with self._reading():
             declared = self._declared()
             plan = self._plan(declared)
+            # Another run may have changed the schema since the first question, and not have recorded it yet.
+            now = self._standing()
+        plan = replace(plan, version=now.version) if now else plan
         self.watcher.started(plan.version)
         version = plan.version
-        if plan or self.record_all or _is_unrecorded(standing):
+        if plan or self.record_all or _is_unrecorded(now):
             plan, version = self._apply(declared, plan, standing)
-        elif not (plan.drift or declared.unproved):
-            self._stamp(standing)
+        elif now and standing and now.mark == standing.mark and not (plan.drift or declared.unproved):
+            self._stamp(now)
         _warn_of_names(declared)
         for drift in plan.drift:
             logger.warning("drift, left as it is: %s", drift)
@@ -202,7 +205,7 @@ class MigrationRunner:
             if instant:
                 self._verify(declared, plan, online)
             if online:
-                self._keep(now, replace(now.stamps or Stamps(), unrecorded=True) if now else None)
+                self._keep(now, replace(now.stamps, unrecorded=True) if now and now.stamps else None)
                 return plan.version
             return self._record(plan, now) if recording else plan.version
 
@@ -210,11 +213,20 @@ class MigrationRunner:
         version = self.engine.transact(at_once, locks, self.lock_timeout, before=unlocked)
         if not online:
             return version
-        for step in online:
-            self._execute_online(step)
-        now = self._standing()
-        self._verify(declared, plan, ())
-        return self.engine.transact(lambda: self._record(plan, now), (), self.lock_timeout)
+        return self._apply_online(declared, plan, online)
+
+    def _apply_online(self, declared: Schema, plan: Plan, left: list[Step]) -> int:
+        try:
+            while left:
+                self._execute_online(left[0])
+                del left[0]
+            now = self._standing()
+            self._verify(declared, plan, ())
+            return self.engine.transact(lambda: self._record(plan, now), (), self.lock_timeout)
+        except peewee.PeeweeException as error:
+            if is_right_missing(error):  # what was applied before it stays, and is not shown as pending
+                raise right_missing(replace(plan, pending=tuple(left)), first_line(error)) from error
+            raise
 
     def _execute(self, step: Step) -> None:
         self.watcher.step_started(step)
@@ -371,11 +383,8 @@ class MigrationRunner:
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
-        """Look in a transaction that is rolled back on PostgreSQL, where looking makes temporary tables."""
-        if not self.engine.constraints_can_be_added:
-            yield
-            return
-        with discarded(self.db):
+        """Look in a transaction that is rolled back: one state of things on SQLite, temporary tables on PostgreSQL."""
+        with discarded(self.db, *self.engine.reading_mode):
             yield
 
 
@@ -385,7 +394,8 @@ def _warn_of_names(declared: Schema) -> None:
 
 
 def _is_unrecorded(standing: Standing | None) -> bool:
-    return bool(standing and standing.stamps and standing.stamps.unrecorded)
+    """Tell whether a run is to be recorded that was not; who may not note that it was leaves it to others."""
+    return bool(standing and standing.may_write and standing.stamps and standing.stamps.unrecorded)
 
 
 def _check(plan: Plan, declared: Schema) -> None:

@@ -25,10 +25,10 @@ class _Discard(Exception):
 
 
 @contextmanager
-def discarded(db: peewee.Database) -> Iterator[None]:
+def discarded(db: peewee.Database, *mode: str) -> Iterator[None]:
     """Run the body in a transaction, or in a savepoint of one, that is always rolled back."""
     try:
-        with db.atomic():
+        with db.atomic(*mode):
             yield
             raise _Discard
     except _Discard:
@@ -47,6 +47,7 @@ class Engine(abc.ABC):
     name: str
     constraints_can_be_added: bool
     builds_online: bool
+    reading_mode: tuple[str, ...] = ()  # of a transaction that only looks
 
     def __init__(self, db: peewee.Database) -> None:
         self.db = db

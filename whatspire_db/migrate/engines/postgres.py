@@ -34,6 +34,7 @@ from .postgres_locks import (
     migration_lock,
     planned_rows,
     run_online,
+    time_limits,
     transact,
     wait_for_builds,
 )
@@ -252,7 +253,7 @@ class PostgresEngine(Engine):
         if not locks:
             return run_online(self.db, sql, wait_seconds, tell)
         # It may take long, and stops nobody while it runs: the time limit for statements is not meant for it.
-        no_limit = [("statement_timeout", "0")]
+        no_limit = [(name, "0") for name in time_limits(self.db)]
         return transact(self.db, lambda: self.ask_nothing(sql), locks, wait_seconds, settings=no_limit)
 
     def is_invalid(self, index: str) -> bool:

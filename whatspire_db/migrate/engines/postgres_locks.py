@@ -80,6 +80,12 @@ SELECT virtualtransaction FROM pg_locks
 WHERE locktype = 'virtualxid' AND pid = ANY (%s) AND (%s::text[] IS NULL OR virtualtransaction = ANY (%s))
 """
 
+# For a transaction that only holds the lock; transaction_timeout is there from PostgreSQL 17 on.
+_NO_TIME_LIMIT = """
+SELECT set_config(name, '0', true) FROM pg_settings
+WHERE name IN ('idle_in_transaction_session_timeout', 'transaction_timeout')
+"""
+
 _STATEMENT = """
 SELECT a.pid, a.wait_event_type = 'Lock', pg_blocking_pids(a.pid), p.phase,
     greatest(p.blocks_done, p.tuples_done), greatest(p.blocks_total, p.tuples_total)
@@ -159,7 +165,7 @@ def _transaction_lock(db: peewee.PostgresqlDatabase, number: int, wait_seconds: 
     def attempt() -> bool:
         # A transaction for each try: who waits inside of one would hold a connection of the pooler's all the time.
         rows(connection, "BEGIN ISOLATION LEVEL READ COMMITTED")
-        rows(connection, "SET LOCAL idle_in_transaction_session_timeout = 0")
+        rows(connection, _NO_TIME_LIMIT)
         if _try(connection, "pg_try_advisory_xact_lock", number):
             return True
         rows(connection, "ROLLBACK")
@@ -168,6 +174,7 @@ def _transaction_lock(db: peewee.PostgresqlDatabase, number: int, wait_seconds: 
     try:
         _wait_for_lock(attempt, db, number, wait_seconds)
         yield
+        rows(connection, "ROLLBACK")  # so that the pooler can keep its own connection
     finally:
         connection.close()
 
@@ -295,6 +302,11 @@ def _take_strongly(db: peewee.PostgresqlDatabase, strongest: Mapping[str, str]) 
 # Statements outside of a transaction
 
 
+def time_limits(db: peewee.PostgresqlDatabase) -> list[str]:
+    """Return the names of the settings that end what takes long."""
+    return ["statement_timeout", *(["transaction_timeout"] if (db.server_version or 0) >= 170000 else [])]
+
+
 def wait_for_builds(db: peewee.PostgresqlDatabase, tables: Sequence[str], wait_seconds: float) -> None:
     """Wait until nobody builds an index on the tables.
 
@@ -335,7 +347,7 @@ def run_online(
     :raises LockTimeout: names the session.
     """
     # A timeout in the middle would leave an INVALID index. Behind a pooler a session's settings are not ours to change.
-    timeouts = [] if is_pooled(db) else ["lock_timeout", "statement_timeout"]
+    timeouts = [] if is_pooled(db) else ["lock_timeout", *time_limits(db)]
     before = [execute(db, f"SELECT current_setting('{name}')").fetchone()[0] for name in timeouts]
     watch = _Watch(db, sql, wait_seconds, tell)
     thread = threading.Thread(target=watch.run, name="whatspire_db progress", daemon=True)

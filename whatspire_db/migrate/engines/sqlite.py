@@ -62,6 +62,7 @@ class SqliteEngine(Engine):
     name = "sqlite"
     constraints_can_be_added = False
     builds_online = False
+    reading_mode = ("DEFERRED",)
 
     def is_in_memory(self) -> bool:
         return not any(row[1] == "main" and row[2] for row in execute(self.db, "PRAGMA database_list"))
