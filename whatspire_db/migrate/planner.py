@@ -230,12 +230,12 @@ class _Planner:
                 sql = ddl.add_canonical_column(self.db, model, column)
             else:
                 sql = ddl.add_declared_column(self.db, model, fields[column.name], attached.get(column.name, ()))
-            count = _rows(self.rows.estimate(key)) if rows else "no rows"
+            count = self._size(key) if rows else "no rows"
             cost = f"rewrites the table, {count}" if column.name in rewriting else f"instant, {count}"
             self._step("add_column", key, column.name, self.engine.within(key[0], sql), cost)
 
     def _refuse_rewrite(self, key: Key, column: Column) -> None:
-        name, count = f"{label(key)}.{column.name}", _rows(self.rows.estimate(key))
+        name, count = f"{label(key)}.{column.name}", self._size(key)
         if column.generated:
             hint = "declare it VIRTUAL (PostgreSQL 18), or add a plain column and let a trigger fill it"
         elif column.identity or column.default == SERIAL:
@@ -335,8 +335,13 @@ class _Planner:
             sql = f"CREATE UNIQUE INDEX {quote(name)} ON {self.rows.table(key)} ({columns})"
             self._step("create_index", key, name, [sql], self._scans(key))
 
+    def _size(self, key: Key) -> str:
+        estimate = self.rows.estimate(key)
+        about = "about " if self.engine.builds_online and estimate and estimate > self.online_rows else ""
+        return about + _rows(estimate)
+
     def _scans(self, key: Key) -> str:
-        return f"scans {_rows(self.rows.estimate(key))}"
+        return f"scans {self._size(key)}"
 
     def _is_built_online(self, key: Key, index: Index) -> bool:
         # To build another kind takes some hundred times as long a row.
@@ -437,10 +442,7 @@ class _Planner:
 
     def _refuse_scan(self, key: Key, constraint: Constraint) -> None:
         what, columns = constraint.kind.replace("_", " "), ", ".join(map(quote, constraint.columns))
-        reason = (
-            f"cannot add {what} {_of(key, constraint)}: it would scan {_rows(self.rows.estimate(key))} "
-            "under ACCESS EXCLUSIVE"
-        )
+        reason = f"cannot add {what} {_of(key, constraint)}: it would scan {self._size(key)} under ACCESS EXCLUSIVE"
         hint = f"add it by hand in a quiet hour: ALTER TABLE {label(key)} ADD {constraint.definition}"
         if constraint.kind == "primary_key":
             table, name = label(key), quote(constraint.name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import random
 import threading
 import time
@@ -17,10 +18,11 @@ from playhouse.pool import PooledDatabase
 
 from ...errors import LockTimeout
 from ..ddl import execute
-from ..progress import Progress, logger
+from ..progress import Progress
 from . import sqlstate
 
 T = TypeVar("T")
+logger = logging.getLogger("whatspire_db.migrate")
 
 # Who waits for the first lock stops nobody, and one of 3 s outlasts the second after which autovacuum gives way. Who
 # waits for the second stops everybody who comes after, so it waits no longer than this in all.
