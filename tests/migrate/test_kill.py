@@ -147,7 +147,7 @@ def state(place: Place) -> object:
     """Return the whole schema and all rows, but not which runs were recorded."""
     db = place.connect()
     with db.connection_context():
-        assert db.execute_sql("SELECT count(*) FROM migration_versions").fetchone()[0] >= 1
+        assert db.execute_sql("SELECT count(*) FROM migration_versions").fetchone() == (1,)
         if place.is_sqlite:
             return sqlite_state(db)
         assert db.execute_sql(INVALID).fetchall() == []

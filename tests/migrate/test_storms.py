@@ -13,17 +13,27 @@ from tests.conftest import Place
 from whatspire_db import MigrationRunner
 
 FEW, MANY = 8, 64
-ROUNDS = 5  # of either kind on either engine: a round of sixty-four takes two processors some ten seconds
+# On either engine: a round of sixty-four takes two processors some ten seconds.
+FRESH_ROUNDS, INDEX_ROUNDS, COLUMN_ROUNDS = 4, 4, 2
 SMALL, LARGE = 20_000, 200_000  # rows; an index on either is built online
-INDEX = "idx_events_type"
+INDEX, COLUMN = "idx_events_type", "ignore_groups"
+
+MEMOS = """
+import peewee
+from pgvector.peewee import VectorField
+
+
+class Memo(peewee.Model):
+    embedding = VectorField(dimensions=3)
+"""
 
 # So many interpreters share a few processors: the last starter waits for all that come before it.
 PATIENCE = ("--lock-timeout", "120s")
 
 
-def start(place: Place, starters: int) -> list[dict[str, Any]]:
+def start(place: Place, starters: int, *arguments: str) -> list[dict[str, Any]]:
     """Start all at once and return the report of each."""
-    processes = [place.start("--json", *PATIENCE) for _ in range(starters)]
+    processes = [place.start("--json", *PATIENCE, *arguments) for _ in range(starters)]
     ends = [(*process.communicate(timeout=240), process.returncode) for process in processes]
     assert [code for *_, code in ends] == [0] * starters, [err for _, err, _ in ends if err]
     return [json.loads(out) for out, *_ in ends]
@@ -56,15 +66,19 @@ def storm_on_a_fresh_database(place: Place, starters: int) -> None:
     assert {step["name"] for step in worker["applied"] if step["kind"] == "create_table"} == set(gorm.TABLES)
 
 
-def fill_events(place: Place, rows: int) -> None:
-    """Migrate, and give one table so many rows."""
+def fill(place: Place, rows: int) -> None:
+    """Migrate, give one table so many rows, and another one."""
     assert place.run().returncode == 0
-    values = "'event ' || n, 'type ' || n, 's', '2026-01-01 00:00:00+00:00', '2026-01-01 00:00:00+00:00'"
+    times = "'2026-01-01 00:00:00+00:00', '2026-01-01 00:00:00+00:00'"
     db = place.connect()
     with db.connection_context():
         db.execute_sql(
             f"WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < {rows}) "
-            f"INSERT INTO events (id, type, session_id, timestamp, created_at) SELECT {values} FROM numbers"
+            "INSERT INTO events (id, type, session_id, timestamp, created_at) "
+            f"SELECT 'event ' || n, 'type ' || n, 's', {times} FROM numbers"
+        )
+        db.execute_sql(
+            f"INSERT INTO webhook_configs (id, session_id, created_at, updated_at) VALUES ('w', 's', {times})"
         )
 
 
@@ -77,24 +91,41 @@ def storm_for_an_index(place: Place, starters: int) -> None:
     assert place.is_sqlite or "CONCURRENTLY" in step["sql"][0]
 
 
+def storm_for_a_column(place: Place, starters: int) -> None:
+    db = place.connect()
+    with db.connection_context():
+        db.execute_sql(f"ALTER TABLE webhook_configs DROP COLUMN {COLUMN}")
+    (step,) = storm(place, starters)["applied"]
+    assert (step["kind"], step["name"]) == ("add_column", COLUMN)
+
+
 def test_one_starter_migrates_a_fresh_database(place: Place) -> None:
     storm_on_a_fresh_database(place, FEW)
 
 
-def test_one_starter_builds_an_index_that_all_wait_for(place: Place) -> None:
-    fill_events(place, SMALL)
+def test_one_starter_adds_what_all_find_missing(place: Place) -> None:
+    fill(place, SMALL)
     for _ in range(2):
         storm_for_an_index(place, FEW)
+        storm_for_a_column(place, FEW)
+
+
+def test_one_starter_creates_an_extension_that_all_need(postgres: Place) -> None:
+    (postgres.folder / "memos.py").write_text(MEMOS)
+    reports = start(postgres, FEW, "--models", "memos")
+    assert [bool(report["applied"]) for report in reports].count(True) == 1
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("number", range(ROUNDS))
+@pytest.mark.parametrize("number", range(FRESH_ROUNDS))
 def test_one_of_many_starters_migrates_a_fresh_database(place: Place, number: int) -> None:
     storm_on_a_fresh_database(place, MANY)
 
 
 @pytest.mark.soak
-def test_one_of_many_starters_builds_an_index_that_all_wait_for(place: Place) -> None:
-    fill_events(place, LARGE)
-    for _ in range(ROUNDS):
+def test_one_of_many_starters_adds_what_all_find_missing(place: Place) -> None:
+    fill(place, LARGE)
+    for _ in range(INDEX_ROUNDS):
         storm_for_an_index(place, MANY)
+    for _ in range(COLUMN_ROUNDS):
+        storm_for_a_column(place, MANY)

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("whatspire_db.migrate")
 
 LOCK_TIMEOUT_SECONDS = 60.0
+LOOKS = 5  # tries to see a schema that stands still
 # An index on so many rows is built in some 10 ms, about as long as a commit takes; writers wait no longer than that.
 ONLINE_ROWS = 10_000
 
@@ -62,6 +63,20 @@ class Report:
             "drift": [drift.to_json() for drift in self.drift],
             "duration_ms": round(self.duration_ms, 1),
         }
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What is declared and what there is to do, and how the database stood before and after that was found out."""
+
+    declared: Schema
+    plan: Plan
+    before: Standing | None
+    after: Standing | None
+
+    @property
+    def is_of_one_schema(self) -> bool:
+        return bool(self.before and self.after and self.before.mark == self.after.mark)
 
 
 class MigrationRunner:
@@ -102,11 +117,10 @@ class MigrationRunner:
 
     def plan(self) -> Plan:
         """Return what `up` would do, with the SQL of every step; changes nothing."""
-        with self._connection(), self._reading():
-            declared = self._declared()
-            plan = self._plan(declared)
-            _warn_of_names(declared)
-            return plan
+        with self._connection():
+            look = self._look(self._standing())
+            _warn_of_names(look.declared)
+            return look.plan
 
     def verify_schema(self) -> Changes:
         """Compare the whole schema: what is missing, what drifted, what is extra. Falsy when in sync."""
@@ -153,22 +167,41 @@ class MigrationRunner:
 
     def _up(self, standing: Standing | None) -> tuple[Plan, int]:
         """Look in full, apply what is pending, and return what was done and the version since."""
-        with self._reading():
-            declared = self._declared()
-            plan = self._plan(declared)
-            # Another run may have changed the schema since the first question, and not have recorded it yet.
-            now = self._standing()
-        plan = replace(plan, version=now.version) if now else plan
+        look = self._look(standing)
+        declared, plan, now = look.declared, look.plan, look.after
         self.watcher.started(plan.version)
         version = plan.version
         if plan or self.record_all or _is_unrecorded(now):
-            plan, version = self._apply(declared, plan, standing)
-        elif now and standing and now.mark == standing.mark and not (plan.drift or declared.unproved):
+            plan, version = self._apply(declared, plan, look.before)
+        elif now and look.is_of_one_schema and not (plan.drift or declared.unproved):
             self._stamp(now)
         _warn_of_names(declared)
         for drift in plan.drift:
             logger.warning("drift, left as it is: %s", drift)
         return plan, version
+
+    def _look(self, before: Standing | None) -> _Look:
+        """Look in full; again where somebody changed the schema meanwhile, for then the parts do not fit together."""
+        for _ in range(LOOKS - 1):
+            try:
+                look = self._look_once(before)
+                if not look.plan.refused or look.is_of_one_schema:
+                    return look
+                before = look.after
+            except (peewee.PeeweeException, ModelError):
+                after = self._standing()
+                if before and after and before.mark == after.mark:
+                    raise
+                before = after
+        return self._look_once(before)
+
+    def _look_once(self, before: Standing | None) -> _Look:
+        with self._reading():
+            declared = self._declared()
+            plan = self._plan(declared)
+            # Another run may have changed the schema since the first question, and not have recorded it yet.
+            after = self._standing()
+        return _Look(declared, replace(plan, version=after.version) if after else plan, before, after)
 
     def _apply(self, declared: Schema, plan: Plan, standing: Standing | None) -> tuple[Plan, int]:
         """Do the work under the lock; look again first, unless nothing has changed since."""

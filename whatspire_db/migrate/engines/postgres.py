@@ -27,7 +27,7 @@ from ..ddl import (
 from ..progress import Progress
 from ..schema import Column, Index, Key, Schema, Table
 from ..stamp import Stamps, Standing
-from . import Engine, T, discarded, with_references
+from . import Engine, T, discarded, sqlstate, with_references
 from .postgres_catalog import STANDING, Rows, read_table, snapshot_query
 from .postgres_locks import (
     is_lock_failure,
@@ -158,8 +158,11 @@ class PostgresEngine(Engine):
                 "install it on the server; the image pgvector/pgvector:pg18-trixie brings vector",
             )
         try:
-            execute(self.db, f"CREATE EXTENSION {quote(name)}")
+            with self.db.atomic():
+                execute(self.db, f"CREATE EXTENSION {quote(name)}")
         except peewee.PeeweeException as error:
+            if sqlstate(error) in ("23505", "42710"):  # unique_violation, duplicate_object: somebody was faster
+                return
             raise ModelError(
                 f"the models need the extension {name}, which this role may not create: {error}",
                 f"let a superuser run: CREATE EXTENSION {quote(name)};",
