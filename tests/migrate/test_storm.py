@@ -33,12 +33,6 @@ def test_one_storm(place: Place) -> None:
     storm(place)
 
 
-@pytest.mark.soak
-@pytest.mark.parametrize("number", range(5))
-def test_storms(place: Place, number: int) -> None:
-    storm(place)
-
-
 def test_the_go_service_starts_at_the_same_second(place: Place) -> None:
     """The Go service records its start without our lock: its version is passed over, not fought for."""
     db = place.connect()

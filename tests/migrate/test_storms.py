@@ -14,7 +14,7 @@ from whatspire_db import MigrationRunner
 
 FEW, MANY = 8, 64
 # On either engine: a round of sixty-four takes two processors some ten seconds.
-FRESH_ROUNDS, INDEX_ROUNDS, COLUMN_ROUNDS = 4, 4, 2
+FRESH_ROUNDS, INDEX_ROUNDS, COLUMN_ROUNDS = 10, 10, 2
 SMALL, LARGE = 20_000, 200_000  # rows; an index on either is built online
 INDEX, COLUMN = "idx_events_type", "ignore_groups"
 
