@@ -255,6 +255,28 @@ def test_partitioned_table_is_refused_with_the_way_around(db: pw.Database) -> No
     assert in_sync(db, model)
 
 
+def test_constraints_of_a_large_partitioned_table(db: pw.Database) -> None:
+    """A CHECK comes in two steps as well; a reference, which could not before PostgreSQL 18, is refused."""
+    db.execute_sql("CREATE TABLE part (a integer NOT NULL, b integer) PARTITION BY RANGE (a)")
+    db.execute_sql("CREATE TABLE part_one PARTITION OF part DEFAULT")
+    db.execute_sql(f"INSERT INTO part SELECT n FROM generate_series(1, {ROWS}) AS n")
+
+    def part(constraint: str) -> type[pw.Model]:
+        meta = type("Meta", (), {"table_name": "part", "primary_key": False, "constraints": [SQL(constraint)]})
+        fields = {"a": pw.IntegerField(), "b": pw.IntegerField(null=True)}
+        return type("Part", (pw.Model,), {**fields, "Meta": meta})
+
+    checked = part("CONSTRAINT positive CHECK (a > 0)")
+    assert [step.kind for step in MigrationRunner(db, [checked]).up().applied] == [
+        "add_constraint",
+        "validate_constraint",
+    ]
+    assert in_sync(db, checked)
+    referring = part("CONSTRAINT parents FOREIGN KEY (b) REFERENCES parent (id)")
+    (refusal,) = MigrationRunner(db, [Parent, referring]).plan().refused
+    assert "under SHARE ROW EXCLUSIVE" in refusal.reason
+
+
 def test_build_that_fails_leaves_no_invalid_index(postgres: Place, db: pw.Database) -> None:
     model = big(indexes=[SQL("CREATE UNIQUE INDEX big_unique ON big (b)")])
 

@@ -419,16 +419,17 @@ class _Planner:
         is_reference = constraint.kind == "foreign_key"
         targets = [target] if target in self.live.tables and target is not None else []
         large = any(self._is_large(k) for k in [key, *targets])
-        if large and constraint.has_index:
-            self._refuse_scan(key, constraint)
+        # A reference of a partitioned table can be NOT VALID from PostgreSQL 18 on alone.
+        whole = constraint.has_index or (is_reference and self.live.tables[key].partitioned)
+        lock = self.engine.lock_of("add_foreign_key" if is_reference else "add_constraint")
+        if large and whole:
+            self._refuse_scan(key, constraint, lock)
             return
         waits = is_reference and not self._being_built().isdisjoint(map(label, targets))
-        in_two = (large or waits) and not constraint.definition.endswith("NOT ENFORCED")
-        in_two = in_two and not self.live.tables[key].partitioned
+        in_two = (large or waits) and not (whole or constraint.definition.endswith("NOT ENFORCED"))
         sql = ddl.add_constraint(
             self.db, self.models[key], constraint.name, constraint.sql + (" NOT VALID" if in_two else "")
         )
-        lock = self.engine.lock_of("add_foreign_key" if is_reference else "add_constraint")
         # A reference names its target in full; other definitions are written as seen from the table's schema.
         within = (sql,) if is_reference else self.engine.within(key[0], sql)
         cost = "instant" if in_two else self._scans(key)
@@ -440,9 +441,9 @@ class _Planner:
         sql = f"ALTER TABLE {self.rows.table(key)} VALIDATE CONSTRAINT {quote(name)}"
         self._step("validate_constraint", key, name, [sql], f"online, {self._scans(key)}", online=True)
 
-    def _refuse_scan(self, key: Key, constraint: Constraint) -> None:
+    def _refuse_scan(self, key: Key, constraint: Constraint, lock: str) -> None:
         what, columns = constraint.kind.replace("_", " "), ", ".join(map(quote, constraint.columns))
-        reason = f"cannot add {what} {_of(key, constraint)}: it would scan {self._size(key)} under ACCESS EXCLUSIVE"
+        reason = f"cannot add {what} {_of(key, constraint)}: it would scan {self._size(key)} under {lock}"
         hint = f"add it by hand in a quiet hour: ALTER TABLE {label(key)} ADD {constraint.definition}"
         if constraint.kind == "primary_key":
             table, name = label(key), quote(constraint.name)
