@@ -198,6 +198,12 @@ def test_stamps_that_cannot_be_kept_cost_a_look_and_no_more(sqlite: Place) -> No
             stamps.unlink()
         spoil()
         assert MigrationRunner(db).up().applied == ()
+    stamps.rmdir()
+    MigrationRunner(db).up()
+    assert Stamps.from_text(stamps.read_text()).verified
+    assert {file.name for file in sqlite.folder.iterdir()} <= {
+        f"whatspire.db{end}" for end in ("", "-shm", "-stamps", "-wal")
+    }
     db.close()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -148,26 +147,20 @@ class SqliteEngine(Engine):
             return None
         try:
             with open(self._stamps_file, encoding="utf-8") as file:
-                return Stamps.from_text(file.read())
-        except FileNotFoundError:
-            return Stamps()
+                return Stamps.from_text(file.read()) or Stamps()
         except (OSError, UnicodeDecodeError):
-            return None
+            return Stamps()
 
     def keep(self, stamps: Stamps) -> None:
         path = self._stamps_file
         if path is None:
             return
         with suppress(OSError):
-            folder, name = os.path.split(path)
-            handle, temporary = tempfile.mkstemp(prefix=f"{name}.", dir=folder or ".")
-            try:
-                with open(handle, "w", encoding="utf-8") as file:
-                    file.write(stamps.to_text())
-                os.chmod(temporary, os.stat(path.removesuffix("-stamps")).st_mode & 0o666)
-                os.replace(temporary, path)
-            except OSError:
-                os.unlink(temporary)
+            # In place, and not by way of another file, which a kill would leave behind; half a text counts as none.
+            mode = os.stat(path.removesuffix("-stamps")).st_mode & 0o666
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+            with open(handle, "w", encoding="utf-8") as file:
+                file.write(stamps.to_text())
 
     @contextmanager
     def lock(self, wait_seconds: float) -> Iterator[None]:
