@@ -20,6 +20,8 @@ from hypothesis import settings as hypothesis_settings
 
 from whatspire_db import MigrationRunner, MigrationVersion, Settings, connect
 from whatspire_db.dsn import parse_postgres
+from whatspire_db.migrate.stamp import Stamps, fingerprint
+from whatspire_db.models import SERVICE_MODELS
 
 POSTGRES_VERSION = int(os.environ.get("WHATSPIRE_TEST_POSTGRES_VERSION", "18"))
 
@@ -142,6 +144,12 @@ def stamp(db: peewee.Database, models: list[type[peewee.Model]]) -> None:
     assert standing is not None
     assert standing.stamps is not None
     assert standing.mark in {mark for _, mark in standing.stamps.verified}
+
+
+def as_killed_before_its_record(place: Place) -> str:
+    """Return the stamps as a run of the service's models leaves them that was killed after its last online step."""
+    db = place.connect()
+    return Stamps(unrecorded=fingerprint(db, SERVICE_MODELS)).to_text()
 
 
 @pytest.fixture

@@ -151,7 +151,7 @@ def state(place: Place) -> object:
         if place.is_sqlite:
             return sqlite_state(db)
         assert db.execute_sql(INVALID).fetchall() == []
-        assert '"unrecorded": false' in db.execute_sql(STAMPS).fetchone()[0]
+        assert '"unrecorded": ""' in db.execute_sql(STAMPS).fetchone()[0]
     db.close_all()
     return postgres_dump(place)
 

@@ -18,6 +18,7 @@ from tests.migrate.test_command_line import pg_binaries
 from whatspire_db import LockTimeout, MigrationRefused, MigrationRunner, StepFailed
 from whatspire_db.migrate.plan import Step
 from whatspire_db.migrate.progress import Progress, Watcher
+from whatspire_db.migrate.runner import Report
 
 ROWS = 20_000  # above the limit over which steps go online
 
@@ -304,16 +305,40 @@ def test_run_that_dies_before_it_is_recorded_is_recorded_by_the_next(db: pw.Data
         def _record(self, *arguments: Any) -> int:
             raise KeyboardInterrupt
 
+    class Slow(MigrationRunner):
+        """Another run records it between its look and its lock."""
+
+        def _apply(self, *arguments: Any) -> Any:
+            reports.append(MigrationRunner(db, [Parent, model]).up())
+            return super()._apply(*arguments)
+
     before = len(MigrationRunner(db).status())
     with pytest.raises(KeyboardInterrupt):
         Dies(db, [Parent, model]).up()
     assert in_sync(db, Parent, model)
     assert len(MigrationRunner(db).status()) == before
-    report = MigrationRunner(db, [Parent, model]).up()
+    reports: list[Report] = []
+    slow = Slow(db, [Parent, model]).up()
+    (report,) = reports
+    assert slow.version == report.version
     assert report.version > report.previous_version
     assert len(MigrationRunner(db).status()) == before + 1
     again = MigrationRunner(db, [Parent, model]).up()
     assert again.version == again.previous_version == report.version
+
+
+def test_old_release_starts_while_the_new_one_builds(postgres: Place, db: pw.Database) -> None:
+    old, new = [Parent, big()], [Parent, big(indexes=[SQL(INDEX)])]
+    MigrationRunner(db, old).up()
+    listener = Listener()
+    with session(postgres, "BEGIN", "UPDATE big SET b = b WHERE id = 1") as other:
+        builder = threading.Thread(target=MigrationRunner(postgres.connect(), new, watcher=listener).up)
+        builder.start()
+        assert listener.waits.wait(30)
+        assert MigrationRunner(db, old, lock_timeout=0).up().applied == ()
+        other.execute("ROLLBACK")
+        builder.join()
+    assert in_sync(db, *new)
 
 
 # Others in the way

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import Place, Server
+from tests.conftest import Place, Server, as_killed_before_its_record
 from tests.migrate.test_command_line import AS_NOBODY, fails
 from tests.servers import psql, schema_text, up
 from whatspire_db.dsn import parse_postgres
@@ -104,7 +104,7 @@ def test_what_was_done_before_a_right_was_missing_is_not_shown_as_pending(postgr
 
 
 def test_role_for_rows_records_no_starts_that_change_nothing(postgres: Place, clerk: Place) -> None:
-    unrecorded = '{"whatspire_db": [], "unrecorded": true}'  # as a run leaves it that was killed before its record
+    unrecorded = as_killed_before_its_record(postgres)
     psql(postgres.dsn, f"COMMENT ON TYPE migration_versions IS '{unrecorded}'")
     first, second = (json.loads(clerk.run("--json").stdout) for _ in range(2))
     assert first["applied"] == second["applied"] == []

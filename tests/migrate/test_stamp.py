@@ -216,8 +216,8 @@ def test_somebody_elses_comment_stays(postgres: Place) -> None:
     db.close()
 
 
-@given(pairs=st.lists(st.tuples(st.text(), st.text()), max_size=30), unrecorded=st.booleans())
-def test_stamps_survive_being_stored_and_the_newest_are_kept(pairs: list[tuple[str, str]], unrecorded: bool) -> None:
+@given(pairs=st.lists(st.tuples(st.text(), st.text()), max_size=30), unrecorded=st.text())
+def test_stamps_survive_being_stored_and_the_newest_are_kept(pairs: list[tuple[str, str]], unrecorded: str) -> None:
     stamps = Stamps(unrecorded=unrecorded)
     for declared, mark in pairs:
         stamps = stamps.adding(declared, mark)

@@ -14,7 +14,7 @@ from typing import Any
 import psycopg2
 import pytest
 
-from tests.conftest import Place, Server
+from tests.conftest import Place, Server, as_killed_before_its_record
 from tests.migrate.test_command_line import fails
 from tests.servers import eventually, give, program, psql, up, without_root
 
@@ -180,7 +180,7 @@ def test_statements_shown_by_the_standby_mend_the_primary(migrated: Pair, lost: 
 
 
 def test_start_on_a_standby_of_a_run_not_yet_recorded_has_nothing_to_do(migrated: Pair) -> None:
-    unrecorded = '{"whatspire_db": [], "unrecorded": true}'  # as a run leaves it that was killed before its record
+    unrecorded = as_killed_before_its_record(migrated.primary)
     migrated.change(f"COMMENT ON TYPE migration_versions IS '{unrecorded}'")
     done = migrated.standby.run()
     assert done.returncode == 0, done.stderr

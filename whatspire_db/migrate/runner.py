@@ -171,7 +171,7 @@ class MigrationRunner:
         declared, plan, now = look.declared, look.plan, look.after
         self.watcher.started(plan.version)
         version = plan.version
-        if plan or self.record_all or _is_unrecorded(now):
+        if plan or self.record_all or self._is_unrecorded(now):
             plan, version = self._apply(declared, plan, look.before)
         elif now and look.is_of_one_schema and not (plan.drift or declared.unproved):
             self._stamp(now)
@@ -214,6 +214,7 @@ class MigrationRunner:
                     with self._reading():
                         plan = self._plan(declared)
                     _check(plan, declared)
+                plan = replace(plan, version=now.version) if now else plan  # somebody may just have recorded one
                 return plan, self._apply_locked(declared, plan, now)
         except peewee.PeeweeException as error:
             if is_right_missing(error):
@@ -223,7 +224,7 @@ class MigrationRunner:
     def _apply_locked(self, declared: Schema, plan: Plan, standing: Standing | None) -> int:
         instant = [step for step in plan.pending if not step.online]
         online = [step for step in plan.pending if step.online]
-        recording = bool(plan.pending) or _is_unrecorded(standing) or (self.record_all and history.exists(self.db))
+        recording = bool(plan.pending) or self._is_unrecorded(standing) or (self.record_all and history.exists(self.db))
 
         def unlocked() -> None:
             for step in instant:
@@ -238,7 +239,7 @@ class MigrationRunner:
             if instant:
                 self._verify(declared, plan, online)
             if online:
-                self._keep(now, replace(now.stamps, unrecorded=True) if now and now.stamps else None)
+                self._keep(now, replace(now.stamps, unrecorded=self._fingerprint()) if now and now.stamps else None)
                 return plan.version
             return self._record(plan, now) if recording else plan.version
 
@@ -303,10 +304,9 @@ class MigrationRunner:
                 f"the run cannot be recorded in migration_versions: {first_line(error)}",
                 "compare that table with the model MigrationVersion; nothing was changed",
             ) from error
-        if plan.drift:
-            self._keep(standing, replace(standing.stamps, unrecorded=False) if standing and standing.stamps else None)
-        else:
-            self._stamp(standing)
+        if standing and standing.stamps:
+            stamps = replace(standing.stamps, unrecorded="")
+            self._keep(standing, stamps if plan.drift else stamps.adding(self._fingerprint(), standing.mark))
         return version
 
     def _verify(self, declared: Schema, plan: Plan, later: Collection[Step]) -> None:
@@ -340,8 +340,12 @@ class MigrationRunner:
 
     def _stamp(self, standing: Standing | None) -> None:
         if standing and standing.stamps is not None:
-            stamps = standing.stamps.adding(self._fingerprint(), standing.mark)
-            self._keep(standing, replace(stamps, unrecorded=False))
+            self._keep(standing, standing.stamps.adding(self._fingerprint(), standing.mark))
+
+    def _is_unrecorded(self, standing: Standing | None) -> bool:
+        """Tell whether a run of these models was not recorded yet; who may not note that it is leaves it to others."""
+        stamps = standing.stamps if standing and standing.may_write else None
+        return bool(stamps and stamps.unrecorded and stamps.unrecorded == self._fingerprint())
 
     def _keep(self, standing: Standing | None, stamps: Stamps | None) -> None:
         if standing and standing.may_write and stamps is not None and stamps != standing.stamps:
@@ -424,11 +428,6 @@ class MigrationRunner:
 def _warn_of_names(declared: Schema) -> None:
     if declared.unproved:
         logger.warning("compared by names alone: %s (%s)", *declared.unproved)
-
-
-def _is_unrecorded(standing: Standing | None) -> bool:
-    """Tell whether a run is to be recorded that was not; who may not note that it was leaves it to others."""
-    return bool(standing and standing.may_write and standing.stamps and standing.stamps.unrecorded)
 
 
 def _check(plan: Plan, declared: Schema) -> None:

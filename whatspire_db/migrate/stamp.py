@@ -21,15 +21,15 @@ _FORMAT = 1  # rises when the comparison itself changes, so that nobody trusts w
 class Stamps:
     """Pairs of a declared schema's fingerprint and the database's mark, the newest first.
 
-    `unrecorded` tells that a run changed something after its transaction and has not recorded it yet.
+    `unrecorded` is the fingerprint of a run that changes something after its transaction, until it has recorded it.
     """
 
     verified: tuple[tuple[str, str], ...] = ()
-    unrecorded: bool = False
+    unrecorded: str = ""
 
     def hold(self, declared: str, mark: str) -> bool:
         """Tell whether a declared schema was found in a database with this very mark."""
-        return not self.unrecorded and (declared, mark) in self.verified
+        return declared != self.unrecorded and (declared, mark) in self.verified
 
     def adding(self, declared: str, mark: str) -> Stamps:
         """Return the stamps with one more, which takes the place of its declared schema's last; the oldest go."""
@@ -48,7 +48,7 @@ class Stamps:
         try:
             document = json.loads(text)
             pairs = tuple((str(declared), str(mark)) for declared, mark in document["whatspire_db"])
-            return cls(pairs, bool(document["unrecorded"]))
+            return cls(pairs, str(document["unrecorded"]))
         except (KeyError, TypeError, ValueError):
             return None
 
