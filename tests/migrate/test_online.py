@@ -14,7 +14,7 @@ import pytest
 from peewee import SQL
 
 from tests.conftest import Place
-from tests.migrate.test_command_line import pg_binaries
+from tests.servers import program
 from whatspire_db import LockTimeout, MigrationRefused, MigrationRunner, StepFailed
 from whatspire_db.migrate.plan import Step
 from whatspire_db.migrate.progress import Progress, Watcher
@@ -132,7 +132,7 @@ def test_everything_at_once(db: pw.Database) -> None:
 def test_plan_alone_does_the_same_through_psql(postgres: Place, db: pw.Database) -> None:
     model = big("CONSTRAINT big_b UNIQUE (b)", "CHECK (a > 0)", kind=pw.IntegerField(constraints=[SQL("DEFAULT 1")]))
     sql = MigrationRunner(db, [Parent, model]).plan().sql()
-    psql = [f"{pg_binaries()}/psql", "-v", "ON_ERROR_STOP=1", "-qd", postgres.dsn]
+    psql = [program("psql"), "-v", "ON_ERROR_STOP=1", "-qd", postgres.dsn]
     subprocess.run(psql, input=sql, text=True, check=True)
     assert in_sync(db, Parent, model)
 

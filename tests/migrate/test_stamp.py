@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import sqlite3
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import Place, Server
+from tests.servers import program
 from whatspire_db import MigrationRunner
 from whatspire_db.dsn import parse_postgres
 from whatspire_db.migrate.stamp import KEPT, Stamps
@@ -37,7 +39,6 @@ def statements(db: pw.Database, server: Server | None) -> Iterator[list[str]]:
     assert server.folder is not None
     log = server.folder / "log"
     (pid,) = db.execute_sql("SELECT pg_backend_pid()").fetchone()
-    db.execute_sql(f"SELECT set_config('application_name', 'counted {pid}', false)")
     db.execute_sql("SET log_statement = 'all'")
     start = log.stat().st_size
     yield seen
@@ -232,13 +233,7 @@ def test_stamps_survive_being_stored_and_the_newest_are_kept(pairs: list[tuple[s
 
 
 def test_stamps_are_not_carried_along_by_a_dump(postgres: Place) -> None:
-    import subprocess
-
-    from tests.migrate.test_command_line import pg_binaries
-
     MigrationRunner(postgres.connect()).up()
-    dump = subprocess.run(
-        [f"{pg_binaries()}/pg_dump", "-d", postgres.dsn], capture_output=True, text=True, check=True
-    ).stdout
+    dump = subprocess.run([program("pg_dump"), "-d", postgres.dsn], capture_output=True, text=True, check=True).stdout
     assert "CREATE TABLE public.migration_versions" in dump
     assert "whatspire_db" not in dump

@@ -11,7 +11,7 @@ from peewee import SQL, Context, Entity, ForeignKeyField, Model
 from playhouse.migrate import Operation, SchemaMigrator
 
 from ..errors import ModelError
-from .schema import SERIAL, Column
+from .schema import SERIAL, Column, Index
 
 ModelType = type[Model]
 
@@ -210,6 +210,23 @@ def _without_unique(node: SQL) -> SQL:
 def add_constraint(db: peewee.Database, model: ModelType, name: str, definition: str) -> str:
     """Return ALTER TABLE ... ADD CONSTRAINT."""
     return _text(db, _migrator(db, model).add_constraint(model._meta.table_name, name, SQL(definition)))
+
+
+def unique_definition(index: Index) -> str:
+    """Return the UNIQUE constraint that an index is."""
+    nulls = "NULLS NOT DISTINCT" if index.nulls_not_distinct else ""
+    return " ".join(filter(None, ["UNIQUE", nulls, _keys(index), index.constraint.removeprefix("UNIQUE").strip()]))
+
+
+def unique_index(table: str, index: Index) -> str:
+    """Return CREATE UNIQUE INDEX on a quoted table, for a constraint to be made of it."""
+    nulls = "NULLS NOT DISTINCT" if index.nulls_not_distinct else ""
+    return " ".join(filter(None, [f"CREATE UNIQUE INDEX {quote(index.name)} ON {table}", _keys(index), nulls]))
+
+
+def _keys(index: Index) -> str:
+    listed = f"({', '.join(map(quote, index.columns))})"
+    return f"{listed} INCLUDE ({', '.join(index.include)})" if index.include else listed
 
 
 def quote(name: str) -> str:

@@ -348,10 +348,11 @@ class _Planner:
         limit = self.online_rows if index.method in ("", "btree", "hash", "brin") else self.online_rows // 100
         return self._is_large(key, limit)
 
-    def _build(self, key: Key, index: Index, sql: str, broken: Index | None) -> None:
+    def _build(self, key: Key, index: Index, sql: str, broken: Index | None) -> bool:
+        """Add the step that builds an index; tell whether it was not refused."""
         if broken is None and not self._is_built_online(key, index):
             self._step("create_index", key, index.name, [sql], self._scans(key))
-            return
+            return True
         if self.live.tables[key].partitioned:
             reason = f"cannot create index {index.name}: {label(key)} is partitioned, and large"
             hint = (
@@ -359,7 +360,7 @@ class _Planner:
                 "CONCURRENTLY and ALTER INDEX ... ATTACH PARTITION"
             )
             self._refuse("create_index", key, index.name, reason, hint)
-            return
+            return False
         name = qualified(key[0], index.name)
         drop = [f"DROP INDEX CONCURRENTLY {name}"] if broken else []
         self._step(
@@ -373,15 +374,16 @@ class _Planner:
             builds=name,
             repairs=self.rows.table(key) if broken else "",
         )
+        return True
 
     def _add_unique(self, key: Key, index: Index, broken: Index | None = None) -> None:
-        model, definition = self.models[key], _unique_definition(index)
+        model, definition = self.models[key], ddl.unique_definition(index)
         if broken is None and not self._is_large(key):
             sql = ddl.add_constraint(self.db, model, index.name, definition)
             self._step("add_constraint", key, index.name, [sql], self._scans(key))
             return
-        self._build(key, index, _unique_index(self.rows.table(key), index), broken)
-        self._use_index(key, index, online=True)
+        if self._build(key, index, ddl.unique_index(self.rows.table(key), index), broken):
+            self._use_index(key, index, online=True)
 
     def _use_index(self, key: Key, index: Index, *, online: bool) -> None:
         """Make a constraint of the unique index of its name."""
@@ -498,24 +500,3 @@ def _rows(number: int | None) -> str:
 
 def _of(key: Key, constraint: Constraint) -> str:
     return f"{label(key)} ({', '.join(constraint.columns)})"
-
-
-def _unique_index(table: str, index: Index) -> str:
-    parts = [
-        f"CREATE UNIQUE INDEX {quote(index.name)} ON {table}",
-        f"({', '.join(map(quote, index.columns))})",
-        f"INCLUDE ({', '.join(index.include)})" if index.include else "",
-        "NULLS NOT DISTINCT" if index.nulls_not_distinct else "",
-    ]
-    return " ".join(filter(None, parts))
-
-
-def _unique_definition(index: Index) -> str:
-    parts = [
-        "UNIQUE",
-        "NULLS NOT DISTINCT" if index.nulls_not_distinct else "",
-        f"({', '.join(map(quote, index.columns))})",
-        f"INCLUDE ({', '.join(index.include)})" if index.include else "",
-        index.constraint.removeprefix("UNIQUE").strip(),
-    ]
-    return " ".join(filter(None, parts))

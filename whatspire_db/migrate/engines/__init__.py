@@ -64,10 +64,6 @@ class Engine(abc.ABC):
             cursor.execute(sql, params)
             return cursor.fetchone()
 
-    def ask_nothing(self, sql: str) -> None:
-        """Run a statement that returns no rows."""
-        execute(self.db, sql)
-
     def is_in_memory(self) -> bool:
         """Tell whether the database is gone when its connection is closed."""
         return False

@@ -257,7 +257,8 @@ class PostgresEngine(Engine):
             return run_online(self.db, sql, wait_seconds, tell)
         # It may take long, and stops nobody while it runs: the time limit for statements is not meant for it.
         no_limit = [(name, "0") for name in time_limits(self.db)]
-        return transact(self.db, lambda: self.ask_nothing(sql), locks, wait_seconds, settings=no_limit)
+        transact(self.db, lambda: execute(self.db, sql), locks, wait_seconds, settings=no_limit)
+        return None
 
     def is_invalid(self, index: str) -> bool:
         return self.ask("SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(%s)", [index]) is False

@@ -328,6 +328,8 @@ def wait_for_builds(db: peewee.PostgresqlDatabase, tables: Sequence[str], wait_s
                     "wait for it to end, raise --lock-timeout, or end it with pg_cancel_backend(pid)",
                 )
             time.sleep(pause)
+    if not seen:
+        return
     # A build is told as done a moment before the transaction ends in which its index becomes valid.
     pids = sorted(seen)
     last = [row[0] for row in execute(db, _TRANSACTIONS, [pids, None, None]).fetchall()]
