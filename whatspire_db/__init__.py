@@ -9,8 +9,10 @@ from .errors import (
     LockTimeout,
     MigrationRefused,
     ModelError,
+    PoolTimeout,
     RightMissing,
     StepFailed,
+    TransactionError,
     ValueRefused,
     VerificationFailed,
     WhatspireDBError,
@@ -27,6 +29,7 @@ from .models import (
     Session,
     WebhookConfig,
 )
+from .pool import PoolStats
 from .settings import Settings
 
 if TYPE_CHECKING:
@@ -46,6 +49,8 @@ __all__ = [
     "MigrationRunner",
     "MigrationVersion",
     "ModelError",
+    "PoolStats",
+    "PoolTimeout",
     "Presence",
     "Reaction",
     "Receipt",
@@ -53,6 +58,7 @@ __all__ = [
     "Session",
     "Settings",
     "StepFailed",
+    "TransactionError",
     "ValueRefused",
     "VerificationFailed",
     "WebhookConfig",

@@ -36,6 +36,14 @@ class ConnectionFailed(WhatspireDBError):
     """The database cannot be reached or opened."""
 
 
+class PoolTimeout(WhatspireDBError):
+    """Every connection of the pool was in use for longer than the caller waits."""
+
+
+class TransactionError(WhatspireDBError):
+    """Something cannot be done while a transaction is open, or the session of an open transaction was lost."""
+
+
 class ValueRefused(WhatspireDBError, ValueError):
     """A value cannot be stored in, or read from, a column without a loss."""
 

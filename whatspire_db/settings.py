@@ -33,7 +33,11 @@ NAMES = (
     "MAX_IDLE_CONNS",
     "MAX_OPEN_CONNS",
     "CONN_MAX_LIFETIME",
+    "POOL_TIMEOUT",
+    "REPLICA_DSN",
     "LOG_LEVEL",
+    "SLOW_THRESHOLD",
+    "LOG_PARAMETERS",
     "MODELS",
     "RECORD_RUNS",
     "MIGRATION_LOCK_TIMEOUT",
@@ -93,7 +97,11 @@ class Settings:
     max_idle_conns: int = 10
     max_open_conns: int = 100  # 0: no limit
     conn_max_lifetime: timedelta = timedelta(hours=1)  # 0: for ever
+    pool_timeout: timedelta = timedelta(seconds=30)  # 0: for ever
+    replica_dsn: str | None = field(default=None, repr=False)
     log_level: str = "warn"
+    slow_threshold: timedelta = timedelta(milliseconds=200)  # 0: nothing is slow
+    log_parameters: bool = False
     models: tuple[str, ...] = ()
     record_runs: str = "changes"
     migration_lock_timeout: timedelta = timedelta(seconds=60)
@@ -103,7 +111,9 @@ class Settings:
         _choice(DRIVERS)("DRIVER", self.driver)
         if not self.dsn.strip():
             raise _wrong("DSN", self.dsn, _dsn_takes(self.driver))
-        self.target  # noqa: B018 - a malformed DSN is found here, not at the first query
+        # A malformed DSN is found here, not at the first query.
+        self.target  # noqa: B018
+        self.replica_target  # noqa: B018
 
     @property
     def target(self) -> SqliteTarget | PostgresTarget:
@@ -111,14 +121,25 @@ class Settings:
 
         :raises ConfigError: when the DSN is malformed or is the other driver's.
         """
+        return self._parsed("DSN", self.dsn)
+
+    @property
+    def replica_target(self) -> SqliteTarget | PostgresTarget | None:
+        """Return the parsed DSN of the replica, None where there is none.
+
+        :raises ConfigError: when the DSN is malformed or is the other driver's.
+        """
+        return self._parsed("REPLICA_DSN", self.replica_dsn) if self.replica_dsn else None
+
+    def _parsed(self, name: str, dsn: str) -> SqliteTarget | PostgresTarget:
         if self.driver == "postgres":
-            return parse_postgres(self.dsn)
-        if looks_like_postgres(self.dsn):
+            return parse_postgres(dsn)
+        if looks_like_postgres(dsn):
             raise ConfigError(
-                f"{PREFIX}DSN is a PostgreSQL DSN, but {PREFIX}DRIVER is sqlite",
+                f"{PREFIX}{name} is a PostgreSQL DSN, but {PREFIX}DRIVER is sqlite",
                 f"set {PREFIX}DRIVER=postgres",
             )
-        return parse_sqlite(self.dsn)
+        return parse_sqlite(dsn)
 
     @classmethod
     def from_environment(
@@ -146,7 +167,11 @@ class Settings:
             max_idle_conns=_read(given, "MAX_IDLE_CONNS", _count, 10),
             max_open_conns=_read(given, "MAX_OPEN_CONNS", _count, 100),
             conn_max_lifetime=_read(given, "CONN_MAX_LIFETIME", _duration, timedelta(hours=1)),
+            pool_timeout=_read(given, "POOL_TIMEOUT", _duration, timedelta(seconds=30)),
+            replica_dsn=given.get("REPLICA_DSN", "").strip() or None,
             log_level=_read(given, "LOG_LEVEL", _choice(LOG_LEVELS), "warn"),
+            slow_threshold=_read(given, "SLOW_THRESHOLD", _duration, timedelta(milliseconds=200)),
+            log_parameters=_read(given, "LOG_PARAMETERS", _boolean, False),
             models=_read(given, "MODELS", _module_list, ()),
             record_runs=_read(given, "RECORD_RUNS", _choice(RECORD_RUNS), "changes"),
             migration_lock_timeout=_read(given, "MIGRATION_LOCK_TIMEOUT", _duration, timedelta(seconds=60)),
@@ -201,6 +226,14 @@ def _count(name: str, value: str) -> int:
     if not re.fullmatch(r"\+?[0-9]{1,9}", value):
         raise _wrong(name, value, "a whole number, 0 or more")
     return int(value)
+
+
+def _boolean(name: str, value: str) -> bool:
+    # Go's strconv.ParseBool
+    known = {"1": True, "t": True, "true": True, "0": False, "f": False, "false": False}
+    if value.lower() not in known:
+        raise _wrong(name, value, "true or false")
+    return known[value.lower()]
 
 
 def _duration(name: str, value: str) -> timedelta:

@@ -1,0 +1,422 @@
+"""A pool of connections with the meaning of Go's database/sql, for any driver.
+
+The rules are those of https://pkg.go.dev/database/sql: SetMaxOpenConns, SetMaxIdleConns, SetConnMaxLifetime, DBStats.
+Who finds every connection in use waits in line. As with Go's sync.Mutex, a thread that comes by may take what has just
+come free, which saves a switch of threads; who has waited for long is handed the next one, whoever comes by.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import queue
+import random
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
+
+from .call_site import CallSite, call_site
+from .errors import PoolTimeout
+
+logger = logging.getLogger("whatspire_db.pool")
+
+LIFETIME_JITTER = 0.1  # a connection lives for 90 to 100 % of the lifetime, so that a fleet does not reconnect at once
+STARVING_SECONDS = 0.1  # who has waited for so long is next
+LONG_WAIT_SECONDS = 1.0  # who waits for longer says so, and who holds the connections
+WARNING_INTERVAL_SECONDS = 10.0
+SWEEP_SECONDS = 1.0
+
+
+class PoolStats(NamedTuple):
+    """The figures of Go's sql.DBStats."""
+
+    max_open_connections: int  # 0: no limit
+    open_connections: int  # in use and idle, those that are just being opened included
+    in_use: int
+    idle: int
+    wait_count: int  # how often somebody waited for a connection
+    wait_duration: float  # seconds, of all who waited together
+    max_idle_closed: int  # closed because MAX_IDLE_CONNS were idle already
+    max_lifetime_closed: int  # closed because of CONN_MAX_LIFETIME
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How many connections, for how long; seconds, and 0 is no limit but for `max_idle`."""
+
+    max_open: int = 0
+    max_idle: int = 10
+    lifetime: float = 0
+    timeout: float = 0
+
+
+@dataclass(eq=False)
+class Member:
+    """An open connection of the pool."""
+
+    connection: Any
+    expires_at: float
+    returned_at: float = 0.0
+
+
+@dataclass(eq=False)
+class Lease:
+    """A connection in somebody's hands; when the thread dies that holds it, the connection goes back by itself."""
+
+    pool: Pool
+    member: Member
+    reusable: bool = True
+
+    @property
+    def connection(self) -> Any:
+        return self.member.connection
+
+
+class _Holder(NamedTuple):
+    """What the pool knows of a lease: enough to name who holds it, and no more than a weak reference to it."""
+
+    lease: weakref.ref[Lease]
+    member: Member
+    site: CallSite
+    thread: threading.Thread
+    since: float
+
+
+class _Waiter:
+    """A place in the line. It is woken to look for itself, or handed a connection, or the right to open one."""
+
+    __slots__ = ("bell", "given", "handed", "since", "woken")
+
+    def __init__(self) -> None:
+        self.since = time.monotonic()
+        self.bell: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self.woken = self.handed = False
+        self.given: Member | None = None
+
+    def wake(self) -> None:
+        if not self.woken:
+            self.woken = True
+            self.bell.put(None)
+
+    def hand(self, member: Member | None) -> None:
+        self.handed, self.given = True, member
+        self.wake()
+
+    def sleep(self, seconds: float) -> None:
+        with suppress(queue.Empty):
+            self.bell.get(timeout=None if seconds == math.inf else max(seconds, 0))
+
+
+@dataclass
+class _Counters:
+    wait_count: int = 0
+    wait_duration: float = 0.0
+    max_idle_closed: int = 0
+    max_lifetime_closed: int = 0
+
+
+@dataclass(eq=False)
+class _Shared:
+    """What the lock guards."""
+
+    open: int = 0  # connections and the slots of those that are being opened or closed
+    idle: list[Member] = field(default_factory=list)
+    waiters: deque[_Waiter] = field(default_factory=deque)
+    in_use: dict[int, _Holder] = field(default_factory=dict)
+    counters: _Counters = field(default_factory=_Counters)
+    swept_at: float = 0.0
+
+
+class Pool:
+    """Connections that are lent, one to whoever asks, and kept for the next one.
+
+    Connecting, checking and closing are left to the driver's functions and happen outside of the lock.
+
+    :param close: closes a connection; it must not refer to the pool's owner, who would never be freed.
+    """
+
+    def __init__(self, limits: Limits, close: Callable[[Any], None]) -> None:
+        idle = min(limits.max_idle, limits.max_open) if limits.max_open else limits.max_idle
+        self.limits = Limits(limits.max_open, idle, limits.lifetime, limits.timeout)
+        self._close_connection = close
+        self._warned: set[CallSite] = set()
+        self._warned_at = -math.inf
+        self._begin()
+
+    def _begin(self) -> None:
+        # Reentrant, for a lease's end may come at any line of any thread.
+        self._lock = threading.RLock()
+        self._shared = _Shared()
+
+    # Lending
+
+    def acquire(self, connect: Callable[[], Any], is_usable: Callable[[Any, float], bool]) -> Lease:
+        """Lend a connection: an idle one, or a new one, or after a wait the next that comes free.
+
+        :param connect: opens a connection.
+        :param is_usable: tells of a connection, and the seconds that it was idle, whether its server is still there.
+        :raises PoolTimeout: when none came free in time; names who holds them.
+        """
+        member = self._take()
+        try:
+            if member is not None and not is_usable(member.connection, time.monotonic() - member.returned_at):
+                self._close(member)
+                member = None
+            if member is None:
+                member = self._member(connect())
+        except BaseException:
+            self._free_slot()
+            raise
+        return self._lend(member)
+
+    def release(self, lease: Lease) -> None:
+        """Take a connection back; one that is not `reusable` is closed."""
+        with self._lock:
+            holder = self._shared.in_use.pop(id(lease), None)
+        if holder is not None:
+            self._put(lease.member, lease.reusable)
+
+    def _member(self, connection: Any) -> Member:
+        lifetime = self.limits.lifetime * random.uniform(1 - LIFETIME_JITTER, 1)  # noqa: S311
+        return Member(connection, time.monotonic() + lifetime if lifetime else math.inf)
+
+    def _lend(self, member: Member) -> Lease:
+        lease = Lease(self, member)
+        lost = weakref.ref(lease, partial(Pool._lost, weakref.ref(self), id(lease)))
+        holder = _Holder(lost, member, call_site(), threading.current_thread(), time.monotonic())
+        with self._lock:
+            self._shared.in_use[id(lease)] = holder
+        return lease
+
+    @staticmethod
+    def _lost(pool: weakref.ref[Pool], key: int, _: object) -> None:
+        """End a lease whose thread died, or dropped it, without giving the connection back."""
+        this = pool()
+        if this is None:
+            return
+        with this._lock:
+            holder = this._shared.in_use.pop(key, None)
+        if holder is None:
+            return
+        this._put(holder.member, reusable=False)
+        this._warn_of_leak(holder, "whose thread ended")
+
+    def _take(self) -> Member | None:
+        """Return an idle connection, or None with the right to open one."""
+        waiter = None
+        while waiter is None:
+            expired: list[Member] = []
+            with self._lock:
+                shared, now = self._shared, time.monotonic()
+                if now - shared.swept_at > SWEEP_SECONDS:
+                    expired = self._sweep(now)
+                elif shared.idle:
+                    return shared.idle.pop()  # the last one that came back, so that surplus ones grow old
+                elif not self.limits.max_open or shared.open < self.limits.max_open:
+                    shared.open += 1
+                    return None
+                else:
+                    waiter = _Waiter()
+                    shared.waiters.append(waiter)
+                    shared.counters.wait_count += 1
+            for member in expired:
+                self._close(member)
+                self._free_slot()
+        return self._wait(waiter)
+
+    def _sweep(self, now: float) -> list[Member]:
+        """Take those that are too old out of the idle ones."""
+        shared = self._shared
+        shared.swept_at = now
+        expired = [member for member in shared.idle if now >= member.expires_at]
+        shared.idle = [member for member in shared.idle if now < member.expires_at]
+        shared.counters.max_lifetime_closed += len(expired)
+        return expired
+
+    # Waiting
+
+    def _wait(self, waiter: _Waiter) -> Member | None:
+        """Return what a waiter finds idle or is handed: a connection, or None with the right to open one."""
+        deadline = waiter.since + self.limits.timeout if self.limits.timeout else math.inf
+        patience = waiter.since + LONG_WAIT_SECONDS
+        try:
+            while True:
+                waiter.sleep(min(deadline, patience) - time.monotonic())
+                with self._lock:
+                    waiter.woken = False
+                    if waiter.handed:
+                        return waiter.given
+                    if self._shared.idle:
+                        return self._found(waiter)
+                if time.monotonic() >= deadline:
+                    raise self._timeout()
+                if time.monotonic() >= patience:
+                    patience = math.inf
+                    self._warn_of_wait(time.monotonic() - waiter.since)
+        except BaseException:
+            self._leave(waiter)
+            raise
+        finally:
+            with self._lock:
+                self._shared.counters.wait_duration += time.monotonic() - waiter.since
+
+    def _found(self, waiter: _Waiter) -> Member:
+        """Step out of the line with an idle connection; the next in line looks whether there is another."""
+        shared = self._shared
+        shared.waiters.remove(waiter)
+        member = shared.idle.pop()
+        if shared.idle and shared.waiters:
+            shared.waiters[0].wake()
+        return member
+
+    def _leave(self, waiter: _Waiter) -> None:
+        """Step out of the line, and pass on what was handed in the last moment."""
+        with self._lock:
+            if not waiter.handed:
+                if waiter in self._shared.waiters:
+                    self._shared.waiters.remove(waiter)
+                return
+        if waiter.given is None:
+            self._free_slot()
+        else:
+            self._put(waiter.given, reusable=True)
+
+    def _timeout(self) -> PoolTimeout:
+        return PoolTimeout(
+            f"no connection came free within {self.limits.timeout:g} s: {self._shared.open} of "
+            f"{self.limits.max_open} are open, held longest by {self._holders()}",
+            "give connections back sooner (with db.connection_context():), or raise "
+            "WHATSAPP_DATABASE_MAX_OPEN_CONNS or WHATSAPP_DATABASE_POOL_TIMEOUT",
+        )
+
+    def _holders(self, most: int = 3) -> str:
+        """Name the lines that hold connections, those first that hold one the longest."""
+        by_site: dict[CallSite, list[_Holder]] = {}
+        with self._lock:
+            for holder in sorted(self._shared.in_use.values(), key=lambda holder: holder.since):
+                by_site.setdefault(holder.site, []).append(holder)
+        now = time.monotonic()
+        named = [
+            f"{site} ({len(holders)} for up to {now - holders[0].since:.1f} s, thread {holders[0].thread.name})"
+            for site, holders in list(by_site.items())[:most]
+        ]
+        return "; ".join(named) or "connections that are just being opened"
+
+    def _warn_of_wait(self, seconds: float) -> None:
+        with self._lock:
+            if time.monotonic() - self._warned_at < WARNING_INTERVAL_SECONDS:
+                return
+            self._warned_at = time.monotonic()
+        logger.warning(
+            "waiting for a connection for %.1f s: all %d are in use, held longest by %s",
+            seconds,
+            self.limits.max_open,
+            self._holders(),
+        )
+
+    def _warn_of_leak(self, holder: _Holder, what: str) -> None:
+        if holder.site in self._warned:
+            return
+        self._warned.add(holder.site)
+        logger.warning(
+            "a connection was not closed by %s, %s (thread %s): use `with db.connection_context():`, or db.close()",
+            holder.site,
+            what,
+            holder.thread.name,
+        )
+
+    # Taking back
+
+    def _put(self, member: Member, reusable: bool) -> None:
+        """Keep a connection for the next one or hand it on; or close it, and let who waits open another."""
+        now = time.monotonic()
+        with self._lock:
+            shared = self._shared
+            if reusable and now < member.expires_at:
+                member.returned_at = now
+                if shared.waiters:
+                    self._offer(member, now)
+                    return
+                if len(shared.idle) < self.limits.max_idle:
+                    shared.idle.append(member)
+                    return
+                shared.counters.max_idle_closed += 1
+            elif reusable:
+                shared.counters.max_lifetime_closed += 1
+        self._close(member)
+        self._free_slot()
+
+    def _offer(self, member: Member, now: float) -> None:
+        """Hand a connection to the first in line when he has waited for long, otherwise let him look for it."""
+        first = self._shared.waiters[0]
+        if now - first.since > STARVING_SECONDS:
+            self._shared.waiters.popleft().hand(member)
+        else:
+            self._shared.idle.append(member)
+            first.wake()
+
+    def _free_slot(self) -> None:
+        with self._lock:
+            if self._shared.waiters:
+                self._shared.waiters.popleft().hand(None)
+            else:
+                self._shared.open -= 1
+
+    def _close(self, member: Member) -> None:
+        with suppress(Exception):  # it is to be gone, and a server that is gone already says so
+            self._close_connection(member.connection)
+
+    # For all
+
+    def stats(self) -> PoolStats:
+        """Return the figures of this moment."""
+        with self._lock:
+            shared = self._shared
+            idle, counters = len(shared.idle), shared.counters
+            return PoolStats(
+                self.limits.max_open,
+                shared.open,
+                shared.open - idle,
+                idle,
+                counters.wait_count,
+                counters.wait_duration,
+                counters.max_idle_closed,
+                counters.max_lifetime_closed,
+            )
+
+    def close_idle(self) -> None:
+        """Close the connections that nobody uses."""
+        with self._lock:
+            idle, self._shared.idle = self._shared.idle, []
+        for member in idle:
+            self._close(member)
+            self._free_slot()
+
+    def close_all(self) -> None:
+        """Close every connection, those in use by other threads included."""
+        self.close_idle()
+        with self._lock:
+            holders, self._shared.in_use = list(self._shared.in_use.values()), {}
+        for holder in holders:
+            self._close(holder.member)
+            self._free_slot()
+
+    def abandon(self) -> list[Any]:
+        """Begin anew without a word to any server, as the child of a fork must; return the connections left behind."""
+        shared = self._shared
+        left = [*shared.idle, *(holder.member for holder in list(shared.in_use.values()))]
+        self._begin()
+        return [member.connection for member in left]
+
+    def warn_of_unreturned(self, thread: threading.Thread, what: str) -> None:
+        """Name the lines whose connections a thread still holds."""
+        with self._lock:
+            holders = [holder for holder in self._shared.in_use.values() if holder.thread is thread]
+        for holder in holders:
+            self._warn_of_leak(holder, what)

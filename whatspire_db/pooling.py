@@ -1,0 +1,264 @@
+"""A Peewee database on a pool: who connects is lent a connection, and a connection that is lost costs one statement."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, TypeVar
+
+import peewee
+
+from .errors import TransactionError
+from .pool import Lease, Limits, Pool, PoolStats
+from .query_log import QueryLog
+
+T = TypeVar("T")
+
+_databases: weakref.WeakSet[Pooling] = weakref.WeakSet()
+
+
+class _State(peewee._ConnectionLocal):
+    """Peewee's state of a thread, with the lease of its connection and the database that lent it."""
+
+    lease: Lease | None = None
+    lender: Pooling | None = None
+
+
+class Pooling(peewee.Database):
+    """What the databases of both engines have in common. A thread holds one connection, as with Peewee's own.
+
+    Peewee connects and closes under a lock of the database; here threads wait for nothing but their own connection.
+    """
+
+    pool: Pool
+    log: QueryLog
+    replica_database: Pooling | None = None
+
+    def __init__(self, *args: Any, limits: Limits, log: QueryLog, **kwargs: Any) -> None:
+        self.log = log
+        self.pool = Pool(limits, self._close_raw)
+        super().__init__(*args, **kwargs)
+        self._state = _State()
+        _databases.add(self)
+
+    # What an engine says of its connections
+
+    @staticmethod
+    def _close_raw(connection: Any) -> None:
+        connection.close()
+
+    def _is_usable(self, connection: Any, idle_seconds: float) -> bool:
+        """Tell whether the server of an idle connection is still there."""
+        return True
+
+    def _is_lost(self, connection: Any) -> bool:
+        """Tell whether a connection in use is known to be closed."""
+        return False
+
+    def _is_clean(self, connection: Any) -> bool:
+        """Make a connection that is given back as good as new; False where it cannot be."""
+        return False
+
+    def _leave(self, connection: Any) -> None:
+        """Let go of a connection of the parent process, without a word to its server."""
+        raise NotImplementedError
+
+    def _open(self) -> Any:
+        connection = self._connect()
+        if self.server_version is None:
+            self._set_server_version(connection)
+        self._initialize_connection(connection)
+        return connection
+
+    # A thread's connection
+
+    def connect(self, reuse_if_open: bool = False) -> bool:
+        """Get this thread a connection; return False when it has one and `reuse_if_open`.
+
+        :raises PoolTimeout: when none came free in time.
+        :raises ConnectionFailed: when the database cannot be reached.
+        """
+        state = self._state
+        if not state.closed:
+            if reuse_if_open:
+                return False
+            raise peewee.OperationalError("Connection already opened.")
+        if state.transactions:
+            raise TransactionError(
+                "the session of this transaction is gone, and what was done in it is rolled back",
+                "let the error leave the transaction's block, then do the whole of it again",
+            )
+        lender = state.lender or self
+        lease = lender.pool.acquire(lender._open, lender._is_usable)
+        contexts = state.ctx  # those of a connection that was lost go on
+        state.set_connection(lease.connection)
+        state.ctx, state.lease = contexts, lease
+        return True
+
+    def close(self) -> bool:
+        """Give this thread's connection back; return False when it has none."""
+        if self.in_transaction():
+            raise peewee.OperationalError("Attempting to close database while transaction is open.")
+        return self._give_back(keep=True)
+
+    def manual_close(self) -> bool:
+        """Close this thread's connection for good; return False when it has none."""
+        return self._give_back(keep=False)
+
+    def _give_back(self, keep: bool) -> bool:
+        state = self._state
+        lease, state.lease = state.lease, None
+        state.reset()
+        if lease is None:
+            return False
+        lease.reusable = False
+        lease.reusable = keep and (state.lender or self)._is_clean(lease.connection)
+        lease.pool.release(lease)
+        return True
+
+    def _is_session_lost(self) -> bool:
+        state = self._state
+        return state.closed or self._is_lost(state.conn)
+
+    def _drop_lost(self) -> None:
+        """Forget a lost connection, once no transaction is open any more, so that the next statement gets another."""
+        state = self._state
+        if not state.closed and not state.transactions and self._is_lost(state.conn):
+            contexts = state.ctx
+            self._give_back(keep=False)
+            state.ctx = contexts
+
+    # Statements
+
+    def cursor(self, named_cursor: Any = None) -> Any:
+        """Return a cursor of this thread's connection, which is opened first where it has none or lost it."""
+        self._drop_lost()
+        return super().cursor(named_cursor)
+
+    def execute_sql(self, sql: str, params: Any = None) -> Any:
+        """Run a statement and return the driver's cursor."""
+        return self._logged(sql, params, lambda: super(Pooling, self).execute_sql(sql, params))
+
+    def begin(self, *args: Any, **kwargs: Any) -> None:
+        """Begin a transaction, with Peewee's arguments of this engine."""
+        self._logged("BEGIN", None, lambda: super(Pooling, self).begin(*args, **kwargs))
+
+    def commit(self) -> None:
+        """Commit the transaction. When the session is lost meanwhile, it may have been committed or not."""
+        self._logged("COMMIT", None, super().commit)
+
+    def rollback(self) -> None:
+        """Roll the transaction back; with a session that is lost, the server has done so."""
+        try:
+            if not self._is_session_lost():
+                self._logged("ROLLBACK", None, super().rollback)
+        except peewee.PeeweeException:
+            if not self._is_session_lost():
+                raise
+        self._drop_lost()
+
+    def savepoint(self) -> peewee._savepoint:
+        """Return a savepoint, as Peewee's; with a session that is lost, its rollback hides no error."""
+        return _Savepoint(self)
+
+    def _logged(self, sql: str, params: Any, run: Callable[[], T]) -> T:
+        started = time.perf_counter()
+        try:
+            result = run()
+        except Exception as error:
+            self.log.failed(sql, params, time.perf_counter() - started, error)
+            raise
+        self.log.done(sql, params, time.perf_counter() - started, getattr(result, "rowcount", -1))
+        return result
+
+    def _log_query(self, sql: str, params: Any) -> None:
+        # Peewee's own log has every parameter.
+        super()._log_query(sql, params if self.log.parameters else None)
+
+    # All connections
+
+    def pool_stats(self) -> PoolStats:
+        """Return the figures of the pool; `replica_database.pool_stats()` those of the replica's."""
+        return self.pool.stats()
+
+    def close_idle(self) -> None:
+        """Close the connections that nobody uses."""
+        self.pool.close_idle()
+
+    def close_all(self) -> None:
+        """Close every connection, those in use by other threads and those to the replica included."""
+        if not self.in_transaction():
+            self.close()
+        self.pool.close_all()
+        if self.replica_database is not None:
+            self.replica_database.close_all()
+
+    def dispose(self) -> None:
+        """Forget every connection without closing it. After a fork this is done by itself."""
+        state = self._state
+        state.lease, state.conn, state.closed = None, None, True
+        for connection in self.pool.abandon():
+            self._leave(connection)
+        self._lock = threading.Lock()
+
+    # Reads elsewhere
+
+    @contextmanager
+    def replica(self) -> Iterator[Pooling]:
+        """Run the statements of a block on WHATSAPP_DATABASE_REPLICA_DSN, read-only; without one, on this database.
+
+        :raises TransactionError: within a transaction, of which reads elsewhere are no part.
+        :raises ConnectionFailed: when the replica cannot be reached.
+        """
+        state, lender = self._state, self.replica_database
+        if lender is None or state.lender is lender:
+            with self.connection_context():
+                yield self
+            return
+        if self.in_transaction():
+            raise TransactionError(
+                "the replica cannot be read within a transaction of the primary",
+                "end the transaction before `with db.replica():`",
+            )
+        outside = dict(state.__dict__)
+        state.__dict__.clear()
+        state.reset()
+        state.lender = lender
+        try:
+            self.connect()
+            yield self
+        finally:
+            with suppress(Exception):
+                self._give_back(keep=True)
+            state.__dict__.clear()
+            state.__dict__.update(outside)
+
+
+class _Savepoint(peewee._savepoint):
+    def rollback(self, begin: bool = True) -> None:
+        try:
+            if not self.db._is_session_lost():
+                super().rollback(begin)
+        except peewee.PeeweeException:
+            if not self.db._is_session_lost():
+                raise
+
+
+def _begin_anew() -> None:
+    for database in list(_databases):
+        database.dispose()
+
+
+def _name_forgotten() -> None:
+    for database in list(_databases):
+        database.pool.warn_of_unreturned(threading.main_thread(), "which the program ended without")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew)
+atexit.register(_name_forgotten)
