@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import queue
 import random
 import threading
@@ -153,6 +154,7 @@ class Pool:
         # Reentrant, for a lease's end may come at any line of any thread.
         self._lock = threading.RLock()
         self._shared = _Shared()
+        self._process = os.getpid()
 
     # Lending
 
@@ -198,7 +200,7 @@ class Pool:
     def _lost(pool: weakref.ref[Pool], key: int, _: object) -> None:
         """End a lease whose thread died, or dropped it, without giving the connection back."""
         this = pool()
-        if this is None:
+        if this is None or this._process != os.getpid():  # the threads of a parent end in the child of a fork too
             return
         with this._lock:
             holder = this._shared.in_use.pop(key, None)
@@ -217,7 +219,11 @@ class Pool:
                 if now - shared.swept_at > SWEEP_SECONDS:
                     expired = self._sweep(now)
                 elif shared.idle:
-                    return shared.idle.pop()  # the last one that came back, so that surplus ones grow old
+                    member = shared.idle.pop()  # the last one that came back, so that surplus ones grow old
+                    if now < member.expires_at:
+                        return member
+                    shared.counters.max_lifetime_closed += 1
+                    expired = [member]
                 elif not self.limits.max_open or shared.open < self.limits.max_open:
                     shared.open += 1
                     return None
@@ -276,12 +282,18 @@ class Pool:
         return member
 
     def _leave(self, waiter: _Waiter) -> None:
-        """Step out of the line, and pass on what was handed in the last moment."""
+        """Step out of the line, and pass on what was handed, or left for this waiter to find, in the last moment."""
+        left: list[Member] = []
         with self._lock:
+            shared = self._shared
             if not waiter.handed:
-                if waiter in self._shared.waiters:
-                    self._shared.waiters.remove(waiter)
-                return
+                if waiter in shared.waiters:
+                    shared.waiters.remove(waiter)
+                left, shared.idle = shared.idle, []
+        for member in left:
+            self._put(member, reusable=True)
+        if not waiter.handed:
+            return
         if waiter.given is None:
             self._free_slot()
         else:

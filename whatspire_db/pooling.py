@@ -200,10 +200,10 @@ class Pooling(peewee.Database):
 
     def dispose(self) -> None:
         """Forget every connection without closing it. After a fork this is done by itself."""
-        state = self._state
-        state.lease, state.conn, state.closed = None, None, True
         for connection in self.pool.abandon():
             self._leave(connection)
+        state = self._state
+        state.lease, state.conn, state.closed = None, None, True
         self._lock = threading.Lock()
 
     # Reads elsewhere

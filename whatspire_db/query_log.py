@@ -50,7 +50,7 @@ class QueryLog:
 
 def _kind(error: BaseException) -> str:
     """Name a driver's error: its class or SQLite's name for it, SQLSTATE, and the constraint, none of which is data."""
-    original = error.args[0] if error.args and isinstance(error.args[0], BaseException) else error
+    original = getattr(error, "orig", error)
     diagnostics = getattr(original, "diag", None)
     found = [
         getattr(original, "sqlite_errorname", None),
