@@ -9,7 +9,6 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from fractions import Fraction
 from typing import TypeVar
 
 from .dsn import (
@@ -57,8 +56,8 @@ _UNITS = {
     "m": 60 * 10**9,
     "h": 3600 * 10**9,
 }
-_TERM = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h)")
-_GO_MAXIMUM = 2**63 - 1  # nanoseconds in Go's time.Duration
+_TERM = re.compile(r"(?=\.?[0-9])([0-9]*)\.?([0-9]*)(ns|us|µs|μs|ms|s|m|h)")
+_GO_LIMIT = 2**63  # nanoseconds, of which Go's time.Duration holds less, or as many below zero
 
 
 def parse_duration(text: str) -> timedelta:
@@ -68,21 +67,38 @@ def parse_duration(text: str) -> timedelta:
 
     :raises ValueError: for anything else, a number without a unit included.
     """
-    body = text[1:] if text[:1] in ("+", "-") else text
-    if body == "0":
-        return timedelta(0)
-    terms = _TERM.findall(body)
-    if not terms or "".join(number + unit for number, unit in terms) != body:
-        raise ValueError(f"{text!r} is not a duration")
-    nanoseconds = sum(int(Fraction(_whole(number)) * _UNITS[unit]) for number, unit in terms)
-    if nanoseconds > _GO_MAXIMUM:
+    negative = text.startswith("-")
+    nanoseconds = _nanoseconds(text, start=1 if text[:1] in ("+", "-") else 0)
+    if nanoseconds > _GO_LIMIT - (not negative):
         raise ValueError(f"{text!r} is out of range")
-    sign = -1 if text[0] == "-" else 1
-    return sign * timedelta(microseconds=nanoseconds // 1000)
+    duration = timedelta(microseconds=nanoseconds // 1000)
+    return -duration if negative else duration
 
 
-def _whole(number: str) -> str:
-    return f"0{number}" if number.startswith(".") else number.rstrip(".")
+def _nanoseconds(text: str, start: int) -> int:
+    if text[start:] == "0":
+        return 0
+    total, position = 0, start
+    while position < len(text) or position == start:
+        term = _TERM.match(text, position)
+        if term is None:
+            raise ValueError(f"{text!r} is not a duration")
+        total += _term(*term.groups())
+        position = term.end()
+    return total
+
+
+def _term(whole: str, fraction: str, unit: str) -> int:
+    digits = whole.lstrip("0")
+    if len(digits) > len(str(_GO_LIMIT)):  # more than fits; Python refuses to read thousands of digits
+        return _GO_LIMIT + 1
+    # Go computes the fraction in floating point and leaves out the digits that its integer has no room for.
+    number, scale = 0, 1.0
+    for digit in fraction:
+        if number * 10 + int(digit) > _GO_LIMIT:
+            break
+        number, scale = number * 10 + int(digit), scale * 10
+    return int(digits or "0") * _UNITS[unit] + int(number * (_UNITS[unit] / scale))
 
 
 @dataclass(frozen=True)
