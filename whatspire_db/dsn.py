@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from urllib.parse import parse_qsl, unquote
@@ -72,8 +72,14 @@ PGX_ONLY = frozenset(
     }
 )
 
+_BLANKS = " \t\n\r\v\f"  # what libpq skips; of Python's str.isspace much more is a character like any other
 _URL = re.compile(r"postgres(ql)?://", re.IGNORECASE)
-_PAIR_START = re.compile(r"\s*([A-Za-z_][\w.]*)\s*=\s*")
+# Where the user is looked for: up to a slash, or up to a question mark with a parameter behind it.
+_AUTHORITY = re.compile(r"(?:[^/?]|\?(?![\w%]+=))*", re.ASCII)
+_HOST = re.compile(r"(?:\[([^]]+)\](?=[:/?,]|\Z)|(?!\[)([^:/?,]*))(?::([^/?,]*))?")
+_PAIR_START = re.compile(r"\s*([^=\s]*)\s*=\s*", re.ASCII)
+_VALUE = re.compile(r"'((?:\\.|[^\\'])*)'|(?!')((?:\\.|[^\\\s])*)\\?", re.ASCII | re.DOTALL)
+_PARAMETER = re.compile(r"[A-Za-z_][A-Za-z0-9_$.]*")
 _SECRET_KEY = re.compile(r"pass(?!file)|pwd|secret", re.IGNORECASE)
 
 
@@ -165,13 +171,37 @@ def parse_postgres(dsn: str) -> PostgresTarget:
 
     :raises ConfigError: when the string has neither form.
     """
-    given = dict(_url_pairs(dsn.strip()) if _URL.match(dsn.strip()) else _keyword_pairs(dsn))
+    _refuse_zero_byte(dsn)
+    pairs = _url_pairs(dsn.strip(_BLANKS)) if _URL.match(dsn.strip(_BLANKS)) else _keyword_pairs(dsn)
+    given = dict(_canonical(key, value) for key, value in pairs)
+    _refuse_what_is_no_utf8(given.values())
     arguments = {k: v for k, v in given.items() if _libpq_knows(k)}
     runtime = {k: v for k, v in given.items() if not _libpq_knows(k) and k not in PGX_ONLY}
     flags = [f"-c {k}={_escape_option(v)}" for k, v in runtime.items()]
     if flags:
         arguments["options"] = " ".join(filter(None, [arguments.get("options", ""), *flags]))
     return PostgresTarget(arguments)
+
+
+def _refuse_zero_byte(text: str) -> None:
+    if "\0" in text:
+        raise _malformed("a zero byte")
+
+
+def _refuse_what_is_no_utf8(values: Iterable[str]) -> None:
+    # Other bytes stand in a str as surrogates, from %FF in a URL as from the environment; no driver takes those.
+    try:
+        "".join(values).encode()
+    except UnicodeEncodeError:
+        raise _malformed("bytes that are not UTF-8") from None
+
+
+def _canonical(key: str, value: str) -> tuple[str, str]:
+    if not _PARAMETER.fullmatch(key):
+        raise _malformed("a parameter whose name is none")
+    if key == "requiressl":  # libpq's own older name, which it reads like this
+        return "sslmode", "require" if value.startswith("1") else "prefer"
+    return key, value
 
 
 def _escape_option(value: str) -> str:
@@ -195,77 +225,60 @@ def _libpq_knows(key: str) -> bool:
 def _keyword_pairs(dsn: str) -> Iterator[tuple[str, str]]:
     """Split libpq's keyword/value form (PostgreSQL documentation, 32.1.1.1)."""
     position = 0
-    while dsn[position:].strip():
-        match = _PAIR_START.match(dsn, position)
-        if match is None:
+    while dsn[position:].strip(_BLANKS):
+        start = _PAIR_START.match(dsn, position)
+        if start is None:
             raise _malformed("a word without '='")
-        value, position = _keyword_value(dsn, match.end())
-        yield match.group(1), value
-
-
-def _keyword_value(dsn: str, start: int) -> tuple[str, int]:
-    quoted = dsn[start : start + 1] == "'"
-    position = start + quoted
-    value = ""
-    while position < len(dsn):
-        char = dsn[position]
-        if char == "\\":
-            value += dsn[position + 1 : position + 2]
-            position += 2
-        elif quoted and char == "'":
-            return value, position + 1
-        elif not quoted and char.isspace():
-            return value, position
-        else:
-            value += char
-            position += 1
-    if quoted:
-        raise _malformed("a quoted value without its closing quote")
-    return value, position
+        value = _VALUE.match(dsn, start.end())
+        if value is None:
+            raise _malformed("a quoted value without its closing quote")
+        quoted, plain = value.groups()
+        yield start[1], re.sub(r"\\(.)", r"\1", plain if quoted is None else quoted, flags=re.DOTALL)
+        position = value.end()
 
 
 def _url_pairs(dsn: str) -> Iterator[tuple[str, str]]:
-    """Split a URL as Go does: the last @ before the path ends the password, hosts are a comma list."""
-    rest = _URL.sub("", dsn, count=1).partition("#")[0]
-    authority = re.match(r"[^/?]*", rest)[0]  # type: ignore[index]  # it matches the empty string too
-    userinfo, _, hosts = authority.rpartition("@")
+    """Split a URL as libpq does, and as Go does where libpq reads what nobody means.
+
+    The user ends at the last @, so that a password may hold one; what looks like a parameter holds no user; a #
+    behind the user ends the URL.
+    """
+    rest = _URL.sub("", dsn, count=1)
+    userinfo, at, _ = _AUTHORITY.match(rest)[0].rpartition("@")  # type: ignore[index]  # it matches "" too
     user, _, password = userinfo.partition(":")
-    path, _, query = rest[len(authority) :].removeprefix("/").partition("?")
-    host, port = _hosts(hosts)
-    for key, value in (
-        ("user", user),
-        ("password", password),
-        ("host", host),
-        ("port", port),
-        ("dbname", path),
-    ):
-        if value:
-            yield key, _decode(value)
+    host, port, rest = _hosts(rest[len(userinfo + at) :].partition("#")[0])
+    path, _, query = rest.removeprefix("/").partition("?")
+    parts = {"user": user, "password": password, "host": host, "port": port, "dbname": path}
+    yield from ((key, _decode(value)) for key, value in parts.items() if value)
     for pair in filter(None, query.split("&")):
         key, equals, value = pair.partition("=")
         if not equals:
             raise _malformed("a URL parameter without '='")
-        # libpq's only alias: JDBC's ssl=true
-        yield ("sslmode", "require") if (key, value) == ("ssl", "true") else (_decode(key), _decode(value))
+        key, value = _decode(key), _decode(value)
+        # libpq's only alias in URLs: JDBC's ssl=true
+        yield ("sslmode", "require") if (key, value) == ("ssl", "true") else (key, value)
 
 
-def _hosts(text: str) -> tuple[str, str]:
+def _hosts(text: str) -> tuple[str, str, str]:
+    """Return the hosts and the ports, each as libpq's list with commas, and what stands behind them."""
     hosts, ports = [], []
-    for part in text.split(","):
-        match = re.fullmatch(r"(\[[^\]]*\]|[^:]*)(?::(\d*))?", part)
-        if match is None:
-            raise _malformed("a host or port that is none")
-        hosts.append(match.group(1).strip("[]"))
-        ports.append(match.group(2) or "")
-    return ",".join(hosts).strip(",") and ",".join(hosts), ",".join(ports) if any(ports) else ""
+    position = -1
+    while position < 0 or text[position : position + 1] == ",":
+        match = _HOST.match(text, position + 1)
+        # A word in the port's place is mostly a piece of a password, which libpq would repeat in its message.
+        if match is None or not re.fullmatch("[0-9,]*", _decode(match[3] or "")):
+            raise _malformed("a host or port that is none (a / in a password is written %2F)")
+        hosts.append(match[1] or match[2] or "")
+        ports.append(match[3] or "")
+        position = match.end()
+    return ",".join(hosts), ",".join(ports), text[position:]
 
 
 def _decode(text: str) -> str:
     if re.search(r"%(?![0-9A-Fa-f]{2})", text):
         raise _malformed("a % that two hex digits do not follow (a % in a password is written %25)")
-    decoded = unquote(text)
-    if "\0" in decoded:
-        raise _malformed("a zero byte")
+    decoded = unquote(text, errors="surrogateescape")
+    _refuse_zero_byte(decoded)
     return decoded
 
 
