@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
+from dataclasses import replace
 from urllib.parse import quote
 
 import psycopg2
@@ -133,9 +136,57 @@ def test_sqlite_forms() -> None:
         target = parse_sqlite(dsn)
         assert target.database == "x.db"
         assert target.pragmas == {"journal_mode": "WAL", "busy_timeout": "100", "foreign_keys": "on"}
-    for wrong in ("_journal=WAL;DROP", "_fk=enabled", "_journal_mode=bogus", "_timeout=abc", "_sync=", "_fk=on%20"):
+    for wrong in (
+        "_journal=WAL;DROP",
+        "_fk=enabled",
+        "_journal_mode=bogus",
+        "_timeout=abc",
+        "_sync=",
+        "_fk=on%20",
+        "_txlock=",
+        "_txlock=later",
+    ):
         with pytest.raises(ConfigError, match="it takes"):
             parse_sqlite(f"x.db?{wrong}")
+
+
+def test_sqlite_transactions_begin_as_the_dsn_says() -> None:
+    assert parse_sqlite("x.db").lock_type == parse_sqlite("x.db?_txlock=immediate").lock_type == "IMMEDIATE"
+    assert parse_sqlite("x.db?_txlock=deferred").lock_type == "DEFERRED"
+    assert parse_sqlite("file:x.db?_txlock=Exclusive&mode=rw") == replace(
+        parse_sqlite("file:x.db?mode=rw"), lock_type="EXCLUSIVE"
+    )
+
+
+# What another connection may do while a transaction has begun and done nothing yet.
+@pytest.mark.parametrize(
+    ("query", "may_read", "may_write"),
+    [
+        ("", True, False),
+        ("?_txlock=immediate", True, False),
+        ("?_txlock=deferred", True, True),
+        ("?_txlock=exclusive&_journal_mode=DELETE", False, False),
+    ],
+)
+def test_txlock_is_what_others_feel(sqlite: Place, query: str, may_read: bool, may_write: bool) -> None:
+    db = connect(Settings(dsn=sqlite.dsn + query), bind=False)
+    db.execute_sql("CREATE TABLE t (n)")
+    with closing(sqlite3.connect(sqlite.dsn, timeout=0, isolation_level=None)) as other:
+        with db.atomic():
+            assert works(other, "SELECT * FROM t") == may_read
+            assert works(other, "INSERT INTO t VALUES (1)") == may_write
+        assert works(other, "INSERT INTO t VALUES (2)")
+    db.close()
+
+
+def works(connection: sqlite3.Connection, sql: str) -> bool:
+    try:
+        connection.execute(sql).fetchall()
+    except sqlite3.OperationalError as error:
+        if "locked" not in str(error):
+            raise
+        return False
+    return True
 
 
 def test_sqlite_parameters_reach_the_connection(sqlite: Place) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from urllib.parse import parse_qsl, unquote
 
@@ -49,9 +49,11 @@ PRAGMA_VALUES = {
     "secure_delete": BOOLEANS + "|fast",
     "synchronous": "0|1|2|3|off|normal|full|extra",
 }
-# Also read by the Go driver, without a meaning here: transactions that write are always IMMEDIATE and
-# times always UTC.
-SQLITE_IGNORED = frozenset({"_loc", "_mutex", "_txlock", "_stmt_cache_size"})
+# How a transaction begins. The Go driver's own default is deferred; but such a transaction, when it reads and then
+# writes, fails with "database is locked" as soon as another has written in between, without waiting.
+SQLITE_LOCK_TYPES = "deferred|immediate|exclusive"
+# Also read by the Go driver, without a meaning here: times, for example, are always UTC.
+SQLITE_IGNORED = frozenset({"_loc", "_mutex", "_stmt_cache_size"})
 
 # Read by pgx, the Go driver for PostgreSQL, itself; neither libpq nor the server knows them.
 PGX_ONLY = frozenset(
@@ -85,13 +87,14 @@ _SECRET_KEY = re.compile(r"pass(?!file)|pwd|secret", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class SqliteTarget:
-    """Where a SQLite database is: `database` as sqlite3.connect takes it, and the pragmas asked for."""
+    """Where a SQLite database is: `database` as sqlite3.connect takes it, the pragmas and the kind of BEGIN."""
 
     database: str
     path: str | None  # the file; None in memory
     uri: bool = False
     read_only: bool = False
     pragmas: Mapping[str, str] = field(default_factory=dict)
+    lock_type: str = "IMMEDIATE"
 
 
 @dataclass(frozen=True)
@@ -126,38 +129,43 @@ def parse_sqlite(dsn: str) -> SqliteTarget:
     :raises ConfigError: for a parameter that neither the Go driver nor SQLite knows the form of.
     """
     base, _, query = dsn.partition("?")
-    is_uri = base.lower().startswith("file:")
     pragmas: dict[str, str] = {}
+    lock_type = SqliteTarget.lock_type
     kept: list[str] = []
     for pair in filter(None, query.split("&")):
         key, _, value = pair.partition("=")
         if key in SQLITE_PRAGMAS:
-            pragmas[SQLITE_PRAGMAS[key]] = _pragma_value(key, unquote(value))
+            pragma = SQLITE_PRAGMAS[key]
+            pragmas[pragma] = _checked(key, value, PRAGMA_VALUES.get(pragma, BOOLEANS))
+        elif key == "_txlock":
+            lock_type = _checked(key, value, SQLITE_LOCK_TYPES).upper()
         elif key.startswith("_") and key not in SQLITE_IGNORED and not key.startswith("_auth"):
             raise ConfigError(
                 f"the SQLite DSN has an unknown parameter {key}",
-                f"known ones are {', '.join(sorted(SQLITE_PRAGMAS))}",
+                f"known ones are {', '.join(sorted([*SQLITE_PRAGMAS, '_txlock']))}",
             )
         elif not key.startswith("_"):
             kept.append(pair)
-    if not is_uri:
-        path = None if base == ":memory:" else base
-        return SqliteTarget(base, path, pragmas=pragmas)
-    return _sqlite_uri(base, kept, pragmas)
+    place = _sqlite_uri(base, kept) if base.lower().startswith("file:") else _sqlite_path(base)
+    return replace(place, pragmas=pragmas, lock_type=lock_type)
 
 
-def _sqlite_uri(base: str, kept: list[str], pragmas: Mapping[str, str]) -> SqliteTarget:
+def _sqlite_path(base: str) -> SqliteTarget:
+    return SqliteTarget(base, None if base == ":memory:" else base)
+
+
+def _sqlite_uri(base: str, kept: list[str]) -> SqliteTarget:
     options = dict(parse_qsl("&".join(kept), keep_blank_values=True))
     path: str | None = unquote(re.sub(r"^file:(//(localhost)?(?=/))?", "", base.partition("#")[0], flags=re.IGNORECASE))
     if path in ("", ":memory:") or options.get("mode") == "memory":
         path = None
     uri = base + ("?" + "&".join(kept) if kept else "")
     read_only = options.get("mode") == "ro" or options.get("immutable") in ("1", "true", "on", "yes")
-    return SqliteTarget(uri, path, uri=True, read_only=read_only, pragmas=pragmas)
+    return SqliteTarget(uri, path, uri=True, read_only=read_only)
 
 
-def _pragma_value(key: str, value: str) -> str:
-    takes = PRAGMA_VALUES.get(SQLITE_PRAGMAS[key], BOOLEANS)
+def _checked(key: str, value: str, takes: str) -> str:
+    value = unquote(value)
     if not re.fullmatch(takes, value, re.IGNORECASE | re.ASCII):
         raise ConfigError(f"the SQLite DSN gives {key} the value {value!r}", f"it takes {takes.replace('|', ', ')}")
     return value

@@ -95,7 +95,7 @@ def open_sqlite(
         log=log,
         pragmas=list(pragmas.items()),
         timeout=busy,
-        lock_type="IMMEDIATE",
+        lock_type=target.lock_type,
         uri=uri,
         check_same_thread=False,  # a thread that died cannot close its connection
     )

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+from contextlib import closing
 
 import pytest
 
 from tests import gorm
 from tests.conftest import Place
-from whatspire_db import LockTimeout, MigrationRunner
+from whatspire_db import LockTimeout, MigrationRunner, Settings, connect
+from whatspire_db.migrate import Step
+from whatspire_db.migrate.progress import Watcher
 
 STARTERS = 32
 
@@ -61,3 +65,27 @@ def test_lock_is_waited_for_and_then_named(place: Place) -> None:
             (pid,) = holder.execute_sql("SELECT pg_backend_pid()").fetchone()
             assert f"pid {pid}, application whatspire_db" in error.value.fact
         MigrationRunner(db).up()
+
+
+@pytest.mark.parametrize("lock_type", ["deferred", "immediate", "exclusive"])
+def test_a_run_on_sqlite_holds_the_write_lock_however_transactions_begin(sqlite: Place, lock_type: str) -> None:
+    class Meddler(Watcher):
+        refused = 0
+
+        def step_started(self, step: Step) -> None:
+            with pytest.raises(sqlite3.OperationalError, match="locked"):
+                other.execute("CREATE TABLE meddled (id integer)")
+            self.refused += 1
+
+    db = connect(Settings(dsn=f"{sqlite.dsn}?_txlock={lock_type}&_busy_timeout=0", log_level="silent"))
+    meddler = Meddler()
+    with closing(sqlite3.connect(sqlite.dsn, timeout=0, isolation_level=None)) as other, db.connection_context():
+        other.execute("PRAGMA journal_mode = WAL")
+        runner = MigrationRunner(db, lock_timeout=0, watcher=meddler)
+        other.execute("BEGIN IMMEDIATE")
+        planned = runner.plan()  # to look takes no lock, though a transaction of the user's might
+        other.execute("COMMIT")
+        assert len(runner.up().applied) == len(planned.pending) == meddler.refused > 0
+        assert not runner.verify_schema()
+        db.execute_sql("DROP INDEX idx_sessions_jid")
+        assert len(runner.up().applied) == 1
