@@ -26,6 +26,7 @@ ORDER = [
     "postgres",
     "sqlite",
     "database",
+    "command_line",
     "migrate.schema",
     "migrate.ddl",
     "migrate.diff",

@@ -174,8 +174,29 @@ def test_models_modules(sqlite: Place) -> None:
     fails(sqlite.run("--models", "nowhere.models"), 2, "nowhere.models cannot be imported", "ModuleNotFoundError")
     fails(sqlite.run("--models", "broken"), 2, "broken cannot be imported", "not today")
     fails(sqlite.run("--models", "syntax"), 2, "syntax cannot be imported")
+    (sqlite.folder / "script.py").write_text("import sys\nsys.exit(7)\n")
     fails(sqlite.run("--models", "empty"), 2, "empty holds no models")
+    fails(sqlite.run("--models", "script"), 2, "script cannot be imported: SystemExit: 7")
     assert not Path(sqlite.dsn).exists()
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_that_cannot_be_written(sqlite: Place, unbuffered: str) -> None:
+    variables = sqlite.variables() | {"PYTHONUNBUFFERED": unbuffered}
+    command = [sys.executable, "-m", "whatspire_db.migrate", "plan"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open("/dev/full", "w") as full, open(writer, "w") as broken:
+        for out, said in ((full, "error: stdout: No space left on device\nhint:  make room"), (broken, "")):
+            done = subprocess.run(
+                command, env=variables, cwd=sqlite.folder, stdout=out, stderr=subprocess.PIPE, text=True, check=False
+            )
+            assert done.returncode == 1, done.stderr
+            assert done.stderr.startswith(said)
+            assert len(done.stderr.splitlines()) == 2 * bool(said)
+        silent = [*command, "--nonsense"]
+        done = subprocess.run(silent, env=variables, cwd=sqlite.folder, stderr=full, check=False)
+        assert done.returncode == 2
 
 
 def test_own_models_are_migrated_too(place: Place) -> None:

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import argparse
-import importlib
-import json
 import logging
-import os
 import sys
-from collections.abc import Callable, Iterable
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import peewee
 
+from ..command_line import (
+    OK,
+    Parser,
+    add_shared_options,
+    configure_logging,
+    guarded,
+    load_models,
+    print_json,
+    read_settings,
+    say,
+)
 from ..database import connect
-from ..errors import ConfigError, MigrationRefused, WhatspireDBError
-from ..models import BaseModel, registered_models
-from ..settings import LOG_LEVELS, Settings, read_duration
+from ..errors import MigrationRefused
+from ..settings import read_duration
 from .plan import Step
 from .progress import Progress, Watcher
 from .progress import logger as progress_logger
@@ -26,7 +32,7 @@ from .runner import MigrationRunner, Report
 if TYPE_CHECKING:
     from .diff import Changes
 
-OK, FAILED, USAGE, PENDING, REFUSED = 0, 1, 2, 3, 4
+PENDING, REFUSED = 3, 4
 VERBS = {
     "up": "apply what is pending in one transaction, verify and record it (default)",
     "plan": "show every step with its SQL, lock and cost; exit 3 when something is pending, 4 when refused",
@@ -36,35 +42,19 @@ VERBS = {
 }
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(message, f"see {self.prog} --help")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="python -m whatspire_db.migrate",
         description="Bring a database to the declared schema by adding what is missing. Never drops.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="verbs:\n" + "\n".join(f"  {verb:<9}{text}" for verb, text in VERBS.items()),
     )
     parser.add_argument("verb", nargs="?", choices=list(VERBS), default="up", metavar="VERB", help="see below")
-    parser.add_argument("--driver", metavar="D", help="sqlite or postgres (default: WHATSAPP_DATABASE_DRIVER)")
-    parser.add_argument(
-        "--dsn",
-        help="where the database is (default: WHATSAPP_DATABASE_DSN, where a password is safer than here)",
-    )
-    parser.add_argument(
-        "--models", nargs="+", action="extend", metavar="MODULE", help="modules with models of your own"
-    )
-    parser.add_argument("--only-models", action="store_true", help="leave the service's own tables out")
     parser.add_argument(
         "--lock-timeout", metavar="D", help="wait so long for another migration, like 90s or 5m (default: 60s)"
     )
     parser.add_argument("--sql", action="store_true", help="with plan: print the statements alone, for psql or sqlite3")
-    parser.add_argument("--json", action="store_true", help="print one JSON document on stdout")
-    parser.add_argument("-q", "--quiet", action="store_true", help="print errors alone")
-    parser.add_argument("-v", "--verbose", action="store_true", help="log every statement of a step to stderr")
+    add_shared_options(parser)
     return parser
 
 
@@ -77,38 +67,13 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one verb and return the exit code. Errors are two lines on stderr, a fact and a hint."""
-    try:
-        options = _parse(argv)
-        _configure_logging(options)
-        return _run(options)
-    except WhatspireDBError as error:
-        print(f"error: {error.fact}\nhint:  {error.hint}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("error: interrupted\nhint:  nothing is half done; run it again", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
-
-
-def _configure_logging(options: argparse.Namespace) -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
-    logger = logging.getLogger("whatspire_db")
-    logger.handlers = [handler]
-    logger.propagate = False
-    logger.setLevel(logging.INFO if options.verbose else logging.ERROR if options.quiet else logging.WARNING)
-    progress_logger.setLevel(logging.ERROR if options.quiet else logging.INFO)
+    return guarded(lambda: _run(_parse(argv)))
 
 
 def _run(options: argparse.Namespace) -> int:
-    settings = Settings.from_environment(driver=options.driver, dsn=options.dsn)
-    if settings.log_level == LOG_LEVELS[-1]:
-        logging.getLogger("whatspire_db").setLevel(logging.INFO)
-    else:
-        # A failed statement is told in the two lines of its error, not in a third.
-        settings = replace(settings, log_level=LOG_LEVELS[0])
+    configure_logging(options)
+    progress_logger.setLevel(logging.ERROR if options.quiet else logging.INFO)
+    settings = read_settings(options)
     models = load_models(options.models or settings.models, with_service=not options.only_models)
     db = connect(settings, read_only=options.verb != "up")
     wait = settings.migration_lock_timeout
@@ -128,61 +93,11 @@ def _run(options: argparse.Namespace) -> int:
         return _VERBS[options.verb](runner, options)
     except MigrationRefused as refused:
         if options.json:
-            _print_json(refused.plan.to_json())
+            print_json(refused.plan.to_json())
         raise
     finally:
         if not db.is_closed():
             db.close()
-
-
-def load_models(modules: Iterable[str], *, with_service: bool = True) -> list[type[peewee.Model]]:
-    """Import modules and return all models to migrate: the service's, and those of the modules.
-
-    :raises ConfigError: when a module cannot be imported or holds no models.
-    """
-    found: list[type[peewee.Model]] = registered_models() if with_service else []
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    for name in modules:
-        models = _models_in(name)
-        if not models:
-            raise ConfigError(f"the module {name} holds no models", "name the module in which they are defined")
-        found += [model for model in models if model not in found]
-    # A module can import others that define tables too.
-    return found + [m for m in registered_models() if m not in found and (with_service or _is_own(m))]
-
-
-def _is_own(model: type[BaseModel]) -> bool:
-    return not model.__module__.startswith("whatspire_db.")
-
-
-def _models_in(name: str) -> list[type[peewee.Model]]:
-    """Import a module and return the models that it, or the package that it is, defines."""
-    try:
-        module = importlib.import_module(name)
-    except Exception as error:  # whatever the module's own code raises
-        raise ConfigError(
-            f"the module {name} cannot be imported: {type(error).__name__}: {error}",
-            "give --models or WHATSAPP_DATABASE_MODELS the dotted name of a module on the Python path",
-        ) from error
-    models: list[type[peewee.Model]] = [v for v in vars(module).values() if peewee.is_model(v)]
-    own = [m for m in models if m.__module__ == name or m.__module__.startswith(name + ".")]
-    return [m for m in own if not getattr(m._meta, "abstract", False) and _is_table(m, own)]
-
-
-def _is_table(model: type[peewee.Model], others: Iterable[type[peewee.Model]]) -> bool:
-    """Leave out a plain peewee base class: one without fields of its own, that other models extend."""
-    extended = any(other is not model and issubclass(other, model) for other in others)
-    return not extended or bool(model._meta.fields.keys() - {"id"})
-
-
-def _print_json(document: Any) -> None:
-    print(json.dumps(document, ensure_ascii=False, indent=2))
-
-
-def _say(symbol: str, text: str) -> None:
-    encoding = (sys.stdout.encoding or "").lower().replace("-", "")
-    print(f"{symbol} {text}" if sys.stdout.isatty() and encoding == "utf8" else text, flush=True)
 
 
 class _CommandLineWatcher(Watcher):
@@ -196,7 +111,7 @@ class _CommandLineWatcher(Watcher):
 
     def started(self, version: int) -> None:
         if self.says:
-            _say("📊", f"Current migration version: {version}")
+            say("📊", f"Current migration version: {version}")
 
     def step_progress(self, step: Step, progress: Progress) -> None:
         if not self.draws:
@@ -223,10 +138,10 @@ class _CommandLineWatcher(Watcher):
 
 def _up(runner: MigrationRunner, options: argparse.Namespace) -> int:
     if not (options.quiet or options.json):
-        _say("🔄", "Running database migrations...")
+        say("🔄", "Running database migrations...")
     report = runner.up()
     if options.json:
-        _print_json(report.to_json())
+        print_json(report.to_json())
     elif not options.quiet:
         _report(report)
     return OK
@@ -236,19 +151,19 @@ def _report(report: Report) -> None:
     for step in report.applied:
         print(f"   {step.title}")
     if report.version != report.previous_version:
-        _say("✅", f"Migration recorded: version {report.version}")
+        say("✅", f"Migration recorded: version {report.version}")
     if not report.applied:
-        _say("✅", "Nothing to do")
+        say("✅", "Nothing to do")
     if report.drift:
         differences = "1 difference" if len(report.drift) == 1 else f"{len(report.drift)} differences"
-        _say("⚠️", f"{differences} that adding cannot mend: run verify to see what")
-    _say("✅", "Database migrations completed")
+        say("⚠️", f"{differences} that adding cannot mend: run verify to see what")
+    say("✅", "Database migrations completed")
 
 
 def _plan(runner: MigrationRunner, options: argparse.Namespace) -> int:
     plan = runner.plan()
     if options.json:
-        _print_json(plan.to_json())
+        print_json(plan.to_json())
     elif options.sql:
         print(plan.sql(), end="")
     elif not options.quiet:
@@ -268,7 +183,7 @@ def _verify(runner: MigrationRunner, options: argparse.Namespace) -> int:
             "drift": [item.to_json() for item in changes.drift],
             "extra": [item.to_json() for item in changes.extra],
         }
-        _print_json(document)
+        print_json(document)
     elif not options.quiet:
         print(_shown(changes))
     if changes.drift:
@@ -286,7 +201,7 @@ def _shown(changes: Changes) -> str:
 def _status(runner: MigrationRunner, options: argparse.Namespace) -> int:
     runs = runner.status()
     if options.json:
-        _print_json([run.to_json() for run in runs])
+        print_json([run.to_json() for run in runs])
     elif not options.quiet:
         for run in runs:
             applied_at = f"{run.applied_at:%Y-%m-%d %H:%M:%S} UTC" if run.applied_at else "-"
@@ -299,7 +214,7 @@ def _status(runner: MigrationRunner, options: argparse.Namespace) -> int:
 def _version(runner: MigrationRunner, options: argparse.Namespace) -> int:
     version = runner.version()
     if options.json:
-        _print_json({"driver": runner.engine.name, "version": version})
+        print_json({"driver": runner.engine.name, "version": version})
     else:
         print(version)
     return OK
