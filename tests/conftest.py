@@ -24,6 +24,7 @@ from whatspire_db.migrate.stamp import Stamps, fingerprint
 from whatspire_db.models import SERVICE_MODELS
 
 POSTGRES_VERSION = int(os.environ.get("WHATSPIRE_TEST_POSTGRES_VERSION", "18"))
+PASSWORD = "p@s:s/%'\\ w"
 
 hypothesis_settings.register_profile(
     "database",
@@ -66,8 +67,8 @@ class Place:
         return clean | own | self.environment
 
     def start(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
-        """Start the command line of the migrator."""
-        command = [sys.executable, "-m", "whatspire_db.migrate", *arguments]
+        """Start the command line of the migrator, or of another `module`."""
+        command = [sys.executable, "-m", options.pop("module", "whatspire_db.migrate"), *arguments]
         variables = self.variables() | options.pop("env", {})
         return subprocess.Popen(
             command,
@@ -80,7 +81,7 @@ class Place:
         )
 
     def run(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-        """Run the command line of the migrator and return what came out."""
+        """Run what `start` starts and return what came out."""
         process = self.start(*arguments, **options)
         out, err = process.communicate(timeout=120)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
@@ -158,6 +159,21 @@ def postgres(server: Server, tmp_path: Path) -> Iterator[Place]:
     server.execute(f"CREATE DATABASE {name}")
     yield Place("postgres", server.of_database(name), tmp_path)
     server.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def locked(server: Server) -> Iterator[Server]:
+    """A role that needs its PASSWORD, which the trusting server of the tests does not ask of others."""
+    if server.folder is None:
+        pytest.fail("the named server's pg_hba.conf cannot be changed from here")
+    rules = server.folder / "pg_hba.conf"
+    usual = rules.read_text()
+    rules.write_text("local all locked scram-sha-256\n" + usual)
+    quoted = PASSWORD.replace("'", "''")
+    server.execute("SELECT pg_reload_conf()", f"CREATE ROLE locked LOGIN SUPERUSER PASSWORD '{quoted}'")
+    yield server
+    rules.write_text(usual)
+    server.execute("SELECT pg_reload_conf()", "DROP OWNED BY locked", "DROP ROLE locked")
 
 
 @pytest.fixture

@@ -46,6 +46,7 @@ ORDER = [
     "migrate.runner",
     "migrate",
     "",
+    "health",
     "migrate.__main__",
 ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -11,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Place
-from whatspire_db.migrate.__main__ import VERBS, _parser
+from whatspire_db import health
+from whatspire_db.migrate import __main__ as migrate
+from whatspire_db.migrate.__main__ import VERBS
 from whatspire_db.settings import NAMES
 
 ROOT = Path(__file__).parent.parent
@@ -70,6 +73,19 @@ def test_every_setting_is_in_the_readme_and_in_the_example() -> None:
 def test_every_verb_and_option_is_in_the_readme() -> None:
     for verb in VERBS:
         assert f"`{verb}`" in README
-    for action in _parser()._actions:
-        for option in action.option_strings:
-            assert option in README or option in ("-h", "--help", "--quiet", "--verbose"), option
+    for command in (migrate, health):
+        usage = next(line for line in README.splitlines() if line.startswith(f"`{command._parser().prog} "))
+        for action in command._parser()._actions:
+            for option in action.option_strings:
+                assert re.search(rf"{option}\b", usage) or option in ("-h", "--help", "--quiet", "--verbose"), option
+
+
+def test_all_that_health_prints_is_in_the_readme(place: Place) -> None:
+    (table,) = re.findall(r"\| line \|.*?\n\n", README, re.DOTALL)
+    assert place.run().returncode == 0
+    for options in ([], ["--json"]):
+        done = place.run("--quick-check", *options, module="whatspire_db.health")
+        assert done.returncode == 0, done.stderr
+        names = json.loads(done.stdout) if options else [line[:16].strip() for line in done.stdout.splitlines()]
+        missing = {name for name in names if name and f"`{name}`" not in table}
+        assert not missing

@@ -8,17 +8,15 @@ import pty
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import Place, Server
+from tests.conftest import PASSWORD, Place, Server
 from tests.servers import program
 from whatspire_db import MigrationRunner
 from whatspire_db.dsn import parse_postgres
-
-PASSWORD = "p@s:s/%'\\ w"
 
 
 def fails(done: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
@@ -330,21 +328,6 @@ def test_no_such_database(postgres: Place, server: Server) -> None:
 
 def test_unknown_parameter_of_the_server(postgres: Place) -> None:
     fails(postgres.run("--dsn", f"{postgres.dsn} search_pth=x"), 1, "search_pth")
-
-
-@pytest.fixture
-def locked(server: Server) -> Iterator[Server]:
-    """A role that needs its password, which the trusting server of the tests does not ask of others."""
-    if server.folder is None:
-        pytest.fail("the named server's pg_hba.conf cannot be changed from here")
-    rules = server.folder / "pg_hba.conf"
-    usual = rules.read_text()
-    rules.write_text("local all locked scram-sha-256\n" + usual)
-    quoted = PASSWORD.replace("'", "''")
-    server.execute("SELECT pg_reload_conf()", f"CREATE ROLE locked LOGIN SUPERUSER PASSWORD '{quoted}'")
-    yield server
-    rules.write_text(usual)
-    server.execute("SELECT pg_reload_conf()", "DROP OWNED BY locked", "DROP ROLE locked")
 
 
 def test_passwords(locked: Server, postgres: Place) -> None:

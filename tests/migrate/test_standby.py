@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import tempfile
 import uuid
@@ -185,3 +186,15 @@ def test_start_on_a_standby_of_a_run_not_yet_recorded_has_nothing_to_do(migrated
     done = migrated.standby.run()
     assert done.returncode == 0, done.stderr
     assert "Nothing to do" in done.stdout.splitlines()
+
+
+def test_health_of_a_standby(migrated: Pair) -> None:
+    for place, in_recovery in ((migrated.primary, False), (migrated.standby, True)):
+        done = place.run("--json", module="whatspire_db.health")
+        assert (done.returncode, done.stderr) == (0, "")
+        found = json.loads(done.stdout)
+        assert (found["in_sync"], found["server"]["in_recovery"]) == (True, in_recovery)
+    migrated.change("COMMENT ON TYPE migration_versions IS NULL")
+    unstamped = json.loads(migrated.standby.run("--json", module="whatspire_db.health").stdout)
+    assert (unstamped["healthy"], unstamped["in_sync"]) == (True, None)
+    assert "in a read-only transaction" in unstamped["note"]

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from .history import MigrationStatus
 from .plan import Plan, Refusal, Step
 from .progress import Progress, Watcher
-from .runner import MigrationRunner, Report
+from .runner import MigrationRunner, Report, SchemaCheck
 
 if TYPE_CHECKING:
     from .diff import Changes, Drift, Extra, Missing
@@ -21,6 +21,7 @@ __all__ = [
     "Progress",
     "Refusal",
     "Report",
+    "SchemaCheck",
     "Step",
     "Watcher",
 ]

@@ -33,7 +33,7 @@ from .schema import Schema, label
 from .stamp import Stamps, Standing, fingerprint
 
 if TYPE_CHECKING:
-    from .diff import Changes, Drift
+    from .diff import Changes, Drift, Missing
 
 logger = logging.getLogger("whatspire_db.migrate")
 
@@ -63,6 +63,26 @@ class Report:
             "drift": [drift.to_json() for drift in self.drift],
             "duration_ms": round(self.duration_ms, 1),
         }
+
+
+@dataclass(frozen=True)
+class SchemaCheck:
+    """How a database stands beside the models; `version` is None where no history can be read.
+
+    `unproved` says why names alone could be compared, and what to do about it.
+    """
+
+    version: int | None
+    missing: tuple[Missing, ...] = ()
+    drift: tuple[Drift, ...] = ()
+    unproved: tuple[str, str] | None = None
+
+    @property
+    def in_sync(self) -> bool | None:
+        """Tell whether nothing is missing and nothing drifted; None where names alone agree."""
+        if self.missing or self.drift:
+            return False
+        return None if self.unproved else True
 
 
 @dataclass(frozen=True)
@@ -125,11 +145,20 @@ class MigrationRunner:
     def verify_schema(self) -> Changes:
         """Compare the whole schema: what is missing, what drifted, what is extra. Falsy when in sync."""
         with self._connection(), self._reading():
-            declared = self._declared()
+            declared, changes = self._compared()
             _warn_of_names(declared)
-            changes = self._changes(declared, self._snapshot())
-            keys = {self.engine.key(model) for model in self.models}
-            return replace(changes, missing=[m for m in changes.missing if not m.table[1] or m.table in keys])
+            return changes
+
+    def check(self) -> SchemaCheck:
+        """Tell whether the schema is in sync: one question where its stamp fits, else a full look; changes nothing."""
+        with self._connection():
+            standing = self._standing()
+            version = standing.version if standing else None
+            if self._is_stamped(standing):
+                return SchemaCheck(version)
+            with self._reading():
+                declared, changes = self._compared()
+            return SchemaCheck(version, tuple(changes.missing), tuple(changes.drift), declared.unproved)
 
     def version(self) -> int:
         """Return the recorded version, in epoch seconds; 0 before the first run."""
@@ -156,8 +185,7 @@ class MigrationRunner:
         started = time.perf_counter()
         with self._connection():
             standing = self._standing()
-            stamps = standing.stamps if standing else None
-            if standing and stamps and not self.record_all and stamps.hold(self._fingerprint(), standing.mark):
+            if standing and not self.record_all and self._is_stamped(standing):
                 self.watcher.started(standing.version)
                 plan, version = Plan(self.engine.name, standing.version), standing.version
             else:
@@ -338,6 +366,11 @@ class MigrationRunner:
     def _standing(self) -> Standing | None:
         return self.engine.standing(self._stamped_models())
 
+    def _is_stamped(self, standing: Standing | None) -> bool:
+        """Tell whether these models were found in this very schema before."""
+        stamps = standing.stamps if standing else None
+        return bool(standing and stamps and stamps.hold(self._fingerprint(), standing.mark))
+
     def _stamp(self, standing: Standing | None) -> None:
         if standing and standing.stamps is not None:
             self._keep(standing, standing.stamps.adding(self._fingerprint(), standing.mark))
@@ -385,6 +418,13 @@ class MigrationRunner:
             schema = replace(declared_names(self.engine, models), unproved=(error.fact, error.hint))
         # In the order of the models, so that two plans of one schema are equal.
         return replace(schema, tables={key: schema.tables[key] for key in map(self.engine.key, models)})
+
+    def _compared(self) -> tuple[Schema, Changes]:
+        """Return the declared schema and all that the live one differs in, but for the history nobody has asked for."""
+        declared = self._declared()
+        changes = self._changes(declared, self._snapshot())
+        keys = {self.engine.key(model) for model in self.models}
+        return declared, replace(changes, missing=[m for m in changes.missing if not m.table[1] or m.table in keys])
 
     def _changes(self, declared: Schema, live: Schema) -> Changes:
         from .diff import diff
