@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +14,9 @@ import pytest
 
 from tests.conftest import Place, Server, as_killed_before_its_record
 from tests.migrate.test_command_line import fails
-from tests.servers import eventually, give, program, psql, up, without_root
+from tests.servers import eventually, new_node, psql, up
 
-SETTINGS = "-c fsync=off -c listen_addresses='' -c wal_level=replica -c hot_standby=on -c max_connections=20"
+SETTINGS = "-c fsync=off -c wal_level=replica -c hot_standby=on -c max_connections=20"
 NO_SCRATCH = "compared by names alone"
 
 
@@ -52,42 +49,15 @@ def ask(place: Place, question: str) -> tuple[Any, ...]:
         connection.close()
 
 
-@contextmanager
-def running(data: Path, options: dict[str, Any]) -> Iterator[None]:
-    """Run a server on a data directory, with its socket beside it."""
-
-    def control(verb: str, *more: str) -> None:
-        command = [program("pg_ctl"), "-w", "-D", str(data), "-l", str(data.parent / "log"), *more, verb]
-        subprocess.run(command, check=True, cwd=data.parent, stdout=subprocess.DEVNULL, **options)
-
-    control("start", "-o", f"{SETTINGS} -k {data.parent}")
-    try:
-        yield
-    finally:
-        control("stop", "-m", "immediate")
-
-
 @pytest.fixture(scope="module")
 def sockets(server: Server) -> Iterator[tuple[Path, Path]]:
     """Run a primary and a hot standby of it, and give the folders of their sockets."""
-    options = without_root(server)
-    with ExitStack() as stack:
-        folders = [Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="wps"))) for _ in range(2)]
-        for folder in folders:
-            give(folder, options)
-        primary, standby = folders
-        initdb = ["initdb", "-U", "postgres", "--auth=trust", "--encoding=UTF8", "--no-sync", "-D", f"{primary}/data"]
-        backup = ["pg_basebackup", "-R", "-c", "fast", "--no-sync", "-h", str(primary), "-U", "postgres"]
-        run(initdb, primary, options)
-        stack.enter_context(running(primary / "data", options))
-        run([*backup, "-D", f"{standby}/data"], standby, options)
-        stack.enter_context(running(standby / "data", options))
-        yield primary, standby
-
-
-def run(command: list[str], folder: Path, options: dict[str, Any]) -> None:
-    command = [program(command[0]), *command[1:]]
-    subprocess.run(command, check=True, cwd=folder, stdout=subprocess.DEVNULL, **options)
+    with new_node(server, SETTINGS) as primary, new_node(server, SETTINGS) as standby:
+        primary.make()
+        primary.start()
+        standby.copy(primary)
+        standby.start()
+        yield primary.folder, standby.folder
 
 
 @pytest.fixture
