@@ -108,6 +108,8 @@ class Pooling(peewee.Database):
 
     def manual_close(self) -> bool:
         """Close this thread's connection for good; return False when it has none."""
+        if self.in_transaction():
+            raise peewee.OperationalError("Attempting to close database while transaction is open.")
         return self._give_back(keep=False)
 
     def _give_back(self, keep: bool) -> bool:
@@ -150,6 +152,8 @@ class Pooling(peewee.Database):
 
     def commit(self) -> None:
         """Commit the transaction. When the session is lost meanwhile, it may have been committed or not."""
+        if self._is_session_lost():
+            raise peewee.OperationalError("the session of this transaction is gone, and nothing of it was committed")
         self._logged("COMMIT", None, super().commit)
 
     def rollback(self) -> None:
