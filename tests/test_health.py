@@ -23,9 +23,7 @@ from playhouse.pool import PooledPostgresqlDatabase
 from tests.conftest import PASSWORD, Place, Server, stamp
 from tests.migrate.test_command_line import AS_NOBODY, fails
 from tests.migrate.test_stamp import statements
-from tests.migrate.test_standby import run as run_program
-from tests.migrate.test_standby import running
-from tests.servers import eventually, give, opened, psql, schema_text, up, without_root
+from tests.servers import eventually, new_node, opened, psql, schema_text, up
 from whatspire_db import WhatspireDBError
 from whatspire_db.dsn import parse_postgres
 from whatspire_db.health import Health, check_health
@@ -203,7 +201,7 @@ def test_missing_file_is_not_made(sqlite: Place, way: str) -> None:
     assert "whatspire.db cannot be opened: No such file" in found["error"]
     assert "whatspire_db.migrate" in found["hint"]
     assert list(sqlite.folder.iterdir()) == []
-    assert "reachable  no" in health(sqlite, "--dsn", way).stdout
+    assert "reachable   no" in health(sqlite, "--dsn", way).stdout
 
 
 def test_missing_file_is_not_made_by_the_call_either(sqlite: Place) -> None:
@@ -397,17 +395,15 @@ def test_quick_check_is_not_for_postgres(postgres: Place) -> None:
 
 
 def test_stopped_server_is_not_reachable(server: Server, tmp_path: Path) -> None:
-    options = without_root(server)
-    with tempfile.TemporaryDirectory(prefix="wph") as base:
-        folder = Path(base)
-        give(folder, options)
-        place = Place("postgres", f"host={folder} user=postgres dbname=postgres", tmp_path)
-        run_program(["initdb", "-U", "postgres", "--auth=trust", "--no-sync", "-D", f"{folder}/data"], folder, options)
-        with running(folder / "data", options):
-            up(place)
-            assert document(health(place, "--json"))["healthy"]
-            db = place.connect()
-            db.connect()
+    with new_node(server, "-c fsync=off") as node:
+        place = Place("postgres", node.dsn(), tmp_path)
+        node.make()
+        node.start()
+        up(place)
+        assert document(health(place, "--json"))["healthy"]
+        db = place.connect()
+        db.connect()
+        node.stop("fast")
         found = document(health(place, "--json"))
         assert (found["reachable"], found["server"], found["schema_version"]) == (False, None, None)
         assert "cannot connect to PostgreSQL" in found["error"]

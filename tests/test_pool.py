@@ -200,7 +200,7 @@ def test_an_idle_connection_that_grew_old_is_not_lent(postgres: Place) -> None:
 
 def test_lifetimes_differ_and_none_is_over_the_limit() -> None:
     pool = Pool(Limits(lifetime=100), close=lambda connection: None)
-    leases = [pool.acquire(object, lambda connection, idle: True) for _ in range(200)]
+    leases = [pool.acquire(object, lambda connection: True) for _ in range(200)]
     ages = [lease.member.expires_at for lease in leases]
     assert max(ages) - min(ages) > 5
     assert max(ages) - min(ages) <= 10.5

@@ -63,7 +63,6 @@ class Member:
 
     connection: Any
     expires_at: float
-    returned_at: float = 0.0
 
 
 @dataclass(eq=False)
@@ -72,6 +71,7 @@ class Lease:
 
     pool: Pool
     member: Member
+    proved: bool  # its server has answered since it was lent
     reusable: bool = True
 
     @property
@@ -158,24 +158,25 @@ class Pool:
 
     # Lending
 
-    def acquire(self, connect: Callable[[], Any], is_usable: Callable[[Any, float], bool]) -> Lease:
+    def acquire(self, connect: Callable[[], Any], is_usable: Callable[[Any], bool]) -> Lease:
         """Lend a connection: an idle one, or a new one, or after a wait the next that comes free.
 
         :param connect: opens a connection.
-        :param is_usable: tells of a connection, and the seconds that it was idle, whether its server is still there.
+        :param is_usable: tells of a connection that was idle, without asking its server, that it is not known as dead.
         :raises PoolTimeout: when none came free in time; names who holds them.
         """
         member = self._take()
         try:
-            if member is not None and not is_usable(member.connection, time.monotonic() - member.returned_at):
+            if member is not None and not is_usable(member.connection):
                 self._close(member)
                 member = None
+            was_idle = member is not None
             if member is None:
                 member = self._member(connect())
         except BaseException:
             self._free_slot()
             raise
-        return self._lend(member)
+        return self._lend(member, proved=not was_idle)
 
     def release(self, lease: Lease) -> None:
         """Take a connection back; one that is not `reusable` is closed."""
@@ -188,8 +189,8 @@ class Pool:
         lifetime = self.limits.lifetime * random.uniform(1 - LIFETIME_JITTER, 1)  # noqa: S311
         return Member(connection, time.monotonic() + lifetime if lifetime else math.inf)
 
-    def _lend(self, member: Member) -> Lease:
-        lease = Lease(self, member)
+    def _lend(self, member: Member, proved: bool) -> Lease:
+        lease = Lease(self, member, proved)
         lost = weakref.ref(lease, partial(Pool._lost, weakref.ref(self), id(lease)))
         holder = _Holder(lost, member, call_site(), threading.current_thread(), time.monotonic())
         with self._lock:
@@ -351,7 +352,6 @@ class Pool:
         with self._lock:
             shared = self._shared
             if reusable and now < member.expires_at:
-                member.returned_at = now
                 if shared.waiters:
                     self._offer(member, now)
                     return

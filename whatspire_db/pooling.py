@@ -27,6 +27,8 @@ class _State(peewee._ConnectionLocal):
 
     lease: Lease | None = None
     lender: Pooling | None = None
+    beginning = False
+    reading = False  # within replica()
 
 
 class Pooling(peewee.Database):
@@ -52,9 +54,19 @@ class Pooling(peewee.Database):
     def _close_raw(connection: Any) -> None:
         connection.close()
 
-    def _is_usable(self, connection: Any, idle_seconds: float) -> bool:
-        """Tell whether the server of an idle connection is still there."""
+    def _is_usable(self, connection: Any) -> bool:
+        """Tell whether an idle connection is, as far as it is known here, still that of its server."""
         return True
+
+    def _answers(self, connection: Any) -> bool:
+        """Ask the server of a connection whether it is there."""
+        return True
+
+    @contextmanager
+    def _read_only(self, connection: Any) -> Iterator[None]:
+        """Have the database refuse what writes for the time of a block."""
+        raise NotImplementedError
+        yield
 
     def _is_lost(self, connection: Any) -> bool:
         """Tell whether a connection in use is known to be closed."""
@@ -127,19 +139,43 @@ class Pooling(peewee.Database):
         state = self._state
         return state.closed or self._is_lost(state.conn)
 
+    def _drop(self) -> None:
+        contexts = self._state.ctx  # which go on with the next connection
+        self._give_back(keep=False)
+        self._state.ctx = contexts
+
     def _drop_lost(self) -> None:
         """Forget a lost connection, once no transaction is open any more, so that the next statement gets another."""
         state = self._state
         if not state.closed and not state.transactions and self._is_lost(state.conn):
-            contexts = state.ctx
-            self._give_back(keep=False)
-            state.ctx = contexts
+            self._drop()
+
+    def _prove(self) -> None:
+        """Have this thread's connection answer before its first statement, which would be lost with a dead one.
+
+        A BEGIN needs no such question: it can be repeated on another connection.
+        """
+        state = self._state
+        while state.lease is not None and not (state.lease.proved or state.beginning or state.transactions):
+            state.lease.proved = self._answers(state.conn)
+            if not state.lease.proved:
+                self._drop()
+                self.connect()
 
     # Statements
 
-    def cursor(self, named_cursor: Any = None) -> Any:
-        """Return a cursor of this thread's connection, which is opened first where it has none or lost it."""
+    def connection(self) -> Any:
+        """Return this thread's connection of the driver, which is opened first where it has none or lost it."""
         self._drop_lost()
+        super().connection()
+        self._prove()
+        return self._state.conn
+
+    def cursor(self, named_cursor: Any = None) -> Any:
+        """Return a cursor of this thread's connection, as `connection` does."""
+        self._drop_lost()
+        if not self.is_closed() or self.autoconnect:
+            self.connection()
         return super().cursor(named_cursor)
 
     def execute_sql(self, sql: str, params: Any = None) -> Any:
@@ -148,7 +184,23 @@ class Pooling(peewee.Database):
 
     def begin(self, *args: Any, **kwargs: Any) -> None:
         """Begin a transaction, with Peewee's arguments of this engine."""
-        self._logged("BEGIN", None, lambda: super(Pooling, self).begin(*args, **kwargs))
+        self._logged("BEGIN", None, lambda: self._begin(lambda: super(Pooling, self).begin(*args, **kwargs)))
+
+    def _begin(self, begin: Callable[[], None]) -> None:
+        state = self._state
+        while True:
+            state.beginning = True
+            try:
+                begin()
+                if state.lease is not None:
+                    state.lease.proved = True
+                return
+            except peewee.PeeweeException:
+                if state.lease is None or state.lease.proved or not self._is_session_lost():
+                    raise
+                self._drop()
+            finally:
+                state.beginning = False
 
     def commit(self) -> None:
         """Commit the transaction. When the session is lost meanwhile, it may have been committed or not."""
@@ -220,22 +272,39 @@ class Pooling(peewee.Database):
         :raises ConnectionFailed: when the replica cannot be reached.
         """
         state, lender = self._state, self.replica_database
-        if lender is None or state.lender is lender:
-            with self.connection_context():
-                yield self
+        if state.reading:
+            yield self
             return
         if self.in_transaction():
             raise TransactionError(
                 "the replica cannot be read within a transaction of the primary",
                 "end the transaction before `with db.replica():`",
             )
+        with self._reading_here() if lender is None else self._reading_from(lender):
+            yield self
+
+    @contextmanager
+    def _reading_here(self) -> Iterator[None]:
+        opened = self.connect(reuse_if_open=True)
+        try:
+            with self._read_only(self.connection()):
+                self._state.reading = True
+                yield
+        finally:
+            self._state.reading = False
+            if opened:
+                self.close()
+
+    @contextmanager
+    def _reading_from(self, lender: Pooling) -> Iterator[None]:
+        state = self._state
         outside = dict(state.__dict__)
         state.__dict__.clear()
         state.reset()
-        state.lender = lender
+        state.lender, state.reading = lender, True
         try:
             self.connect()
-            yield self
+            yield
         finally:
             with suppress(Exception):
                 self._give_back(keep=True)

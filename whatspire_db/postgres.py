@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import peewee
@@ -50,8 +52,16 @@ class PostgresqlDatabase(Pooling, peewee.PostgresqlDatabase):
     def _close_raw(connection: Any) -> None:
         postgres_session.close(connection)
 
-    def _is_usable(self, connection: Any, idle_seconds: float) -> bool:
-        return postgres_session.is_usable(connection, idle_seconds)
+    def _is_usable(self, connection: Any) -> bool:
+        return not connection.closed and not postgres_session.has_news(connection)
+
+    def _answers(self, connection: Any) -> bool:
+        return postgres_session.answers(connection)
+
+    @contextmanager
+    def _read_only(self, connection: Any) -> Iterator[None]:
+        with postgres_session.read_only(connection):
+            yield
 
     def _is_lost(self, connection: Any) -> bool:
         return bool(connection.closed)

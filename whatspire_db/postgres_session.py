@@ -5,15 +5,13 @@ from __future__ import annotations
 import os
 import re
 import select
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from typing import Any
 
-from psycopg2 import extensions
+from psycopg2 import DatabaseError, OperationalError, extensions
 
-# Nobody pays for a question to the server on a connection that was in use a moment ago; a socket that has something to
-# read before anything was asked tells of a server that went away, all the same.
-TRUSTED_SECONDS = 0.5
 GOODBYE_SECONDS = 0.25  # wait so long for the server to end a session; it takes about a millisecond
 
 # A statement leaves the session as it was when it begins with one of these words, calls no function but these (or
@@ -65,7 +63,14 @@ class Cursor(extensions.cursor):
         """Run a statement."""
         if not isinstance(query, str) or changes_session(query):
             self.connection.changed = True
-        super().execute(query, vars)
+        try:
+            super().execute(query, vars)
+        except DatabaseError as error:
+            # The driver's word for a server that ended while nothing was asked of it; it takes the session to be open.
+            if type(error) is DatabaseError and error.pgcode is None:
+                self.connection.close()
+                raise OperationalError(*error.args) from None
+            raise
 
     def executemany(self, query: Any, vars_list: Any) -> None:
         """Run a statement for each set of parameters."""
@@ -111,24 +116,40 @@ class Connection(extensions.connection):
         )
 
 
-def is_usable(connection: Connection, idle_seconds: float) -> bool:
-    """Tell whether the server still holds an idle session; ask it, unless it was in use a moment ago."""
-    if connection.closed:
-        return False
-    if idle_seconds < TRUSTED_SECONDS and not _has_news(connection, 0):
-        return True
+def has_news(connection: Connection) -> bool:
+    """Tell whether there is something to read of a session that was asked nothing: most often, that it has ended."""
+    poll = select.poll()
+    poll.register(connection.fileno(), select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def answers(connection: Connection) -> bool:
+    """Ask the server whether it still holds a session."""
     try:
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT 1")
+        _run(connection, "SELECT 1")
     except Exception:
         return False
     return True
 
 
-def _has_news(connection: Connection, seconds: float) -> bool:
-    poll = select.poll()
-    poll.register(connection.fileno(), select.POLLIN)
-    return bool(poll.poll(seconds * 1000))
+@contextmanager
+def read_only(connection: Connection) -> Iterator[None]:
+    """Have the server refuse what writes in a block's transactions.
+
+    Behind a pooler, whose server process is not the one that answered first, a setting would be left to others: there
+    nothing is refused.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT set_config('default_transaction_read_only', 'on', false) WHERE pg_backend_pid() = %s",
+            [connection.info.backend_pid],
+        )
+        is_set = cursor.fetchone() is not None
+    try:
+        yield
+    finally:
+        if is_set and not connection.closed:
+            _run(connection, "RESET default_transaction_read_only")
 
 
 def clean(connection: Connection, fresh: tuple[Any, ...]) -> bool:

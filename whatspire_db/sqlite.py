@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,15 @@ class SqliteDatabase(Pooling, peewee.SqliteDatabase):
             else:
                 conn.execute(f"PRAGMA {name} = {value}")
         conn.execute("SELECT count(*) FROM sqlite_master")  # a file that is no database is found here
+
+    @contextmanager
+    def _read_only(self, connection: Any) -> Iterator[None]:
+        (before,) = connection.execute("PRAGMA query_only").fetchone()
+        connection.execute("PRAGMA query_only = 1")
+        try:
+            yield
+        finally:
+            connection.execute(f"PRAGMA query_only = {before}")
 
     def _leave(self, connection: Any) -> None:
         # Closing it could let go of the parent's locks on the file (https://www.sqlite.org/howtocorrupt.html, 2.6).
