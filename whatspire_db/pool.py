@@ -28,7 +28,9 @@ from .errors import PoolTimeout
 logger = logging.getLogger("whatspire_db.pool")
 
 LIFETIME_JITTER = 0.1  # a connection lives for 90 to 100 % of the lifetime, so that a fleet does not reconnect at once
-STARVING_SECONDS = 0.1  # who has waited for so long is next
+STARVING_SECONDS = (
+    0.2  # who has waited for so long is next; less costs throughput, for every turn is a switch of threads
+)
 LONG_WAIT_SECONDS = 1.0  # who waits for longer says so, and who holds the connections
 WARNING_INTERVAL_SECONDS = 10.0
 SWEEP_SECONDS = 1.0

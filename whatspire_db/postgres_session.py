@@ -12,7 +12,7 @@ from typing import Any
 
 from psycopg2 import DatabaseError, OperationalError, extensions
 
-GOODBYE_SECONDS = 0.25  # wait so long for the server to end a session; it takes about a millisecond
+GOODBYE_SECONDS = 1.0  # wait so long for the server to end a session; it takes about a millisecond
 
 # A statement leaves the session as it was when it begins with one of these words, calls no function but these (or
 # keywords before a parenthesis), and makes no table. What any other function does is known to nobody here.
