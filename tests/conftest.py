@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -34,6 +35,16 @@ hypothesis_settings.register_profile(
     suppress_health_check=list(HealthCheck),
 )
 hypothesis_settings.load_profile("database")
+
+
+ROOM_IN_MEMORY = 4 * 2**30  # bytes that must be free, for the largest tables of the tests
+
+
+def place_for_servers() -> str | None:
+    """Return where servers are made: in memory, where there is room, for a database is made for almost every test."""
+    memory = "/dev/shm"  # noqa: S108  # a folder with a name of its own is made there
+    has_room = os.path.isdir(memory) and os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > ROOM_IN_MEMORY
+    return memory if has_room else None
 
 
 def pytest_report_header() -> str:
@@ -118,7 +129,10 @@ def server() -> Iterator[Server]:
     if named:
         yield Server(named)
         return
-    with tempfile.TemporaryDirectory(prefix="wpg") as base, pytest.MonkeyPatch.context() as patch:
+    with (
+        tempfile.TemporaryDirectory(prefix="wpg", dir=place_for_servers()) as base,
+        pytest.MonkeyPatch.context() as patch,
+    ):
         os.chmod(base, 0o755)
         # The wheel keeps a lock file there; in the common temporary folder it could be another user's.
         runtime = Path(base) / "run"
