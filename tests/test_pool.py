@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import re
 import subprocess
@@ -20,6 +21,7 @@ import pytest
 from tests.conftest import Place
 from tests.servers import eventually
 from whatspire_db import ConnectionFailed, PoolTimeout, Settings, connect
+from whatspire_db import pool as pool_module
 from whatspire_db.pool import Limits, Pool
 
 SESSIONS = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
@@ -311,3 +313,159 @@ def test_peewees_own_ways_are_kept(place: Place) -> None:
         assert db.in_transaction()
     assert db.is_closed()
     db.close_all()
+
+
+# The line, in the moments that seldom come
+
+
+def usable(_: object) -> bool:
+    return True
+
+
+def bare_pool(close: Callable[[Any], None] = lambda connection: None, **limits: float) -> Pool:
+    return Pool(Limits(**({"timeout": 5} | limits)), close)  # type: ignore[arg-type]
+
+
+def waiting(pool: Pool, number: int) -> list[threading.Thread]:
+    """Let so many threads wait in line; each gives back what it got."""
+    threads = []
+    for length in range(1, number + 1):
+        threads.append(in_thread(lambda: pool.release(pool.acquire(object, usable))))
+        eventually(lambda length=length: len(pool._shared.waiters) == length, "a thread is in line")
+    return threads
+
+
+@contextmanager
+def no_other_thread_runs() -> Iterator[None]:
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(10)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
+
+
+@pytest.mark.parametrize("reusable", [True, False])
+def test_who_is_woken_and_then_handed_another_leaves_the_first_to_the_next(reusable: bool) -> None:
+    pool, served = bare_pool(max_open=2, max_idle=2), []
+    leases = [pool.acquire(object, usable) for _ in range(2)]
+    stay = threading.Event()
+
+    def work() -> None:
+        lease = pool.acquire(object, usable)
+        served.append(lease)
+        stay.wait(30)
+        pool.release(lease)
+
+    threads = []
+    for length in (1, 2):
+        threads.append(in_thread(work))
+        eventually(lambda length=length: len(pool._shared.waiters) == length, "a thread is in line")
+    with no_other_thread_runs():
+        pool._shared.waiters[0].since += 60  # he came just now and is told to look
+        pool.release(leases[0])
+        if pool._shared.waiters:
+            pool._shared.waiters[0].since -= 120  # before he could, he has waited for long and is handed one
+        leases[1].reusable = reusable
+        pool.release(leases[1])
+    try:
+        eventually(lambda: len(served) == 2, "both are served", seconds=0.8)
+    finally:
+        stay.set()
+        for thread in threads:
+            thread.join(30)
+
+
+def test_what_two_give_back_while_one_waits_is_not_kept_beyond_the_limit() -> None:
+    pool = bare_pool(max_open=2, max_idle=0)
+    leases = [pool.acquire(object, usable) for _ in range(2)]
+    (thread,) = waiting(pool, 1)
+    with no_other_thread_runs():
+        for lease in leases:
+            pool.release(lease)
+    thread.join(30)
+    assert pool.stats().open_connections == 0
+
+
+def test_an_interrupt_while_a_connection_is_closed_costs_no_place() -> None:
+    def interrupted(_: object) -> None:
+        raise KeyboardInterrupt
+
+    pool = bare_pool(interrupted, max_open=2, max_idle=2)
+    leases = [pool.acquire(object, usable) for _ in range(2)]
+    leases[0].reusable = False
+    with pytest.raises(KeyboardInterrupt):
+        pool.release(leases[0])
+    with pytest.raises(KeyboardInterrupt):
+        pool.close_all()
+    assert pool.stats().open_connections == 0
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_an_interrupt_while_connecting_costs_no_place(error: type[BaseException]) -> None:
+    def interrupted() -> None:
+        raise error
+
+    pool = bare_pool(max_open=1)
+    with pytest.raises(error):
+        pool.acquire(interrupted, usable)
+    assert pool.stats().open_connections == 0
+
+
+def dropped_by_the_collector(pool: Pool) -> Callable[[], None]:
+    """Acquire a connection and return what has the collector end its lease."""
+    cycle: list[Any] = [pool.acquire(object, usable)]
+    cycle.append(cycle)
+    box = [cycle]
+    del cycle
+
+    def collect() -> None:
+        if box:
+            box.clear()
+            gc.collect()
+
+    return collect
+
+
+def test_the_collector_ends_a_lease_while_somebody_steps_into_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = bare_pool(max_open=1)
+    collect, waiter = dropped_by_the_collector(pool), pool_module._Waiter
+    monkeypatch.setattr(pool_module, "_Waiter", lambda: collect() or waiter())
+    pool.release(pool.acquire(object, usable))
+    assert pool.stats().wait_duration < 1
+
+
+def test_the_collector_ends_a_lease_while_somebody_gives_his_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = bare_pool(max_open=2, max_idle=1)
+    lease, collect = pool.acquire(object, usable), dropped_by_the_collector(pool)
+    (thread,) = waiting(pool, 1)
+    offer = Pool._offer
+    monkeypatch.setattr(Pool, "_offer", lambda *arguments: collect() or offer(*arguments))
+    pool.release(lease)
+    thread.join(30)
+    assert pool.stats().in_use == 0
+
+
+def test_what_handles_the_warning_of_a_long_wait_may_use_the_pool(sqlite: Place) -> None:
+    db, told = database(sqlite, max_open_conns=1, pool_timeout=timedelta(seconds=5)), []
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            with db.connection_context():
+                told.append(db.execute_sql("SELECT 1").fetchone())
+
+    def work() -> None:
+        with db.connection_context():
+            told.append(db.execute_sql("SELECT 2").fetchone())
+
+    handler = Handler()
+    pool_module.logger.addHandler(handler)
+    try:
+        with held(db, 1):
+            thread = in_thread(work)
+            eventually(lambda: db.pool_stats().wait_count == 2, "the handler waits too")
+        thread.join(30)
+    finally:
+        pool_module.logger.removeHandler(handler)
+    assert told == [(1,), (2,)]
+    assert db.pool_stats().in_use == 0

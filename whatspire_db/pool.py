@@ -17,7 +17,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -153,8 +153,10 @@ class Pool:
         self._begin()
 
     def _begin(self) -> None:
-        # Reentrant, for a lease's end may come at any line of any thread.
+        # Reentrant, for the collector ends a lease at any line of any thread: under this lock too, where nothing else
+        # may change meanwhile. What is lost there waits until the lock is left.
         self._lock = threading.RLock()
+        self._lost_keys: deque[int] = deque()
         self._shared = _Shared()
         self._process = os.getpid()
 
@@ -175,10 +177,10 @@ class Pool:
             was_idle = member is not None
             if member is None:
                 member = self._member(connect())
+            return self._lend(member, proved=not was_idle)
         except BaseException:
             self._free_slot()
             raise
-        return self._lend(member, proved=not was_idle)
 
     def release(self, lease: Lease) -> None:
         """Take a connection back; one that is not `reusable` is closed."""
@@ -186,6 +188,7 @@ class Pool:
             holder = self._shared.in_use.pop(id(lease), None)
         if holder is not None:
             self._put(lease.member, lease.reusable)
+        self._end_lost()
 
     def _member(self, connection: Any) -> Member:
         lifetime = self.limits.lifetime * random.uniform(1 - LIFETIME_JITTER, 1)  # noqa: S311
@@ -197,6 +200,7 @@ class Pool:
         holder = _Holder(lost, member, call_site(), threading.current_thread(), time.monotonic())
         with self._lock:
             self._shared.in_use[id(lease)] = holder
+        self._end_lost()
         return lease
 
     @staticmethod
@@ -205,12 +209,21 @@ class Pool:
         this = pool()
         if this is None or this._process != os.getpid():  # the threads of a parent end in the child of a fork too
             return
-        with this._lock:
-            holder = this._shared.in_use.pop(key, None)
+        this._lost_keys.append(key)
+        this._end_lost()
+
+    def _end_lost(self) -> None:
+        while self._lost_keys and not self._lock._is_owned():  # type: ignore[attr-defined]
+            with suppress(IndexError):  # another thread was first
+                self._end_one_lost(self._lost_keys.popleft())
+
+    def _end_one_lost(self, key: int) -> None:
+        with self._lock:
+            holder = self._shared.in_use.pop(key, None)
         if holder is None:
             return
-        this._put(holder.member, reusable=False)
-        this._warn_of_leak(holder, "whose thread ended")
+        self._put(holder.member, reusable=False)
+        self._warn_of_leak(holder, "whose thread ended")
 
     def _take(self) -> Member | None:
         """Return an idle connection, or None with the right to open one."""
@@ -234,9 +247,8 @@ class Pool:
                     waiter = _Waiter()
                     shared.waiters.append(waiter)
                     shared.counters.wait_count += 1
-            for member in expired:
-                self._close(member)
-                self._free_slot()
+            self._end(expired)
+            self._end_lost()
         return self._wait(waiter)
 
     def _sweep(self, now: float) -> list[Member]:
@@ -261,13 +273,14 @@ class Pool:
                     waiter.woken = False
                     if waiter.handed:
                         return waiter.given
-                    if self._shared.idle:
+                    if self._is_any_free():
                         return self._found(waiter)
+                self._end_lost()
                 if time.monotonic() >= deadline:
                     raise self._timeout()
                 if time.monotonic() >= patience:
                     patience = math.inf
-                    self._warn_of_wait(time.monotonic() - waiter.since)
+                    self._warn_of_wait(waiter)
         except BaseException:
             self._leave(waiter)
             raise
@@ -275,14 +288,26 @@ class Pool:
             with self._lock:
                 self._shared.counters.wait_duration += time.monotonic() - waiter.since
 
-    def _found(self, waiter: _Waiter) -> Member:
-        """Step out of the line with an idle connection; the next in line looks whether there is another."""
-        shared = self._shared
-        shared.waiters.remove(waiter)
-        member = shared.idle.pop()
-        if shared.idle and shared.waiters:
-            shared.waiters[0].wake()
+    def _is_any_free(self) -> bool:
+        return bool(self._shared.idle) or self._shared.open < self.limits.max_open
+
+    def _found(self, waiter: _Waiter) -> Member | None:
+        """Step out of the line with an idle connection, or the right to open one."""
+        self._shared.waiters.remove(waiter)
+        member = self._shared.idle.pop() if self._shared.idle else None
+        self._shared.open += member is None
+        self._wake_next()
         return member
+
+    def _hand(self, member: Member | None) -> None:
+        """Hand the first in line a connection, or the right to open one."""
+        self._shared.waiters.popleft().hand(member)
+        self._wake_next()
+
+    def _wake_next(self) -> None:
+        """Let the next in line look for what the one before was woken for, and left, or what is there besides."""
+        if self._shared.waiters and self._is_any_free():
+            self._shared.waiters[0].wake()
 
     def _leave(self, waiter: _Waiter) -> None:
         """Step out of the line, and pass on what was handed, or left for this waiter to find, in the last moment."""
@@ -323,17 +348,24 @@ class Pool:
         ]
         return "; ".join(named) or "connections that are just being opened"
 
-    def _warn_of_wait(self, seconds: float) -> None:
+    def _warn_of_wait(self, waiter: _Waiter) -> None:
+        """Say who holds the connections, out of the line: what handles the log may need a connection itself."""
         with self._lock:
-            if time.monotonic() - self._warned_at < WARNING_INTERVAL_SECONDS:
+            seconds = time.monotonic() - waiter.since
+            if waiter.handed or time.monotonic() - self._warned_at < WARNING_INTERVAL_SECONDS:
                 return
             self._warned_at = time.monotonic()
+            self._shared.waiters.remove(waiter)
+            self._wake_next()
         logger.warning(
             "waiting for a connection for %.1f s: all %d are in use, held longest by %s",
             seconds,
             self.limits.max_open,
             self._holders(),
         )
+        with self._lock:
+            self._shared.waiters.appendleft(waiter)
+            self._wake_next()
 
     def _warn_of_leak(self, holder: _Holder, what: str) -> None:
         if holder.site in self._warned:
@@ -354,7 +386,7 @@ class Pool:
         with self._lock:
             shared = self._shared
             if reusable and now < member.expires_at:
-                if shared.waiters:
+                if len(shared.waiters) > len(shared.idle):  # otherwise there is one for each already
                     self._offer(member, now)
                     return
                 if len(shared.idle) < self.limits.max_idle:
@@ -363,24 +395,31 @@ class Pool:
                 shared.counters.max_idle_closed += 1
             elif reusable:
                 shared.counters.max_lifetime_closed += 1
-        self._close(member)
-        self._free_slot()
+        self._end([member])
 
     def _offer(self, member: Member, now: float) -> None:
         """Hand a connection to the first in line when he has waited for long, otherwise let him look for it."""
         first = self._shared.waiters[0]
         if now - first.since > STARVING_SECONDS:
-            self._shared.waiters.popleft().hand(member)
+            self._hand(member)
         else:
             self._shared.idle.append(member)
             first.wake()
 
     def _free_slot(self) -> None:
         with self._lock:
-            if self._shared.waiters:
-                self._shared.waiters.popleft().hand(None)
+            if len(self._shared.waiters) > len(self._shared.idle):
+                self._hand(None)
             else:
                 self._shared.open -= 1
+                self._wake_next()
+
+    def _end(self, members: list[Member]) -> None:
+        """Close connections and give their places to others, also when a signal's exception comes in between."""
+        with ExitStack() as ends:
+            for member in members:
+                ends.callback(self._free_slot)
+                ends.callback(self._close, member)
 
     def _close(self, member: Member) -> None:
         with suppress(Exception):  # it is to be gone, and a server that is gone already says so
@@ -408,18 +447,14 @@ class Pool:
         """Close the connections that nobody uses."""
         with self._lock:
             idle, self._shared.idle = self._shared.idle, []
-        for member in idle:
-            self._close(member)
-            self._free_slot()
+        self._end(idle)
 
     def close_all(self) -> None:
         """Close every connection, those in use by other threads included."""
         self.close_idle()
         with self._lock:
             holders, self._shared.in_use = list(self._shared.in_use.values()), {}
-        for holder in holders:
-            self._close(holder.member)
-            self._free_slot()
+        self._end([holder.member for holder in holders])
 
     def abandon(self) -> list[Any]:
         """Begin anew without a word to any server, as the child of a fork must; return the connections left behind."""
