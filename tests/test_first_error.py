@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 
 import peewee
 import pytest
@@ -181,3 +181,79 @@ def test_connection_is_not_closed_under_a_transaction(
 
     within(db, block, lambda: write(db, "before"), refused_to_close, lambda: write(db, "behind"))
     assert notes(db) == ["before", "behind"]
+
+
+# Transactions that no block holds
+
+
+Act = Callable[[peewee.Database], object]
+
+BY_HAND: dict[str, tuple[Act, Act, Act]] = {  # how a transaction begins, and the two ways it ends
+    "begin": (lambda db: db.begin(), lambda db: db.commit(), lambda db: db.rollback()),
+    "statement": (
+        lambda db: db.execute_sql("BEGIN"),
+        lambda db: db.execute_sql("COMMIT"),
+        lambda db: db.execute_sql("ROLLBACK"),
+    ),
+    "other_words": (
+        lambda db: db.execute_sql("start transaction"),
+        lambda db: db.execute_sql("end"),
+        lambda db: db.execute_sql("abort"),
+    ),
+}
+
+
+@pytest.mark.parametrize("manual", [False, True])
+@pytest.mark.parametrize("kill", KILLS)
+@pytest.mark.parametrize("act", BY_HAND.values(), ids=BY_HAND.keys())
+def test_nothing_runs_behind_a_transaction_by_hand(
+    db: peewee.Database, server: Server, act: tuple[Act, Act, Act], kill: Kill, manual: bool
+) -> None:
+    begin, commit, rollback = act
+    with db.connection_context(), db.manual_commit() if manual else nullcontext():
+        begin(db)
+        write(db, "before")
+        swallowed(kill, db, server)
+        refused(db)
+        with pytest.raises(ERRORS):
+            commit(db)
+        write(db, "after it was ended")
+        begin(db)
+        swallowed(kill, db, server)
+        rollback(db)
+        begin(db)
+        write(db, "in the next")
+        commit(db)
+        begin(db)
+        write(db, "lost")
+        swallowed(kill, db, server)
+        begin(db)  # which says that the one before is over
+        write(db, "in the last")
+        commit(db)
+    assert notes(db) == ["after it was ended", "in the next", "in the last"]
+
+
+def test_a_savepoint_is_not_the_end_of_a_transaction_by_hand(db: peewee.Database, server: Server) -> None:
+    with db.connection_context():
+        db.execute_sql("BEGIN")
+        db.execute_sql("SAVEPOINT one")
+        swallowed(at_work, db, server)
+        with pytest.raises(ERRORS):
+            db.execute_sql("ROLLBACK TO SAVEPOINT one")
+        refused(db)
+        db.execute_sql("ROLLBACK")
+
+
+def test_manual_commit_needs_no_connection_around_it_and_goes_on_after_a_loss(
+    db: peewee.Database, server: Server
+) -> None:
+    with db.manual_commit():
+        for number in range(3):
+            db.begin()
+            write(db, f"{number}")
+            db.commit()
+            lose(db, server)
+            with pytest.raises(peewee.OperationalError, match=GONE):
+                db.begin()
+    db.close()
+    assert notes(db) == ["0", "1", "2"]

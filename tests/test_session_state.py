@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -113,6 +114,10 @@ def through_a_function(connection: Any) -> None:
     connection.cursor().callproc("sneaky")
 
 
+def through_a_copy(connection: Any) -> None:
+    connection.cursor().copy_expert("COPY (SELECT set_config('work_mem', '99MB', false)) TO STDOUT", io.StringIO())
+
+
 def through_another_cursor(connection: Any) -> None:
     connection.cursor(cursor_factory=psycopg2.extras.DictCursor).execute("SET work_mem = '99MB'")
 
@@ -150,7 +155,7 @@ def not_in_autocommit(connection: Any) -> None:
 
 @pytest.mark.parametrize(
     "leave",
-    [through_a_cursor, through_many, through_a_function, through_another_cursor, through_another_factory,
+    [through_a_cursor, through_many, through_a_function, through_a_copy, through_another_cursor, through_another_factory,
      through_composition, through_bytes, through_a_held_cursor, as_a_session, in_another_encoding, not_in_autocommit],
 )  # fmt: skip
 def test_what_the_driver_leaves_behind_is_gone(db: Any, leave: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import re
 import threading
 import time
 import weakref
@@ -18,6 +19,12 @@ from .pool import Lease, Limits, Pool, PoolStats
 from .query_log import QueryLog
 
 T = TypeVar("T")
+
+# Written by hand, the end or the beginning of a transaction: what was open before is over.
+_BEGINS_ANEW = re.compile(
+    r"\s*(?:BEGIN|START|ABORT|ROLLBACK(?!\s+(?:(?:WORK|TRANSACTION)\s+)?(?:TO|PREPARED)\b))\b", re.I
+)
+_COMMITS = re.compile(r"\s*(?:COMMIT|END)\b", re.I)
 
 _databases: weakref.WeakSet[Pooling] = weakref.WeakSet()
 
@@ -72,6 +79,10 @@ class Pooling(peewee.Database):
         """Tell whether a connection in use is known to be closed."""
         return False
 
+    def _was_in_transaction(self, connection: Any) -> bool:
+        """Tell of a lost connection whether a transaction was open, by whatever statement."""
+        return False
+
     def _is_clean(self, connection: Any) -> bool:
         """Make a connection that is given back as good as new; False where it cannot be."""
         return False
@@ -100,16 +111,16 @@ class Pooling(peewee.Database):
             if reuse_if_open:
                 return False
             raise peewee.OperationalError("Connection already opened.")
-        if state.transactions:
+        if self._in_block():
             raise TransactionError(
                 "the session of this transaction is gone, and what was done in it is rolled back",
                 "let the error leave the transaction's block, then do the whole of it again",
             )
         lender = state.lender or self
         lease = lender.pool.acquire(lender._open, lender._is_usable)
-        contexts = state.ctx  # those of a connection that was lost go on
+        contexts, blocks = state.ctx, state.transactions  # those of a connection that was lost go on
         state.set_connection(lease.connection)
-        state.ctx, state.lease = contexts, lease
+        state.ctx, state.transactions, state.lease = contexts, blocks, lease
         return True
 
     def close(self) -> bool:
@@ -140,14 +151,24 @@ class Pooling(peewee.Database):
         return state.closed or self._is_lost(state.conn)
 
     def _drop(self) -> None:
-        contexts = self._state.ctx  # which go on with the next connection
-        self._give_back(keep=False)
-        self._state.ctx = contexts
-
-    def _drop_lost(self) -> None:
-        """Forget a lost connection, once no transaction is open any more, so that the next statement gets another."""
         state = self._state
-        if not state.closed and not state.transactions and self._is_lost(state.conn):
+        contexts, blocks = state.ctx, state.transactions  # which go on with the next connection
+        self._give_back(keep=False)
+        state.ctx, state.transactions = contexts, blocks
+
+    def _in_block(self) -> bool:
+        """Tell whether this thread is in a transaction's block; that of manual_commit() is none by itself."""
+        return any(not isinstance(block, peewee._manual) for block in self._state.transactions)
+
+    def _drop_lost(self, ended: bool = False) -> None:
+        """Forget a lost connection, so that the next statement gets another.
+
+        Not while its transaction has not `ended` for the caller, who would go on in it without one.
+        """
+        state = self._state
+        if state.closed or not self._is_lost(state.conn) or self._in_block():
+            return
+        if ended or not self._was_in_transaction(state.conn):
             self._drop()
 
     def _prove(self) -> None:
@@ -156,7 +177,7 @@ class Pooling(peewee.Database):
         A BEGIN needs no such question: it can be repeated on another connection.
         """
         state = self._state
-        while state.lease is not None and not (state.lease.proved or state.beginning or state.transactions):
+        while state.lease is not None and not (state.lease.proved or state.beginning or self._in_block()):
             state.lease.proved = self._answers(state.conn)
             if not state.lease.proved:
                 self._drop()
@@ -180,10 +201,18 @@ class Pooling(peewee.Database):
 
     def execute_sql(self, sql: str, params: Any = None) -> Any:
         """Run a statement and return the driver's cursor."""
-        return self._logged(sql, params, lambda: super(Pooling, self).execute_sql(sql, params))
+        if _BEGINS_ANEW.match(sql):
+            self._drop_lost(ended=True)
+        try:
+            return self._logged(sql, params, lambda: super(Pooling, self).execute_sql(sql, params))
+        except peewee.PeeweeException:
+            if _COMMITS.match(sql):
+                self._drop_lost(ended=True)
+            raise
 
     def begin(self, *args: Any, **kwargs: Any) -> None:
         """Begin a transaction, with Peewee's arguments of this engine."""
+        self._drop_lost(ended=True)
         self._logged("BEGIN", None, lambda: self._begin(lambda: super(Pooling, self).begin(*args, **kwargs)))
 
     def _begin(self, begin: Callable[[], None]) -> None:
@@ -204,9 +233,15 @@ class Pooling(peewee.Database):
 
     def commit(self) -> None:
         """Commit the transaction. When the session is lost meanwhile, it may have been committed or not."""
-        if self._is_session_lost():
-            raise peewee.OperationalError("the session of this transaction is gone, and nothing of it was committed")
-        self._logged("COMMIT", None, super().commit)
+        try:
+            if self._is_session_lost():
+                raise peewee.OperationalError(
+                    "the session of this transaction is gone, and nothing of it was committed"
+                )
+            self._logged("COMMIT", None, super().commit)
+        except peewee.PeeweeException:
+            self._drop_lost(ended=True)
+            raise
 
     def rollback(self) -> None:
         """Roll the transaction back; with a session that is lost, the server has done so."""
@@ -216,7 +251,7 @@ class Pooling(peewee.Database):
         except peewee.PeeweeException:
             if not self._is_session_lost():
                 raise
-        self._drop_lost()
+        self._drop_lost(ended=True)
 
     def savepoint(self) -> peewee._savepoint:
         """Return a savepoint, as Peewee's; with a session that is lost, its rollback hides no error."""

@@ -66,6 +66,9 @@ class PostgresqlDatabase(Pooling, peewee.PostgresqlDatabase):
     def _is_lost(self, connection: Any) -> bool:
         return bool(connection.closed)
 
+    def _was_in_transaction(self, connection: Any) -> bool:
+        return bool(connection.was_in_transaction)
+
     def _is_clean(self, connection: Any) -> bool:
         return postgres_session.clean(connection, self._fresh)
 

@@ -61,8 +61,7 @@ class Cursor(extensions.cursor):
 
     def execute(self, query: Any, vars: Any = None) -> None:
         """Run a statement."""
-        if not isinstance(query, str) or changes_session(query):
-            self.connection.changed = True
+        self._note(query)
         try:
             super().execute(query, vars)
         except DatabaseError as error:
@@ -74,20 +73,30 @@ class Cursor(extensions.cursor):
 
     def executemany(self, query: Any, vars_list: Any) -> None:
         """Run a statement for each set of parameters."""
-        if not isinstance(query, str) or changes_session(query):
-            self.connection.changed = True
+        self._note(query)
         super().executemany(query, vars_list)
 
     def callproc(self, procname: Any, *args: Any) -> Any:
         """Call a function."""
-        self.connection.changed = True
+        self._note()
         return super().callproc(procname, *args)
+
+    def copy_expert(self, sql: Any, file: Any, *args: Any) -> None:
+        """Run a COPY statement, whose query may call any function."""
+        self._note()
+        super().copy_expert(sql, file, *args)
+
+    def _note(self, query: Any = None) -> None:
+        if not isinstance(query, str) or changes_session(query):
+            self.connection.changed = True
+        self.connection.note_transaction()
 
 
 class Connection(extensions.connection):
     """The driver's connection, with what its user changed of it."""
 
     changed = False
+    was_in_transaction = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -103,6 +112,12 @@ class Connection(extensions.connection):
         """Return a large object."""
         self.changed = True
         return super().lobject(*args, **kwargs)
+
+    def note_transaction(self) -> None:
+        """Remember whether a transaction is open, which a lost connection does not tell."""
+        status = self.get_transaction_status()
+        if status != extensions.TRANSACTION_STATUS_UNKNOWN:
+            self.was_in_transaction = status != extensions.TRANSACTION_STATUS_IDLE
 
     def driver_state(self) -> tuple[Any, ...]:
         """Return what the driver itself keeps of a session, and no statement brings back."""
