@@ -315,6 +315,37 @@ def test_peewees_own_ways_are_kept(place: Place) -> None:
     db.close_all()
 
 
+def test_closing_all_of_sqlite_leaves_alone_what_other_threads_use(sqlite: Place) -> None:
+    db = database(sqlite)
+    opened, closed, told = threading.Event(), threading.Event(), []
+
+    def work() -> None:
+        with db.connection_context():
+            rows = db.execute_sql("WITH RECURSIVE r (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM r) SELECT n FROM r")
+            told.append(next(rows))
+            opened.set()
+            closed.wait(30)
+            told.append(next(rows))
+
+    thread = in_thread(work)
+    assert opened.wait(30)
+    db.close_all()
+    closed.set()
+    thread.join(30)
+    assert told == [(1,), (2,)]
+    assert figures(db) == (0, 0, 0)
+
+
+def test_closing_all_of_postgres_ends_what_other_threads_hold(postgres: Place) -> None:
+    db, other = database(postgres), database(postgres)
+    with held(db, 3):
+        db.close_all()
+        assert other.execute_sql(SESSIONS).fetchone() == (0,)
+        assert figures(db) == (0, 0, 0)
+    assert figures(db) == (0, 0, 0)
+    other.close_all()
+
+
 # The line, in the moments that seldom come
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import peewee
 import pytest
 
 from tests.conftest import Place, Server
-from tests.servers import GONE, Node, new_node, psql
+from tests.servers import GONE, Node, new_node, psql, terminate
 from whatspire_db import ConnectionFailed, Settings, WhatspireDBError, connect
 
 SETTINGS = "-c fsync=off"
@@ -67,7 +68,7 @@ def on_replica(db: peewee.Database) -> bool:
     return answer
 
 
-def fail() -> None:
+def fail(_: object = None) -> None:
     raise KeyError("an error of the caller's own")
 
 
@@ -252,6 +253,94 @@ def test_without_a_replica_the_block_waits_for_no_second_connection(place: Place
     with db.connection_context(), db.replica():
         assert db.execute_sql("SELECT 1").fetchone() == (1,)
     assert is_at_rest(db)
+    db.close_all()
+
+
+def test_without_a_replica_every_connection_of_the_block_refuses_writes(alone: peewee.Database) -> None:
+    with alone.replica():
+        with alone.connection_context():
+            assert Note.select().count() == 1
+        with pytest.raises(peewee.DatabaseError, match=READ_ONLY), alone.connection_context():
+            Note.create(text="lost")
+        alone.close()
+        with pytest.raises(peewee.DatabaseError, match=READ_ONLY), alone.atomic():
+            Note.create(text="lost")
+    with alone.connection_context():
+        assert Note.select().count() == 1
+        Note.create(text="second")
+
+
+def test_without_a_replica_a_connection_after_a_loss_refuses_writes(postgres: Place, server: Server) -> None:
+    db = postgres.connect()
+    with db.connection_context(), db.bind_ctx([Note]):
+        Note._schema.create_table(safe=False)
+        with db.replica():
+            assert terminate(server, session(db)[0])
+            with pytest.raises(peewee.OperationalError, match=GONE):
+                session(db)
+            with pytest.raises(peewee.InternalError, match=READ_ONLY):
+                Note.create(text="lost")
+        Note.create(text="kept")
+        with pytest.raises(KeyError, match="own"), db.replica():
+            fail(terminate(server, session(db)[0]))
+        Note.create(text="kept")
+    assert is_at_rest(db)
+    db.close_all()
+
+
+def test_without_a_replica_the_end_of_a_block_leaves_a_connection_alone_that_another_has(postgres: Place) -> None:
+    settings = Settings(postgres.driver, postgres.dsn, max_open_conns=1, pool_timeout=timedelta(seconds=5))
+    db = connect(settings, bind=False)
+    with ThreadPoolExecutor(1) as pool:
+        within = db.replica()
+        with db.replica():
+            with db.connection_context():
+                session(db)
+            pool.submit(within.__enter__).result(30)
+        assert pool.submit(session, db).result(30)[1] == "on"
+        pool.submit(within.__exit__, None, None, None).result(30)
+    assert is_at_rest(db)
+    db.close_all()
+
+
+@pytest.mark.parametrize("has_replica", [True, False])
+def test_child_that_is_made_within_the_block_leaves_the_parents_connections_alone(
+    place: Place, has_replica: bool
+) -> None:
+    settings = Settings(place.driver, place.dsn, replica_dsn=place.dsn if has_replica else None, log_level="silent")
+    db = connect(settings, bind=False)
+    parent, went_well = os.getpid(), False
+    try:
+        with db.connection_context():
+            own = db.connection()
+            with db.replica():
+                db.execute_sql("SELECT 1")
+                pid = os.fork()
+            went_well = db.execute_sql("SELECT 1").fetchone() == (1,) and (pid > 0 or db.connection() is not own)
+    finally:
+        if os.getpid() != parent:
+            os._exit(not went_well)
+    assert went_well
+    assert os.waitpid(pid, 0)[1] == 0
+    db.close_all()
+
+
+def test_block_of_a_generator_that_another_thread_drops_leaves_that_thread_alone(nodes: Nodes) -> None:
+    db = nodes.connect()
+
+    def read() -> Iterator[tuple[Any, ...]]:
+        with db.replica():
+            yield session(db)
+
+    def drop() -> bool:
+        with db.connection_context():
+            before = session(db)
+            generators.clear()
+            return session(db) == before
+
+    with ThreadPoolExecutor(1) as pool:
+        generators = pool.submit(lambda: [generator := read(), next(generator)]).result(30)
+        assert drop()
     db.close_all()
 
 

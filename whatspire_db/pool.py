@@ -449,9 +449,11 @@ class Pool:
             idle, self._shared.idle = self._shared.idle, []
         self._end(idle)
 
-    def close_all(self) -> None:
-        """Close every connection, those in use by other threads included."""
+    def close_all(self, in_use: bool = True) -> None:
+        """Close every connection, those in use by other threads included where that is said."""
         self.close_idle()
+        if not in_use:
+            return
         with self._lock:
             holders, self._shared.in_use = list(self._shared.in_use.values()), {}
         self._end([holder.member for holder in holders])

@@ -36,6 +36,8 @@ class _State(peewee._ConnectionLocal):
     lender: Pooling | None = None
     beginning = False
     reading = False  # within replica()
+    guarded: Lease | None = None  # the lease whose connection refuses writes meanwhile
+    permit: Callable[[], None] | None = None  # has it take them again
 
 
 class Pooling(peewee.Database):
@@ -47,6 +49,7 @@ class Pooling(peewee.Database):
     pool: Pool
     log: QueryLog
     replica_database: Pooling | None = None
+    may_close_elsewhere = True  # a connection that another thread uses
 
     def __init__(self, *args: Any, limits: Limits, log: QueryLog, **kwargs: Any) -> None:
         self.log = log
@@ -69,11 +72,9 @@ class Pooling(peewee.Database):
         """Ask the server of a connection whether it is there."""
         return True
 
-    @contextmanager
-    def _read_only(self, connection: Any) -> Iterator[None]:
-        """Have the database refuse what writes for the time of a block."""
+    def _refuse_writes(self, connection: Any) -> Callable[[], None]:
+        """Have the database refuse what writes, and return what ends that."""
         raise NotImplementedError
-        yield
 
     def _is_lost(self, connection: Any) -> bool:
         """Tell whether a connection in use is known to be closed."""
@@ -177,7 +178,8 @@ class Pooling(peewee.Database):
         A BEGIN needs no such question: it can be repeated on another connection.
         """
         state = self._state
-        while state.lease is not None and not (state.lease.proved or state.beginning or self._in_block()):
+        begins = state.beginning and not state.reading  # where it reads only, that is said before
+        while state.lease is not None and not (state.lease.proved or begins or self._in_block()):
             state.lease.proved = self._answers(state.conn)
             if not state.lease.proved:
                 self._drop()
@@ -190,7 +192,14 @@ class Pooling(peewee.Database):
         self._drop_lost()
         super().connection()
         self._prove()
+        self._guard()
         return self._state.conn
+
+    def _guard(self) -> None:
+        """Have every connection refuse writes that this thread gets within a block that only reads."""
+        state = self._state
+        if state.reading and state.lender is None and state.guarded is not state.lease:
+            state.permit, state.guarded = self._refuse_writes(state.conn), state.lease
 
     def cursor(self, named_cursor: Any = None) -> Any:
         """Return a cursor of this thread's connection, as `connection` does."""
@@ -282,10 +291,13 @@ class Pooling(peewee.Database):
         self.pool.close_idle()
 
     def close_all(self) -> None:
-        """Close every connection, those in use by other threads and those to the replica included."""
+        """Close every connection, those to the replica included, and of PostgreSQL those in use by other threads.
+
+        SQLite's are closed when they are given back: its library does not bear that under a statement.
+        """
         if not self.in_transaction():
             self.close()
-        self.pool.close_all()
+        self.pool.close_all(in_use=self.may_close_elsewhere)
         if self.replica_database is not None:
             self.replica_database.close_all()
 
@@ -320,20 +332,33 @@ class Pooling(peewee.Database):
 
     @contextmanager
     def _reading_here(self) -> Iterator[None]:
-        opened = self.connect(reuse_if_open=True)
+        state, opened = self._state, self.connect(reuse_if_open=True)
+        state.reading = True
         try:
-            with self._read_only(self.connection()):
-                self._state.reading = True
-                yield
+            self.connection()
+            yield
         finally:
-            self._state.reading = False
+            state.reading = False
+            self._permit_writes()
             if opened:
                 self.close()
+
+    def _permit_writes(self) -> None:
+        state = self._state
+        permit, guarded = state.permit, state.guarded
+        state.permit = state.guarded = None
+        if permit is None or state.lease is not guarded:  # closed or lost within the block
+            return
+        try:
+            permit()
+        except Exception:  # the session is gone, and the caller is to see his own error
+            self._drop()
 
     @contextmanager
     def _reading_from(self, lender: Pooling) -> Iterator[None]:
         state = self._state
         outside = dict(state.__dict__)
+        process, thread = os.getpid(), threading.get_ident()
         state.__dict__.clear()
         state.reset()
         state.lender, state.reading = lender, True
@@ -341,10 +366,13 @@ class Pooling(peewee.Database):
             self.connect()
             yield
         finally:
-            with suppress(Exception):
-                self._give_back(keep=True)
-            state.__dict__.clear()
-            state.__dict__.update(outside)
+            if threading.get_ident() == thread:  # a generator that was dropped can end in any
+                with suppress(Exception):
+                    self._give_back(keep=True)
+                state.__dict__.clear()
+                state.__dict__.update(outside)
+            if os.getpid() != process:  # what was held outside is the parent's
+                state.lease, state.conn, state.closed = None, None, True
 
 
 class _Savepoint(peewee._savepoint):

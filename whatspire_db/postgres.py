@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import peewee
@@ -58,10 +57,8 @@ class PostgresqlDatabase(Pooling, peewee.PostgresqlDatabase):
     def _answers(self, connection: Any) -> bool:
         return postgres_session.answers(connection)
 
-    @contextmanager
-    def _read_only(self, connection: Any) -> Iterator[None]:
-        with postgres_session.read_only(connection):
-            yield
+    def _refuse_writes(self, connection: Any) -> Callable[[], None]:
+        return postgres_session.refuse_writes(connection)
 
     def _is_lost(self, connection: Any) -> bool:
         return bool(connection.closed)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import re
 import select
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
@@ -147,9 +147,8 @@ def answers(connection: Connection) -> bool:
     return True
 
 
-@contextmanager
-def read_only(connection: Connection) -> Iterator[None]:
-    """Have the server refuse what writes in a block's transactions.
+def refuse_writes(connection: Connection) -> Callable[[], None]:
+    """Have the server refuse what writes in transactions from here on, and return what ends that.
 
     Behind a pooler, whose server process is not the one that answered first, a setting would be left to others: there
     nothing is refused.
@@ -160,11 +159,12 @@ def read_only(connection: Connection) -> Iterator[None]:
             [connection.info.backend_pid],
         )
         is_set = cursor.fetchone() is not None
-    try:
-        yield
-    finally:
-        if is_set and not connection.closed:
+
+    def permit() -> None:
+        if is_set:
             _run(connection, "RESET default_transaction_read_only")
+
+    return permit
 
 
 def clean(connection: Connection, fresh: tuple[Any, ...]) -> bool:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ class SqliteDatabase(Pooling, peewee.SqliteDatabase):
 
     target: SqliteTarget
     must_exist = False
+    may_close_elsewhere = False
 
     def _connect(self) -> Any:
         path = self.target.path
@@ -54,14 +54,14 @@ class SqliteDatabase(Pooling, peewee.SqliteDatabase):
                 conn.execute(f"PRAGMA {name} = {value}")
         conn.execute("SELECT count(*) FROM sqlite_master")  # a file that is no database is found here
 
-    @contextmanager
-    def _read_only(self, connection: Any) -> Iterator[None]:
+    def _refuse_writes(self, connection: Any) -> Callable[[], None]:
         (before,) = connection.execute("PRAGMA query_only").fetchone()
         connection.execute("PRAGMA query_only = 1")
-        try:
-            yield
-        finally:
+
+        def permit() -> None:
             connection.execute(f"PRAGMA query_only = {before}")
+
+        return permit
 
     def _leave(self, connection: Any) -> None:
         # Closing it could let go of the parent's locks on the file (https://www.sqlite.org/howtocorrupt.html, 2.6).
