@@ -12,7 +12,7 @@ from typing import Any
 import peewee
 
 from .dsn import SqliteTarget
-from .errors import ConnectionFailed
+from .errors import ConnectionFailed, TransactionError
 from .pool import Limits
 from .pooling import Pooling
 from .query_log import QueryLog
@@ -62,6 +62,23 @@ class SqliteDatabase(Pooling, peewee.SqliteDatabase):
             connection.execute(f"PRAGMA query_only = {before}")
 
         return permit
+
+    def _is_session_lost(self) -> bool:
+        """Tell whether a transaction is over: SQLite ends it itself where a disk is full, or OR ROLLBACK says so."""
+        try:
+            return self._state.closed or not self._state.conn.in_transaction
+        except sqlite3.ProgrammingError:  # it is closed
+            return True
+
+    def cursor(self, named_cursor: Any = None) -> Any:
+        """Return a cursor of this thread's connection; none within a transaction's block whose transaction is over."""
+        state = self._state
+        if not state.closed and not state.beginning and self._in_block() and self._is_session_lost():
+            raise TransactionError(
+                "SQLite has rolled back this transaction",
+                "let the error leave the transaction's block, then do the whole of it again",
+            )
+        return super().cursor(named_cursor)
 
     def _leave(self, connection: Any) -> None:
         # Closing it could let go of the parent's locks on the file (https://www.sqlite.org/howtocorrupt.html, 2.6).
