@@ -5,9 +5,12 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import peewee
@@ -16,7 +19,7 @@ import pytest
 
 from tests.conftest import Place
 from tests.servers import eventually
-from whatspire_db import Settings, TransactionError, connect
+from whatspire_db import ConnectionFailed, Settings, TransactionError, connect
 
 CHILDREN = 8
 ROUNDS = 30
@@ -30,9 +33,9 @@ def database(place: Place, **settings: Any) -> Any:
 
 
 def backend(db: Any) -> int:
-    """Return what tells a session from others: the server's process; of SQLite the connection itself."""
+    """Return what tells a session from others: the server's process; of SQLite, which has no sessions, this one."""
     if isinstance(db, peewee.SqliteDatabase):
-        return id(db.connection())
+        return os.getpid()
     return int(db.execute_sql("SELECT pg_backend_pid()").fetchone()[0])
 
 
@@ -265,3 +268,84 @@ def test_threads_that_die_without_closing_do_not_stop_the_others(place: Place) -
     assert db.pool_stats().in_use == 0
     assert db.pool_stats().open_connections <= 1
     db.close_all()
+
+
+# SQLite keeps books of the process's locks, which a child inherits
+
+
+def test_what_a_child_commits_outlives_the_parents_last_connection(sqlite: Place) -> None:
+    db = prepared(sqlite)
+    db.connect()
+    assert count_here(db) == 0
+    (heard, tell), (listen, say) = os.pipe(), os.pipe()
+
+    def write() -> str:
+        with db.connection_context():
+            db.execute_sql("INSERT INTO mark VALUES (1, 1)")
+            os.write(tell, b"x")
+            os.read(listen, 1)  # the parent closes its connection meanwhile
+            db.execute_sql("INSERT INTO mark VALUES (1, 2)")
+            os.write(tell, b"x")
+            os.read(listen, 1)  # the parent looks
+        return "written"
+
+    with child(write) as result:
+        os.read(heard, 1)
+        db.close()
+        os.write(say, b"x")
+        os.read(heard, 1)
+        try:
+            assert count(db) == 2
+        finally:
+            os.write(say, b"x")
+        assert result() == "'written'"
+    assert count(db) == 2
+
+
+def count_here(db: Any) -> int:
+    return int(db.execute_sql("SELECT count(*) FROM mark").fetchone()[0])
+
+
+def test_a_child_does_not_open_what_a_transaction_of_its_parent_had_open(sqlite: Place) -> None:
+    db = prepared(sqlite)
+
+    def write() -> str:
+        try:
+            with connect(Settings(dsn=sqlite.dsn), bind=False) as other:
+                other.execute_sql("INSERT INTO mark VALUES (1, 1)")
+        except ConnectionFailed as error:
+            return error.fact
+        return "written"
+
+    with db.atomic():
+        with child(write) as result:
+            assert "when this process was forked" in result()
+        db.execute_sql("INSERT INTO mark VALUES (0, 0)")
+    assert count(db) == 1
+
+
+ENDS_IN_A_CHILD = """
+import os, sys
+from whatspire_db import connect
+db = connect()
+with db.connection_context():
+    db.execute_sql("PRAGMA cache_size = 5")
+    with db.atomic():
+        db.execute_sql("UPDATE mark SET n = n + 1000000")
+        if os.fork() == 0:
+            sys.exit(0)
+        os.wait()
+"""
+
+
+def test_a_child_that_ends_rolls_nothing_of_its_parent_back(sqlite: Place) -> None:
+    place = replace(sqlite, dsn=f"file:{sqlite.dsn}?_journal_mode=DELETE")
+    db = prepared(place)
+    with db.connection_context():
+        db.execute_sql("INSERT INTO mark WITH RECURSIVE r (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM r WHERE n < 9999) "
+                       "SELECT 0, n FROM r")  # fmt: skip
+    subprocess.run(
+        [sys.executable, "-c", ENDS_IN_A_CHILD], env=place.variables(), cwd=place.folder, check=True, timeout=60
+    )
+    with db.connection_context():
+        assert db.execute_sql("SELECT min(n) FROM mark").fetchone() == (1000001,)

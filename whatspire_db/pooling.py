@@ -92,11 +92,19 @@ class Pooling(peewee.Database):
         """Let go of a connection of the parent process, without a word to its server."""
         raise NotImplementedError
 
+    def _before_fork(self) -> None:
+        """Close, of this thread, what a child must not inherit."""
+
     def _open(self) -> Any:
         connection = self._connect()
-        if self.server_version is None:
-            self._set_server_version(connection)
-        self._initialize_connection(connection)
+        try:
+            if self.server_version is None:
+                self._set_server_version(connection)
+            self._initialize_connection(connection)
+        except BaseException:  # whoever keeps the error would keep the session
+            with suppress(Exception):
+                self._close_raw(connection)
+            raise
         return connection
 
     # A thread's connection
@@ -385,6 +393,11 @@ class _Savepoint(peewee._savepoint):
                 raise
 
 
+def _prepare_fork() -> None:
+    for database in list(_databases):
+        database._before_fork()
+
+
 def _begin_anew() -> None:
     for database in list(_databases):
         database.dispose()
@@ -396,5 +409,5 @@ def _name_forgotten() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_begin_anew)
+    os.register_at_fork(before=_prepare_fork, after_in_child=_begin_anew)
 atexit.register(_name_forgotten)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sqlite3
 import time
@@ -20,7 +21,10 @@ from .query_log import QueryLog
 PRAGMAS = {"foreign_keys": "1", "synchronous": "NORMAL", "journal_mode": "WAL"}
 BUSY_SECONDS = 5.0
 
-_left_behind: list[Any] = []  # connections of the parent process, kept from being closed
+# Files that the parent process had open when this one was forked. SQLite keeps books of a process's locks on a file,
+# and those of the parent say here that locks are held which are not: whoever writes then does so unguarded, and the
+# parent's last connection deletes the WAL under the child's (https://www.sqlite.org/howtocorrupt.html, 2.6).
+_inherited: set[str] = set()
 
 
 class SqliteDatabase(Pooling, peewee.SqliteDatabase):
@@ -32,6 +36,11 @@ class SqliteDatabase(Pooling, peewee.SqliteDatabase):
 
     def _connect(self) -> Any:
         path = self.target.path
+        if path is not None and os.path.realpath(path) in _inherited:
+            raise ConnectionFailed(
+                f"{path} was open in another thread, or a transaction, when this process was forked from its parent",
+                "fork when no other thread uses the database and no transaction is open, or let multiprocessing spawn",
+            )
         if self.must_exist and path is not None and not os.path.lexists(path):
             raise ConnectionFailed(f"{path} does not exist", "point WHATSAPP_DATABASE_REPLICA_DSN at a database file")
         if path is not None and os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
@@ -81,8 +90,16 @@ class SqliteDatabase(Pooling, peewee.SqliteDatabase):
         return super().cursor(named_cursor)
 
     def _leave(self, connection: Any) -> None:
-        # Closing it could let go of the parent's locks on the file (https://www.sqlite.org/howtocorrupt.html, 2.6).
-        _left_behind.append(connection)
+        # Closing it, at the interpreter's end too, could roll the parent's transaction back.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
+        if self.target.path is not None:
+            _inherited.add(os.path.realpath(self.target.path))
+
+    def _before_fork(self) -> None:
+        # The next statement, here as in the child, opens another; what is in memory only would be lost.
+        state = self._state
+        if self.target.path is not None and not state.closed and not state.transactions and self._is_session_lost():
+            self._drop()
 
 
 def _set_journal_mode(conn: sqlite3.Connection, mode: str, patience: float) -> None:
