@@ -17,8 +17,8 @@ GOODBYE_SECONDS = 1.0  # wait so long for the server to end a session; it takes 
 # A statement leaves the session as it was when it begins with one of these words, calls no function but these (or
 # keywords before a parenthesis), and makes no table. What any other function does is known to nobody here.
 _HARMLESS_START = re.compile(
-    r"\s*(SELECT|INSERT|UPDATE|DELETE|MERGE|VALUES|WITH|BEGIN|START|COMMIT|END|ROLLBACK|ABORT|SAVEPOINT|RELEASE|SHOW"
-    r"|EXPLAIN|ANALYZE|VACUUM|TRUNCATE)\b",
+    r"[\s(]*(SELECT|INSERT|UPDATE|DELETE|MERGE|VALUES|WITH|BEGIN|START|COMMIT|END|ROLLBACK|ABORT|SAVEPOINT|RELEASE|SHOW"
+    r"|ANALYZE|VACUUM|TRUNCATE)\b",
     re.IGNORECASE,
 )
 _NAME = r'(?:"(?:[^"]|"")*"|\w+)'
@@ -28,8 +28,9 @@ _INSERT = re.compile(
 _DOUBTFUL = re.compile(r'\bINTO\b|--|/\*|pg_settings|["$]\s*\(|\.\s*\w+\s*\(', re.IGNORECASE)
 _CALL = re.compile(r"(\w+)\s*\(")
 _HARMLESS_NAMES = (
-    "all and any array as between by case conflict distinct else exists filter from group having ilike in join "
-    "like limit not on only or over partition row select set some then using values when where within with "
+    "all and any array as between by case conflict distinct else except exists filter from group having ilike "
+    "in intersect join lateral like limit materialized not on only or over partition row select set some then "
+    "union using values when where within with "
     "abs age array_agg array_length avg bool_and bool_or btrim cast ceil char_length coalesce concat concat_ws "
     "count date_part date_trunc dense_rank every extract first_value floor format gen_random_uuid "
     "generate_series greatest json_agg json_array_length json_build_object jsonb_agg jsonb_array_elements "
