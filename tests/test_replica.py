@@ -303,10 +303,13 @@ def test_without_a_replica_the_end_of_a_block_leaves_a_connection_alone_that_ano
     db.close_all()
 
 
-@pytest.mark.parametrize("has_replica", [True, False])
+@pytest.mark.parametrize(
+    ("place", "has_replica"), [("postgres", True), ("postgres", False), ("sqlite", False)], indirect=["place"]
+)
 def test_child_that_is_made_within_the_block_leaves_the_parents_connections_alone(
     place: Place, has_replica: bool
 ) -> None:
+    """A child of SQLite with a replica is told that the parent had two connections open."""
     settings = Settings(place.driver, place.dsn, replica_dsn=place.dsn if has_replica else None, log_level="silent")
     db = connect(settings, bind=False)
     parent, went_well = os.getpid(), False

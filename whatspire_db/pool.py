@@ -149,6 +149,7 @@ class Pool:
         self.limits = Limits(limits.max_open, idle, limits.lifetime, limits.timeout)
         self._close_connection = close
         self._warned: set[CallSite] = set()
+        self._forgotten: deque[_Holder] = deque()
         self._warned_at = -math.inf
         self._begin()
 
@@ -169,6 +170,7 @@ class Pool:
         :param is_usable: tells of a connection that was idle, without asking its server, that it is not known as dead.
         :raises PoolTimeout: when none came free in time; names who holds them.
         """
+        self._tell_forgotten()
         member = self._take()
         try:
             if member is not None and not is_usable(member.connection):
@@ -223,7 +225,7 @@ class Pool:
         if holder is None:
             return
         self._put(holder.member, reusable=False)
-        self._warn_of_leak(holder, "whose thread ended")
+        self._forgotten.append(holder)  # for whoever comes by next: a thread that is about to end should not log
 
     def _take(self) -> Member | None:
         """Return an idle connection, or None with the right to open one."""
@@ -367,6 +369,11 @@ class Pool:
             self._shared.waiters.appendleft(waiter)
             self._wake_next()
 
+    def _tell_forgotten(self) -> None:
+        while self._forgotten:
+            with suppress(IndexError):  # another thread tells it
+                self._warn_of_leak(self._forgotten.popleft(), "whose thread ended")
+
     def _warn_of_leak(self, holder: _Holder, what: str) -> None:
         if holder.site in self._warned:
             return
@@ -429,6 +436,7 @@ class Pool:
 
     def stats(self) -> PoolStats:
         """Return the figures of this moment."""
+        self._tell_forgotten()
         with self._lock:
             shared = self._shared
             idle, counters = len(shared.idle), shared.counters
@@ -466,7 +474,8 @@ class Pool:
         return [member.connection for member in left]
 
     def warn_of_unreturned(self, thread: threading.Thread, what: str) -> None:
-        """Name the lines whose connections a thread still holds."""
+        """Name the lines whose connections a thread still holds, and those of threads that ended."""
+        self._tell_forgotten()
         with self._lock:
             holders = [holder for holder in self._shared.in_use.values() if holder.thread is thread]
         for holder in holders:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import sqlite3
 import time
@@ -90,6 +89,8 @@ class SqliteDatabase(Pooling, peewee.SqliteDatabase):
         return super().cursor(named_cursor)
 
     def _leave(self, connection: Any) -> None:
+        import ctypes  # no worker that does not fork needs it
+
         # Closing it, at the interpreter's end too, could roll the parent's transaction back.
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
         if self.target.path is not None:
