@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 import peewee
+import psycopg2.sql
 import pytest
 
 from tests.conftest import Place
@@ -96,3 +97,15 @@ def test_a_commit_that_fails_is_logged(postgres: Place, caplog: pytest.LogCaptur
     (line,) = caplog.messages
     assert "UniqueViolation" in line
     assert "COMMIT" in line
+
+
+@pytest.mark.parametrize("statement", [b"SELECT 'hunter2', 1 / 0", psycopg2.sql.SQL("SELECT 'hunter2', 1 / 0")])
+def test_a_statement_that_is_no_text_is_logged_without_it(
+    postgres: Place, caplog: pytest.LogCaptureFixture, statement: Any
+) -> None:
+    db = connect(Settings(driver="postgres", dsn=postgres.dsn), bind=False)
+    with db.connection_context(), pytest.raises(peewee.DataError):
+        db.execute_sql(statement)
+    db.close_all()
+    assert "DivisionByZero" in caplog.text
+    assert SECRET not in caplog.text

@@ -303,16 +303,14 @@ def test_without_a_replica_the_end_of_a_block_leaves_a_connection_alone_that_ano
     db.close_all()
 
 
-@pytest.mark.parametrize(
-    ("place", "has_replica"), [("postgres", True), ("postgres", False), ("sqlite", False)], indirect=["place"]
-)
+@pytest.mark.parametrize("has_replica", [True, False])
 def test_child_that_is_made_within_the_block_leaves_the_parents_connections_alone(
     place: Place, has_replica: bool
 ) -> None:
-    """A child of SQLite with a replica is told that the parent had two connections open."""
     settings = Settings(place.driver, place.dsn, replica_dsn=place.dsn if has_replica else None, log_level="silent")
     db = connect(settings, bind=False)
     parent, went_well = os.getpid(), False
+    refused = (ConnectionFailed,) if place.is_sqlite and has_replica else ()  # whose file was open outside of the block
     try:
         with db.connection_context():
             own = db.connection()
@@ -320,6 +318,8 @@ def test_child_that_is_made_within_the_block_leaves_the_parents_connections_alon
                 db.execute_sql("SELECT 1")
                 pid = os.fork()
             went_well = db.execute_sql("SELECT 1").fetchone() == (1,) and (pid > 0 or db.connection() is not own)
+    except refused:
+        went_well = pid == 0
     finally:
         if os.getpid() != parent:
             os._exit(not went_well)

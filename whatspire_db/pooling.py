@@ -200,13 +200,14 @@ class Pooling(peewee.Database):
         self._drop_lost()
         super().connection()
         self._prove()
-        self._guard()
+        if self._state.reading:
+            self._guard()
         return self._state.conn
 
     def _guard(self) -> None:
         """Have every connection refuse writes that this thread gets within a block that only reads."""
         state = self._state
-        if state.reading and state.lender is None and state.guarded is not state.lease:
+        if state.lender is None and state.guarded is not state.lease:
             state.permit, state.guarded = self._refuse_writes(state.conn), state.lease
 
     def cursor(self, named_cursor: Any = None) -> Any:
@@ -218,12 +219,13 @@ class Pooling(peewee.Database):
 
     def execute_sql(self, sql: str, params: Any = None) -> Any:
         """Run a statement and return the driver's cursor."""
-        if _BEGINS_ANEW.match(sql):
+        state = self._state
+        if not state.closed and self._is_lost(state.conn) and _BEGINS_ANEW.match(str(sql)):
             self._drop_lost(ended=True)
         try:
             return self._logged(sql, params, lambda: super(Pooling, self).execute_sql(sql, params))
         except peewee.PeeweeException:
-            if _COMMITS.match(sql):
+            if _COMMITS.match(str(sql)):
                 self._drop_lost(ended=True)
             raise
 

@@ -41,6 +41,8 @@ class QueryLog:
             logger.error("failed after %.1f ms with %s: %s (at %s)", seconds * 1000, _kind(error), shown, call_site())
 
     def _shown(self, sql: str, parameters: Sequence[Any] | None) -> str:
+        if not isinstance(sql, str):  # the driver's bytes and compositions, which can have values in them
+            return f"({type(sql).__name__})"
         text = " ".join(sql.split())
         if not self.parameters or not parameters:
             return text
