@@ -19,6 +19,7 @@ ORDER = [
     "fields",
     "models",
     "call_site",
+    "pool_state",
     "pool",
     "query_log",
     "pooling",

@@ -23,7 +23,8 @@ from tests.conftest import Place
 from tests.servers import eventually
 from whatspire_db import ConnectionFailed, PoolTimeout, Settings, connect
 from whatspire_db import pool as pool_module
-from whatspire_db.pool import Limits, Pool
+from whatspire_db.pool import Pool
+from whatspire_db.pool_state import Limits
 
 SESSIONS = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
 
@@ -490,8 +491,8 @@ def dropped_by_the_collector(pool: Pool) -> Callable[[], None]:
 
 def test_the_collector_ends_a_lease_while_somebody_steps_into_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
     pool = bare_pool(max_open=1)
-    collect, waiter = dropped_by_the_collector(pool), pool_module._Waiter
-    monkeypatch.setattr(pool_module, "_Waiter", lambda: collect() or waiter())
+    collect, waiter = dropped_by_the_collector(pool), pool_module.Waiter
+    monkeypatch.setattr(pool_module, "Waiter", lambda: collect() or waiter())
     pool.release(pool.acquire(object, usable))
     assert pool.stats().wait_duration < 1
 

@@ -29,7 +29,7 @@ from .models import (
     Session,
     WebhookConfig,
 )
-from .pool import PoolStats
+from .pool_state import PoolStats
 from .settings import Settings
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from . import models
 from .dsn import PostgresTarget, SqliteTarget
-from .pool import Limits
+from .pool_state import Limits
 from .pooling import Pooling
 from .postgres import open_postgres
 from .query_log import QueryLog

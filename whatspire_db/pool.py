@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import queue
 import random
 import threading
 import time
@@ -18,122 +17,21 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from .call_site import CallSite, call_site
 from .errors import PoolTimeout
+from .pool_state import Holder, Lease, Limits, Member, PoolStats, Shared, Waiter
 
 logger = logging.getLogger("whatspire_db.pool")
 
 LIFETIME_JITTER = 0.1  # a connection lives for 90 to 100 % of the lifetime, so that a fleet does not reconnect at once
-STARVING_SECONDS = (
-    0.2  # who has waited for so long is next; less costs throughput, for every turn is a switch of threads
-)
+# Who has waited for so long is next. Less of it costs throughput, for every turn is a switch of threads.
+STARVING_SECONDS = 0.2
 LONG_WAIT_SECONDS = 1.0  # who waits for longer says so, and who holds the connections
 WARNING_INTERVAL_SECONDS = 10.0
 SWEEP_SECONDS = 1.0
-
-
-class PoolStats(NamedTuple):
-    """The figures of Go's sql.DBStats."""
-
-    max_open_connections: int  # 0: no limit
-    open_connections: int  # in use and idle, those that are just being opened included
-    in_use: int
-    idle: int
-    wait_count: int  # how often somebody waited for a connection
-    wait_duration: float  # seconds, of all who waited together
-    max_idle_closed: int  # closed because MAX_IDLE_CONNS were idle already
-    max_lifetime_closed: int  # closed because of CONN_MAX_LIFETIME
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How many connections, for how long; seconds, and 0 is no limit but for `max_idle`."""
-
-    max_open: int = 0
-    max_idle: int = 10
-    lifetime: float = 0
-    timeout: float = 0
-
-
-@dataclass(eq=False)
-class Member:
-    """An open connection of the pool."""
-
-    connection: Any
-    expires_at: float
-
-
-@dataclass(eq=False)
-class Lease:
-    """A connection in somebody's hands; when the thread dies that holds it, the connection goes back by itself."""
-
-    pool: Pool
-    member: Member
-    proved: bool  # its server has answered since it was lent
-    reusable: bool = True
-
-    @property
-    def connection(self) -> Any:
-        return self.member.connection
-
-
-class _Holder(NamedTuple):
-    """What the pool knows of a lease: enough to name who holds it, and no more than a weak reference to it."""
-
-    lease: weakref.ref[Lease]
-    member: Member
-    site: CallSite
-    thread: threading.Thread
-    since: float
-
-
-class _Waiter:
-    """A place in the line. It is woken to look for itself, or handed a connection, or the right to open one."""
-
-    __slots__ = ("bell", "given", "handed", "since", "woken")
-
-    def __init__(self) -> None:
-        self.since = time.monotonic()
-        self.bell: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self.woken = self.handed = False
-        self.given: Member | None = None
-
-    def wake(self) -> None:
-        if not self.woken:
-            self.woken = True
-            self.bell.put(None)
-
-    def hand(self, member: Member | None) -> None:
-        self.handed, self.given = True, member
-        self.wake()
-
-    def sleep(self, seconds: float) -> None:
-        with suppress(queue.Empty):
-            self.bell.get(timeout=None if seconds == math.inf else max(seconds, 0))
-
-
-@dataclass
-class _Counters:
-    wait_count: int = 0
-    wait_duration: float = 0.0
-    max_idle_closed: int = 0
-    max_lifetime_closed: int = 0
-
-
-@dataclass(eq=False)
-class _Shared:
-    """What the lock guards."""
-
-    open: int = 0  # connections and the slots of those that are being opened or closed
-    idle: list[Member] = field(default_factory=list)
-    waiters: deque[_Waiter] = field(default_factory=deque)
-    in_use: dict[int, _Holder] = field(default_factory=dict)
-    counters: _Counters = field(default_factory=_Counters)
-    swept_at: float = 0.0
 
 
 class Pool:
@@ -149,7 +47,7 @@ class Pool:
         self.limits = Limits(limits.max_open, idle, limits.lifetime, limits.timeout)
         self._close_connection = close
         self._warned: set[CallSite] = set()
-        self._forgotten: deque[_Holder] = deque()
+        self._forgotten: deque[Holder] = deque()
         self._warned_at = -math.inf
         self._begin()
 
@@ -158,7 +56,7 @@ class Pool:
         # may change meanwhile. What is lost there waits until the lock is left.
         self._lock = threading.RLock()
         self._lost_keys: deque[int] = deque()
-        self._shared = _Shared()
+        self._shared = Shared()
         self._process = os.getpid()
 
     # Lending
@@ -199,7 +97,7 @@ class Pool:
     def _lend(self, member: Member, proved: bool) -> Lease:
         lease = Lease(self, member, proved)
         lost = weakref.ref(lease, partial(Pool._lost, weakref.ref(self), id(lease)))
-        holder = _Holder(lost, member, call_site(), threading.current_thread(), time.monotonic())
+        holder = Holder(lost, member, call_site(), threading.current_thread(), time.monotonic())
         with self._lock:
             self._shared.in_use[id(lease)] = holder
         self._end_lost()
@@ -246,7 +144,7 @@ class Pool:
                     shared.open += 1
                     return None
                 else:
-                    waiter = _Waiter()
+                    waiter = Waiter()
                     shared.waiters.append(waiter)
                     shared.counters.wait_count += 1
             self._end(expired)
@@ -264,7 +162,7 @@ class Pool:
 
     # Waiting
 
-    def _wait(self, waiter: _Waiter) -> Member | None:
+    def _wait(self, waiter: Waiter) -> Member | None:
         """Return what a waiter finds idle or is handed: a connection, or None with the right to open one."""
         deadline = waiter.since + self.limits.timeout if self.limits.timeout else math.inf
         patience = waiter.since + LONG_WAIT_SECONDS
@@ -293,7 +191,7 @@ class Pool:
     def _is_any_free(self) -> bool:
         return bool(self._shared.idle) or self._shared.open < self.limits.max_open
 
-    def _found(self, waiter: _Waiter) -> Member | None:
+    def _found(self, waiter: Waiter) -> Member | None:
         """Step out of the line with an idle connection, or the right to open one."""
         self._shared.waiters.remove(waiter)
         member = self._shared.idle.pop() if self._shared.idle else None
@@ -311,7 +209,7 @@ class Pool:
         if self._shared.waiters and self._is_any_free():
             self._shared.waiters[0].wake()
 
-    def _leave(self, waiter: _Waiter) -> None:
+    def _leave(self, waiter: Waiter) -> None:
         """Step out of the line, and pass on what was handed, or left for this waiter to find, in the last moment."""
         left: list[Member] = []
         with self._lock:
@@ -339,7 +237,7 @@ class Pool:
 
     def _holders(self, most: int = 3) -> str:
         """Name the lines that hold connections, those first that hold one the longest."""
-        by_site: dict[CallSite, list[_Holder]] = {}
+        by_site: dict[CallSite, list[Holder]] = {}
         with self._lock:
             for holder in sorted(self._shared.in_use.values(), key=lambda holder: holder.since):
                 by_site.setdefault(holder.site, []).append(holder)
@@ -350,7 +248,7 @@ class Pool:
         ]
         return "; ".join(named) or "connections that are just being opened"
 
-    def _warn_of_wait(self, waiter: _Waiter) -> None:
+    def _warn_of_wait(self, waiter: Waiter) -> None:
         """Say who holds the connections, out of the line: what handles the log may need a connection itself."""
         with self._lock:
             seconds = time.monotonic() - waiter.since
@@ -374,7 +272,7 @@ class Pool:
             with suppress(IndexError):  # another thread tells it
                 self._warn_of_leak(self._forgotten.popleft(), "whose thread ended")
 
-    def _warn_of_leak(self, holder: _Holder, what: str) -> None:
+    def _warn_of_leak(self, holder: Holder, what: str) -> None:
         if holder.site in self._warned:
             return
         self._warned.add(holder.site)

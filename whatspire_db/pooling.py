@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 import peewee
 
 from .errors import TransactionError
-from .pool import Lease, Limits, Pool, PoolStats
+from .pool import Pool
+from .pool_state import Lease, Limits, PoolStats
 from .query_log import QueryLog
 
 T = TypeVar("T")

@@ -11,7 +11,7 @@ import peewee
 from . import postgres_session
 from .dsn import PostgresTarget, redact
 from .errors import ConnectionFailed
-from .pool import Limits
+from .pool_state import Limits
 from .pooling import Pooling
 from .query_log import QueryLog
 

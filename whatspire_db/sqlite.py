@@ -13,7 +13,7 @@ import peewee
 
 from .dsn import SqliteTarget
 from .errors import ConnectionFailed, TransactionError
-from .pool import Limits
+from .pool_state import Limits
 from .pooling import Pooling
 from .query_log import QueryLog
 
