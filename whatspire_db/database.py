@@ -22,6 +22,7 @@ def connect(settings: Settings | None = None, *, bind: bool = True, read_only: b
     """
     settings = settings or Settings.from_environment()
     db = _open(settings, settings.target, read_only)
+    db.settings = settings
     if settings.replica_target is not None:
         db.replica_database = _open(settings, settings.replica_target, read_only, replica=True)
     if bind:

@@ -107,6 +107,15 @@ class PostgresTarget:
     def secrets(self) -> tuple[str, ...]:
         return tuple(v for k, v in self.arguments.items() if _SECRET_KEY.search(k) and v)
 
+    @property
+    def public(self) -> dict[str, str]:
+        """The arguments that are no secret."""
+        return {k: v for k, v in self.arguments.items() if not _SECRET_KEY.search(k)}
+
+    def to(self, database: str) -> PostgresTarget:
+        """Return the same server and user, with another database."""
+        return PostgresTarget({**self.arguments, "dbname": database})
+
     def __repr__(self) -> str:
         return f"PostgresTarget({self.describe()})"
 

@@ -82,3 +82,29 @@ class MigrationRefused(WhatspireDBError):
         also = f"; and {more} more, see plan" if more else ""
         super().__init__(first.reason + also, first.hint)
         self.plan = plan
+
+
+class BackupFailed(WhatspireDBError):
+    """A backup or a restore could not be done; what was there before is as it was."""
+
+
+class NothingToBackUp(BackupFailed):
+    """A database holds no tables."""
+
+
+class BackupInvalid(WhatspireDBError):
+    """A file is not a backup, or not the one that its manifest tells of."""
+
+    exit_code = 3
+
+
+class TargetRefused(WhatspireDBError):
+    """A restore would overwrite data, or others hold the target; it is as it was."""
+
+    exit_code = 4
+
+
+class VersionMismatch(WhatspireDBError):
+    """A backup, a server and the programs that are to handle them are of versions that do not fit."""
+
+    exit_code = 5

@@ -18,6 +18,7 @@ from .errors import TransactionError
 from .pool import Pool
 from .pool_state import Lease, Limits, PoolStats
 from .query_log import QueryLog
+from .settings import Settings
 
 T = TypeVar("T")
 
@@ -49,6 +50,7 @@ class Pooling(peewee.Database):
 
     pool: Pool
     log: QueryLog
+    settings: Settings | None = None  # those that it was made of
     replica_database: Pooling | None = None
     may_close_elsewhere = True  # a connection that another thread uses
 

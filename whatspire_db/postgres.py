@@ -38,7 +38,7 @@ class PostgresqlDatabase(Pooling, peewee.PostgresqlDatabase):
             connection = super()._connect()
         except Exception as error:
             # The driver's own error class, without naming a driver that SQLite users do not need.
-            raise _cannot_connect(self.target, error) from None
+            raise cannot_connect(self.target, error) from None
         self._fresh = connection.driver_state()
         return connection
 
@@ -75,12 +75,7 @@ class PostgresqlDatabase(Pooling, peewee.PostgresqlDatabase):
 
 def open_postgres(target: PostgresTarget, limits: Limits, log: QueryLog, read_only: bool = False) -> PostgresqlDatabase:
     """Return a database for a DSN; `read_only` has the server refuse what writes."""
-    arguments = dict(target.arguments)
-    if "service" not in arguments:  # what the service file says would be overridden
-        for name, value in DEFAULTS.items():
-            if not (name == "connect_timeout" and "PGCONNECT_TIMEOUT" in os.environ):
-                arguments.setdefault(name, value)
-    arguments.setdefault("fallback_application_name", "whatspire_db")
+    arguments = arguments_of(target)
     if read_only:
         arguments["options"] = " ".join(filter(None, [arguments.get("options"), READ_ONLY]))
     # Peewee takes an empty URL as: whatever libpq finds in its service file, its variables and its defaults.
@@ -92,7 +87,19 @@ def open_postgres(target: PostgresTarget, limits: Limits, log: QueryLog, read_on
     return db
 
 
-def _cannot_connect(target: PostgresTarget, error: Exception) -> ConnectionFailed:
+def arguments_of(target: PostgresTarget) -> dict[str, str]:
+    """Return libpq's arguments for a DSN, with sane ones where it says nothing."""
+    arguments = dict(target.arguments)
+    if "service" not in arguments:  # what the service file says would be overridden
+        for name, value in DEFAULTS.items():
+            if not (name == "connect_timeout" and "PGCONNECT_TIMEOUT" in os.environ):
+                arguments.setdefault(name, value)
+    arguments.setdefault("fallback_application_name", "whatspire_db")
+    return arguments
+
+
+def cannot_connect(target: PostgresTarget, error: Exception) -> ConnectionFailed:
+    """Return the error for a driver's failure to connect, without anything secret, with what to do."""
     text = redact(" ".join(str(error).split()), target.secrets)
     hints = {
         "password authentication failed": "check user and password in WHATSAPP_DATABASE_DSN",

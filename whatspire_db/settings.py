@@ -26,6 +26,7 @@ DRIVERS = ("sqlite", "postgres")
 LOG_LEVELS = ("silent", "error", "warn", "info")
 RECORD_RUNS = ("changes", "all")
 DEFAULT_SQLITE_DSN = "data/whatspire.db"
+DEFAULT_BACKUP_DIR = "backups"
 NAMES = (
     "DRIVER",
     "DSN",
@@ -41,6 +42,8 @@ NAMES = (
     "RECORD_RUNS",
     "MIGRATION_LOCK_TIMEOUT",
     "MIGRATION_ONLINE_ROWS",
+    "BACKUP_DIR",
+    "BACKUP_BEFORE_MIGRATE",
 )
 
 logger = logging.getLogger("whatspire_db")
@@ -122,6 +125,8 @@ class Settings:
     record_runs: str = "changes"
     migration_lock_timeout: timedelta = timedelta(seconds=60)
     migration_online_rows: int = 10_000
+    backup_dir: str = DEFAULT_BACKUP_DIR
+    backup_before_migrate: bool = False
 
     def __post_init__(self) -> None:
         _choice(DRIVERS)("DRIVER", self.driver)
@@ -192,6 +197,8 @@ class Settings:
             record_runs=_read(given, "RECORD_RUNS", _choice(RECORD_RUNS), "changes"),
             migration_lock_timeout=_read(given, "MIGRATION_LOCK_TIMEOUT", _duration, timedelta(seconds=60)),
             migration_online_rows=_read(given, "MIGRATION_ONLINE_ROWS", _count, 10_000),
+            backup_dir=given.get("BACKUP_DIR", "").strip() or DEFAULT_BACKUP_DIR,
+            backup_before_migrate=_read(given, "BACKUP_BEFORE_MIGRATE", _boolean, False),
         )
 
 

@@ -18,6 +18,7 @@ from ..command_line import (
     guarded,
     load_models,
     print_json,
+    progress_bar,
     read_settings,
     say,
 )
@@ -27,7 +28,7 @@ from ..settings import read_duration
 from .plan import Step
 from .progress import Progress, Watcher
 from .progress import logger as progress_logger
-from .runner import MigrationRunner, Report
+from .runner import MigrationRunner, Report, backup_before
 
 if TYPE_CHECKING:
     from .diff import Changes
@@ -53,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--lock-timeout", metavar="D", help="wait so long for another migration, like 90s or 5m (default: 60s)"
     )
+    parser.add_argument("--backup", action="store_true", help="with up: make a backup before anything is changed")
     parser.add_argument("--sql", action="store_true", help="with plan: print the statements alone, for psql or sqlite3")
     add_shared_options(parser)
     return parser
@@ -87,6 +89,7 @@ def _run(options: argparse.Namespace) -> int:
         record_all=settings.record_runs == "all",
         lock_timeout=wait.total_seconds(),
         online_rows=settings.migration_online_rows,
+        before_changes=backup_before(settings) if options.backup else None,
         watcher=_CommandLineWatcher(options),
     )
     try:
@@ -118,10 +121,7 @@ class _CommandLineWatcher(Watcher):
             super().step_progress(step, progress)
             return
         if self.bar is None:
-            from tqdm import tqdm  # only where a bar is drawn
-
-            layout = "{desc}: {percentage:3.0f}% |{bar:24}| {elapsed}{postfix}"
-            self.bar = tqdm(total=1, desc=step.title, bar_format=layout, file=sys.stderr, leave=True)
+            self.bar = progress_bar(step.title)
         waiting = f", waiting for {progress.waiting_for}" if progress.waiting_for else ""
         self.bar.set_postfix_str(f"{progress.phase}{waiting}", refresh=False)
         self.bar.n = progress.done / progress.total if progress.total else 0
@@ -148,6 +148,8 @@ def _up(runner: MigrationRunner, options: argparse.Namespace) -> int:
 
 
 def _report(report: Report) -> None:
+    if report.backup:
+        say("💾", f"Backup made: {report.backup}")
     for step in report.applied:
         print(f"   {step.title}")
     if report.version != report.previous_version:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any
 import peewee
 
 from .. import errors
-from ..errors import MigrationRefused, ModelError, ScratchUnavailable, StepFailed, VerificationFailed
+from ..errors import (
+    MigrationRefused,
+    ModelError,
+    NothingToBackUp,
+    ScratchUnavailable,
+    StepFailed,
+    VerificationFailed,
+)
 from ..models import MigrationVersion, registered_models
 from . import history
 from .ddl import ModelType, execute
@@ -33,6 +40,7 @@ from .schema import Schema, label
 from .stamp import Stamps, Standing, fingerprint
 
 if TYPE_CHECKING:
+    from ..settings import Settings
     from .diff import Changes, Drift, Missing
 
 logger = logging.getLogger("whatspire_db.migrate")
@@ -53,8 +61,10 @@ class Report:
     applied: tuple[Step, ...]
     drift: tuple[Drift, ...]
     duration_ms: float
+    backup: str | None = None  # the file of the backup that was made before
 
     def to_json(self) -> dict[str, Any]:
+        made = {"backup": self.backup} if self.backup else {}
         return {
             "driver": self.driver,
             "previous_version": self.previous_version,
@@ -62,6 +72,7 @@ class Report:
             "applied": [step.to_json() for step in self.applied],
             "drift": [drift.to_json() for drift in self.drift],
             "duration_ms": round(self.duration_ms, 1),
+            **made,
         }
 
 
@@ -109,6 +120,8 @@ class MigrationRunner:
         an addition that would rewrite or scan them while they are locked is refused.
     :param watcher: hears how far the run is; default: long steps go to the log.
     :param record_all: record runs that changed nothing too, as the Go service does.
+    :param before_changes: is called under the lock before anything is changed, and returns the file of the backup that
+        it made, if it did; default: a backup, where the settings of `connect` ask for one.
     :raises ModelError: when the database is of another kind, or two models declare one table.
     """
 
@@ -118,6 +131,7 @@ class MigrationRunner:
         models: Sequence[ModelType] | None = None,
         *,
         record_all: bool = False,
+        before_changes: Callable[[], str | None] | None = None,
         lock_timeout: float = LOCK_TIMEOUT_SECONDS,
         online_rows: int = ONLINE_ROWS,
         watcher: Watcher | None = None,
@@ -126,6 +140,7 @@ class MigrationRunner:
         self.db = self.engine.db
         self.models: list[ModelType] = list(dict.fromkeys(registered_models() if models is None else models))
         self.record_all = record_all
+        self.before_changes = before_changes or _configured_backup(self.db)
         self.lock_timeout = lock_timeout
         self.online_rows = online_rows
         self.watcher = watcher or Watcher()
@@ -187,26 +202,26 @@ class MigrationRunner:
             standing = self._standing()
             if standing and not self.record_all and self._is_stamped(standing):
                 self.watcher.started(standing.version)
-                plan, version = Plan(self.engine.name, standing.version), standing.version
+                plan, version, backup = Plan(self.engine.name, standing.version), standing.version, None
             else:
-                plan, version = self._up(standing)
+                plan, version, backup = self._up(standing)
             milliseconds = (time.perf_counter() - started) * 1000
-            return Report(self.engine.name, plan.version, version, plan.pending, plan.drift, milliseconds)
+            return Report(self.engine.name, plan.version, version, plan.pending, plan.drift, milliseconds, backup)
 
-    def _up(self, standing: Standing | None) -> tuple[Plan, int]:
-        """Look in full, apply what is pending, and return what was done and the version since."""
+    def _up(self, standing: Standing | None) -> tuple[Plan, int, str | None]:
+        """Look in full, apply what is pending, and return what was done, the version since, and the backup before."""
         look = self._look(standing)
         declared, plan, now = look.declared, look.plan, look.after
         self.watcher.started(plan.version)
-        version = plan.version
+        version, backup = plan.version, None
         if plan or self.record_all or self._is_unrecorded(now):
-            plan, version = self._apply(declared, plan, look.before)
+            plan, version, backup = self._apply(declared, plan, look.before)
         elif now and look.is_of_one_schema and not (plan.drift or declared.unproved):
             self._stamp(now)
         _warn_of_names(declared)
         for drift in plan.drift:
             logger.warning("drift, left as it is: %s", drift)
-        return plan, version
+        return plan, version, backup
 
     def _look(self, before: Standing | None) -> _Look:
         """Look in full; again where somebody changed the schema meanwhile, for then the parts do not fit together."""
@@ -231,7 +246,7 @@ class MigrationRunner:
             after = self._standing()
         return _Look(declared, replace(plan, version=after.version) if after else plan, before, after)
 
-    def _apply(self, declared: Schema, plan: Plan, standing: Standing | None) -> tuple[Plan, int]:
+    def _apply(self, declared: Schema, plan: Plan, standing: Standing | None) -> tuple[Plan, int, str | None]:
         """Do the work under the lock; look again first, unless nothing has changed since."""
         _check(plan, declared)
         try:
@@ -243,7 +258,8 @@ class MigrationRunner:
                         plan = self._plan(declared)
                     _check(plan, declared)
                 plan = replace(plan, version=now.version) if now else plan  # somebody may just have recorded one
-                return plan, self._apply_locked(declared, plan, now)
+                backup = self.before_changes() if plan.pending else None
+                return plan, self._apply_locked(declared, plan, now), backup
         except peewee.PeeweeException as error:
             if is_right_missing(error):
                 raise right_missing(plan, first_line(error)) from error
@@ -463,6 +479,26 @@ class MigrationRunner:
         """Look in a transaction that is rolled back: one state of things on SQLite, temporary tables on PostgreSQL."""
         with discarded(self.db, *self.engine.reading_mode):
             yield
+
+
+def _configured_backup(db: peewee.Database) -> Callable[[], str | None]:
+    """Return what makes a backup before a run changes anything, where a database's settings ask for that."""
+    settings = getattr(db, "settings", None)
+    return backup_before(settings) if settings and settings.backup_before_migrate else lambda: None
+
+
+def backup_before(settings: Settings) -> Callable[[], str | None]:
+    """Return what makes a backup of a database and returns its file; None where there is nothing in it yet."""
+
+    def make() -> str | None:
+        from ..backup import create  # not for a run that makes none
+
+        try:
+            return str(create(settings, purpose="before a migration").file)
+        except NothingToBackUp:
+            return None
+
+    return make
 
 
 def _warn_of_names(declared: Schema) -> None:

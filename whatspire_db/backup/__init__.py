@@ -1,0 +1,23 @@
+"""Backups that prove themselves: made while others write, tried out, and brought back with nothing lost in between."""
+
+from .archive import Backup, Content, Manifest, NotABackup, Table
+from .operations import LATEST, Pruned, Restored, create, find, list_backups, prune, restore, verify
+from .retention import Policy
+
+__all__ = [
+    "LATEST",
+    "Backup",
+    "Content",
+    "Manifest",
+    "NotABackup",
+    "Policy",
+    "Pruned",
+    "Restored",
+    "Table",
+    "create",
+    "find",
+    "list_backups",
+    "prune",
+    "restore",
+    "verify",
+]

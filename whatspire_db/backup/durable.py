@@ -1,0 +1,128 @@
+"""Files that are there as a whole or not at all: made in a folder of their own, given their names when on the disk."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from ..errors import BackupFailed
+
+_WORK = re.compile(r"\.whatspire-[0-9a-f]{12}\.partial")
+_READY = "ready"
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder that this user alone can read, where it is not there.
+
+    :raises BackupFailed: when it cannot be made or written.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise BackupFailed(
+            f"the folder {folder} cannot be made: {error.strerror}", "give another one by --to"
+        ) from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise BackupFailed(f"the folder {folder} cannot be written", "give this user the right to, or another by --to")
+
+
+@contextmanager
+def workspace(folder: Path) -> Iterator[Path]:
+    """Give an empty folder of mode 0700 within another, which is gone after the block with all that is in it.
+
+    What a killed process left behind is finished or removed first: a workspace in use is locked.
+    """
+    sweep(folder)
+    path, descriptor = _claimed(folder)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+        os.close(descriptor)
+
+
+def _claimed(folder: Path) -> tuple[Path, int]:
+    while True:
+        path = folder / f".whatspire-{uuid.uuid4().hex[:12]}.partial"
+        path.mkdir(mode=0o700)
+        with suppress(FileNotFoundError):  # somebody who sweeps was faster than the lock
+            descriptor = os.open(path, os.O_RDONLY)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if path.exists():
+                return path, descriptor
+            os.close(descriptor)
+
+
+def sweep(folder: Path) -> None:
+    """Give the files of dead processes their names, where all was ready for that, and remove the rest."""
+    for path in folder.iterdir():
+        if not _WORK.fullmatch(path.name):
+            continue
+        with suppress(OSError):
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if (path / _READY).exists():
+                    _link(path, (path / _READY).read_text(encoding="utf-8").split("\n"), folder)
+                shutil.rmtree(path, ignore_errors=True)
+            finally:
+                os.close(descriptor)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Be the only one who gives files of a folder their names, or removes them."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def publish(files: Sequence[Path], folder: Path) -> None:
+    """Link the files of one workspace, which have their final names, into a folder, in this order; none is replaced.
+
+    Who is killed in the middle leaves what `sweep` finishes.
+    """
+    for file in files:
+        sync(file)
+    work = files[0].parent
+    ready = work / f"{_READY}.new"
+    ready.write_text("\n".join(file.name for file in files), encoding="utf-8")
+    sync(ready)
+    ready.rename(work / _READY)
+    sync(work)
+    _link(work, [file.name for file in files], folder)
+
+
+def _link(work: Path, names: Sequence[str], folder: Path) -> None:
+    for name in names:
+        try:
+            os.link(work / name, folder / name)
+        except FileExistsError:
+            if not os.path.samefile(work / name, folder / name):
+                raise
+    sync(folder)
+
+
+def sync(path: Path) -> None:
+    """Have a file's bytes, or the names in a folder, on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def new_file(path: Path) -> Path:
+    """Make an empty file that this user alone can read, whatever the umask."""
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+    path.chmod(0o600)
+    return path

@@ -1,0 +1,355 @@
+"""A PostgreSQL server's databases: what belongs to one besides its tables, scratch ones, and the swap of two names."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
+from datetime import datetime
+from typing import Any
+
+from ..dsn import PostgresTarget, redact
+from ..errors import BackupFailed, ConnectionFailed, TargetRefused
+from ..postgres import arguments_of, cannot_connect
+from .archive import STAMP
+
+MAINTENANCE = ("postgres", "template1")  # databases to be connected to while another one is renamed
+SCRATCH = "whatspire_scratch_"
+NAME_BYTES = 63
+# What is asked must come out alike on every server and for every role.
+SESSION = {
+    "search_path": "",
+    "TimeZone": "UTC",
+    "DateStyle": "ISO, YMD",
+    "IntervalStyle": "postgres",
+    "extra_float_digits": "1",
+    "bytea_output": "hex",
+    "lc_monetary": "C",
+    "row_security": "off",  # rows that a policy hides are an error, and not missing
+    "statement_timeout": "0",
+    "lock_timeout": "0",
+    "idle_in_transaction_session_timeout": "0",
+    "idle_session_timeout": "0",
+    "transaction_timeout": "0",
+}
+
+_SET = """
+SELECT set_config(s.name, given.value, false)
+FROM json_each_text(%s) AS given (name, value)
+JOIN pg_catalog.pg_settings AS s ON lower(s.name) = lower(given.name)
+"""
+_END = """
+SELECT pg_terminate_backend(a.pid) FROM pg_catalog.pg_stat_activity AS a
+WHERE EXISTS (
+    SELECT FROM pg_catalog.pg_locks AS l
+    WHERE l.pid = %s AND l.classid = 'pg_catalog.pg_database'::regclass AND l.objid = %s
+        AND l.mode = 'AccessExclusiveLock' AND l.granted
+) AND a.datid = %s AND a.backend_type = 'client backend'
+"""
+# Settings that hold a list of names, each quoted by itself.
+LISTS = {
+    "local_preload_libraries",
+    "search_path",
+    "session_preload_libraries",
+    "shared_preload_libraries",
+    "temp_tablespaces",
+    "unix_socket_directories",
+}
+
+
+class Session:
+    """A connection in autocommit, that answers in rows."""
+
+    def __init__(self, connection: Any) -> None:
+        self.connection = connection
+
+    def rows(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
+        """Run a statement and return its rows, none where it gives none."""
+        with self.connection.cursor() as cursor:
+            cursor.execute(sql, values or None)
+            return cursor.fetchall() if cursor.description else []
+
+    def value(self, sql: str, *values: Any) -> Any:
+        """Return the first column of the first row."""
+        return self.rows(sql, *values)[0][0]
+
+    @property
+    def major(self) -> int:
+        return int(self.connection.server_version) // 10000
+
+
+@contextmanager
+def session(target: PostgresTarget) -> Iterator[Session]:
+    """Open a connection whose answers do not depend on its role's settings.
+
+    :raises ConnectionFailed: when there is none to be had.
+    :raises BackupFailed: when the server refuses a statement.
+    """
+    import psycopg2
+
+    try:
+        connection = psycopg2.connect(**arguments_of(target))
+    except psycopg2.Error as error:
+        raise cannot_connect(target, error) from None
+    with closing(connection):
+        connection.autocommit = True
+        opened = Session(connection)
+        try:
+            opened.rows(_SET, json.dumps(SESSION))
+            yield opened
+        except psycopg2.Error as error:
+            text = redact(" ".join(str(error).split()), target.secrets)
+            raise BackupFailed(text, _hint(error.pgcode, text)) from None
+
+
+def _hint(code: str | None, text: str) -> str:
+    hints = {
+        "42501": "take a role with the right to it",
+        "53100": "make room on the server",
+        "55P03": "wait for the session that holds it, or raise --lock-timeout",
+    }
+    return hints.get(code or "", "see the server's log; nothing was changed")
+
+
+def quoted(name: str) -> str:
+    """Return a name as an identifier."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def literal(value: str) -> str:
+    """Return a text as a literal."""
+    escaped = value.replace("'", "''")
+    return " E'" + escaped.replace("\\", "\\\\") + "'" if "\\" in value else f"'{escaped}'"
+
+
+def database_of(target: PostgresTarget) -> str:
+    """Return the name of the database that a DSN leads to; asks the server where the DSN does not say."""
+    name = target.arguments.get("dbname")
+    if name and not re.match(r"postgres(ql)?://|.*=", name):
+        return name
+    with session(target) as asked:
+        return str(asked.value("SELECT current_database()"))
+
+
+def database_properties(asked: Session, name: str) -> dict[str, Any] | None:
+    """Return what belongs to a database and is not in its dump; None where there is no such database."""
+    locale = {15: "d.daticulocale", 16: "d.daticulocale"}.get(
+        asked.major, "d.datlocale" if asked.major > 16 else "NULL"
+    )
+    provider = "d.datlocprovider::text" if asked.major > 14 else "'c'"
+    rules = "d.daticurules" if asked.major > 15 else "NULL"
+    found = asked.rows(
+        f"""
+        SELECT r.rolname, pg_encoding_to_char(d.encoding), d.datcollate, d.datctype, {provider}, {locale}, {rules},
+            d.datconnlimit, d.datistemplate, t.spcname, shobj_description(d.oid, 'pg_database'),
+            d.datacl IS NOT NULL
+        FROM pg_catalog.pg_database AS d JOIN pg_catalog.pg_roles AS r ON r.oid = d.datdba
+        JOIN pg_catalog.pg_tablespace AS t ON t.oid = d.dattablespace WHERE d.datname = %s
+        """,
+        name,
+    )
+    if not found:
+        return None
+    keys = (
+        "owner encoding collate ctype provider locale rules connection_limit is_template tablespace comment has_grants"
+    )
+    properties = dict(zip(keys.split(), found[0], strict=True))
+    properties["settings"] = asked.rows(
+        "SELECT coalesce(r.rolname, ''), s.setconfig FROM pg_catalog.pg_db_role_setting AS s "
+        "LEFT JOIN pg_catalog.pg_roles AS r ON r.oid = s.setrole "
+        "JOIN pg_catalog.pg_database AS d ON d.oid = s.setdatabase WHERE d.datname = %s ORDER BY 1",
+        name,
+    )
+    properties["grants"] = asked.rows(
+        "SELECT coalesce(r.rolname, ''), a.privilege_type, a.is_grantable FROM pg_catalog.pg_database AS d, "
+        "aclexplode(d.datacl) AS a LEFT JOIN pg_catalog.pg_roles AS r ON r.oid = a.grantee "
+        "WHERE d.datname = %s ORDER BY 1, 2",
+        name,
+    )
+    return properties
+
+
+@contextmanager
+def maintenance(target: PostgresTarget, other_than: str = "") -> Iterator[Session]:
+    """Open a connection to a database of the server that is none of those in question."""
+    failure: ConnectionFailed | None = None
+    for name in MAINTENANCE:
+        if name == other_than:
+            continue
+        try:
+            opened = session(target.to(name))
+            admin = opened.__enter__()
+        except ConnectionFailed as error:
+            failure = failure or error
+            continue
+        try:
+            yield admin
+        except BaseException as error:
+            if not opened.__exit__(type(error), error, error.__traceback__):
+                raise
+        else:
+            opened.__exit__(None, None, None)
+        return
+    assert failure
+    raise failure
+
+
+@contextmanager
+def scratch(admin: Session, properties: Mapping[str, Any], template: str = "template0") -> Iterator[str]:
+    """Make an empty database, and drop it after the block if it still has its name.
+
+    Its name is locked as long as somebody works on it; those of dead processes are dropped first.
+
+    :param properties: those of the database that it is to be like.
+    """
+    for (name,) in admin.rows(
+        "SELECT datname FROM pg_catalog.pg_database WHERE datname ~ %s", f"^{SCRATCH}[0-9a-f]{{12}}$"
+    ):
+        if admin.value("SELECT pg_try_advisory_lock(hashtextextended(%s, 0))", name):
+            admin.rows(f"DROP DATABASE IF EXISTS {quoted(name)} WITH (FORCE)")
+            admin.rows("SELECT pg_advisory_unlock(hashtextextended(%s, 0))", name)
+    name = SCRATCH + uuid.uuid4().hex[:12]
+    admin.rows("SELECT pg_advisory_lock(hashtextextended(%s, 0))", name)
+    try:
+        admin.rows(f"CREATE DATABASE {quoted(name)} TEMPLATE {template} {_locale_options(admin, properties)}")
+        yield name
+    finally:
+        if not admin.connection.closed:
+            with suppress(Exception):
+                admin.rows("ROLLBACK")
+            admin.rows(f"DROP DATABASE IF EXISTS {quoted(name)} WITH (FORCE)")
+
+
+def _locale_options(admin: Session, properties: Mapping[str, Any]) -> str:
+    options = {
+        "ENCODING": literal(properties["encoding"]),
+        "LC_COLLATE": literal(properties["collate"]),
+        "LC_CTYPE": literal(properties["ctype"]),
+    }
+    provider = {"c": "libc", "i": "icu", "b": "builtin"}[properties["provider"]]
+    if properties["tablespace"] in {name for (name,) in admin.rows("SELECT spcname FROM pg_catalog.pg_tablespace")}:
+        options["TABLESPACE"] = quoted(properties["tablespace"])
+    if admin.major > 14:
+        options["LOCALE_PROVIDER"] = provider
+        if properties["locale"]:
+            options["ICU_LOCALE" if provider == "icu" else "BUILTIN_LOCALE"] = literal(properties["locale"])
+        if properties["rules"]:
+            options["ICU_RULES"] = literal(properties["rules"])
+    return " ".join(f"{name} = {value}" for name, value in options.items())
+
+
+def apply_properties(admin: Session, name: str, properties: Mapping[str, Any]) -> None:
+    """Give a database the owner, grants, settings, limit and comment of another one.
+
+    What belongs to roles that are not there is left out. All of it is done, or nothing.
+    """
+    database = quoted(name)
+    roles = {name for (name,) in admin.rows("SELECT rolname FROM pg_catalog.pg_roles")}
+    admin.rows("BEGIN")
+    if properties["owner"] in roles - {admin.value("SELECT current_user")}:
+        admin.rows(f"ALTER DATABASE {database} OWNER TO {quoted(properties['owner'])}")
+    if properties["connection_limit"] != -1:
+        admin.rows(f"ALTER DATABASE {database} CONNECTION LIMIT {properties['connection_limit']}")
+    if properties["is_template"]:
+        admin.rows(f"ALTER DATABASE {database} IS_TEMPLATE true")
+    if properties["comment"]:
+        admin.rows(f"COMMENT ON DATABASE {database} IS {literal(properties['comment'])}")
+    if properties["has_grants"]:
+        holders = {"PUBLIC"} | {quoted(name) for name in {properties["owner"]} & roles}
+        admin.rows(f"REVOKE ALL ON DATABASE {database} FROM {', '.join(sorted(holders))}")
+    for role, privilege, grantable in properties["grants"]:
+        if role in roles | {""}:
+            to = quoted(role) if role else "PUBLIC"
+            admin.rows(f"GRANT {privilege} ON DATABASE {database} TO {to}{' WITH GRANT OPTION' if grantable else ''}")
+    for role, settings in properties["settings"]:
+        if role in roles | {""}:
+            whose = f"ROLE {quoted(role)} IN DATABASE {database}" if role else f"DATABASE {database}"
+            for setting in settings:
+                _set(admin, whose, *setting.split("=", 1))
+    admin.rows("COMMIT")
+
+
+def _set(admin: Session, whose: str, name: str, value: str) -> None:
+    parameter = ".".join(quoted(part) for part in name.split("."))
+    if name.lower() in LISTS:  # a list in its stored form is no literal
+        admin.rows("SELECT set_config(%s, %s, true)", name, value)
+        admin.rows(f"ALTER {whose} SET {parameter} FROM CURRENT")
+    else:
+        admin.rows(f"ALTER {whose} SET {parameter} = {literal(value)}")
+
+
+def old_name(name: str, time: datetime) -> str:
+    """Return the name under which a database is kept that another one takes the place of."""
+    suffix = f"_old_{time.strftime(STAMP)}"
+    return name.encode()[: NAME_BYTES - len(suffix)].decode(errors="ignore") + suffix
+
+
+@contextmanager
+def alone(admin: Session, name: str) -> Iterator[None]:
+    """Be the only restore of a database.
+
+    :raises TargetRefused: when there is another one.
+    """
+    key = f"whatspire_db restore {name}"
+    if not admin.value("SELECT pg_try_advisory_lock(hashtextextended(%s, 0))", key):
+        raise TargetRefused(f"another restore of database {name} is under way", "wait for it to end")
+    try:
+        yield
+    finally:
+        if not admin.connection.closed:
+            admin.rows("SELECT pg_advisory_unlock(hashtextextended(%s, 0))", key)
+
+
+def swap(admin: Session, target: PostgresTarget, new: str, name: str, old: str) -> None:
+    """Give a database another one's name, in one transaction: whoever is killed, one of them has it.
+
+    The first rename holds off new sessions and waits for five seconds for those that are there, which are ended
+    meanwhile from a second connection.
+
+    :raises TargetRefused: when some of them could not be ended; nothing was changed.
+    """
+    import psycopg2
+
+    oid = admin.value("SELECT oid FROM pg_catalog.pg_database WHERE datname = %s", name)
+    ended = threading.Event()
+    with maintenance(target, name) as ender:
+        thread = threading.Thread(target=_end_sessions, args=(ender, admin.connection.info.backend_pid, oid, ended))
+        admin.rows("BEGIN")
+        thread.start()
+        try:
+            admin.rows(f"ALTER DATABASE {quoted(name)} RENAME TO {quoted(old)}")
+            admin.rows(f"ALTER DATABASE {quoted(new)} RENAME TO {quoted(name)}")
+            admin.rows("COMMIT")
+        except psycopg2.errors.ObjectInUse as error:
+            admin.rows("ROLLBACK")
+            detail = " ".join(str(error.diag.message_detail or "").split())
+            raise TargetRefused(
+                f"database {name} is in use: {detail or 'others are connected'}",
+                "end those sessions and prepared transactions, or restore with a role that may; nothing was changed",
+            ) from None
+        finally:
+            ended.set()
+            thread.join()
+
+
+def _end_sessions(ender: Session, renaming: int, oid: int, ended: threading.Event) -> None:
+    """End a database's sessions as long as another session renames it."""
+    while not ended.wait(0.02):
+        with suppress(Exception):  # of those that it may not end the rename itself will tell
+            ender.rows(_END, renaming, oid, oid)
+
+
+def rename(admin: Session, new: str, name: str) -> None:
+    """Give a database a name that none has.
+
+    :raises TargetRefused: when one has it by now.
+    """
+    import psycopg2
+
+    try:
+        admin.rows(f"ALTER DATABASE {quoted(new)} RENAME TO {quoted(name)}")
+    except psycopg2.errors.DuplicateDatabase:
+        raise TargetRefused(f"database {name} was made meanwhile", "restore again") from None

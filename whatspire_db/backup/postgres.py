@@ -1,0 +1,386 @@
+"""PostgreSQL: pg_dump with fingerprints of its own snapshot; a restore beside the database, and a swap by rename."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from ..dsn import PostgresTarget
+from ..errors import BackupFailed, BackupInvalid, NothingToBackUp, TargetRefused, VersionMismatch
+from . import pg_tools
+from .archive import Backup, Content, Progress, Table, differences, silent
+from .pg_server import (
+    Session,
+    alone,
+    apply_properties,
+    database_of,
+    database_properties,
+    maintenance,
+    old_name,
+    quoted,
+    rename,
+    scratch,
+    session,
+    swap,
+)
+
+SUFFIX = ".dump"
+MAGIC = b"PGDMP"
+LEVELS = {"none": "0", "gzip": "1", "zstd": "zstd:3"}
+# What belongs to an extension comes with it.
+_OWN = """
+NOT EXISTS (
+    SELECT FROM pg_catalog.pg_depend AS d
+    WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e'
+) AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
+"""
+_TABLES = f"""
+SELECT format('%I.%I', n.nspname, c.relname)
+FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+WHERE c.relkind = 'r' AND c.relpersistence <> 't' AND (c.relpersistence = 'p' OR NOT pg_is_in_recovery()) AND {_OWN}
+ORDER BY 1
+"""
+_ANY_RELATION = f"""
+SELECT EXISTS (
+    SELECT FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace WHERE {_OWN}
+)
+"""
+_SEQUENCES = """
+SELECT format('%I.%I', schemaname, sequencename), last_value, increment_by
+FROM pg_catalog.pg_sequences WHERE last_value IS NOT NULL AND NOT cycle ORDER BY 1
+"""
+_EXTENSIONS = """
+SELECT e.extname, e.extversion, n.nspname
+FROM pg_catalog.pg_extension AS e JOIN pg_catalog.pg_namespace AS n ON n.oid = e.extnamespace
+WHERE e.extname <> 'plpgsql' ORDER BY 1
+"""
+_ROLES = """
+SELECT DISTINCT r.rolname FROM pg_catalog.pg_shdepend AS d JOIN pg_catalog.pg_roles AS r ON r.oid = d.refobjid
+WHERE d.dbid = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
+    AND d.refclassid = 'pg_catalog.pg_authid'::regclass AND d.deptype IN ('o', 'a', 'r') ORDER BY 1
+"""
+
+
+def source_of(target: PostgresTarget) -> str:
+    """Return what tells a database from those of its name on other servers."""
+    with session(target) as asked:
+        system, name = asked.rows("SELECT system_identifier, current_database() FROM pg_catalog.pg_control_system()")[0]
+    return f"postgres {system} {name}"
+
+
+# Making
+
+
+def dump(target: PostgresTarget, draft: Path, method: str, wait: float, progress: Progress) -> Content:
+    """Write a dump in the custom format into a file that is there, while others write; return what it holds.
+
+    The fingerprints are of the very snapshot that pg_dump reads
+    (https://www.postgresql.org/docs/current/functions-admin.html, pg_export_snapshot).
+
+    :param wait: seconds to wait for others' locks.
+    """
+    with session(target) as reading:
+        tool = pg_tools.find("pg_dump", reading.major, "the server")
+        reading.rows("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        reading.rows(f"SET LOCAL lock_timeout = {int(wait * 1000)}")
+        names = [name for (name,) in reading.rows(_TABLES)]
+        if not names and not reading.value(_ANY_RELATION):
+            raise NothingToBackUp(
+                f"database {database_of(target)} holds nothing to back up", "migrate it first, or check the DSN"
+            )
+        if names and reading.value("SELECT NOT pg_is_in_recovery()"):
+            reading.rows(f"LOCK TABLE ONLY {', ONLY '.join(names)} IN ACCESS SHARE MODE")
+        (size,) = reading.rows("SELECT pg_database_size(current_database())")[0]
+        arguments = [
+            "--format=custom",
+            f"--compress={LEVELS[method]}",
+            f"--snapshot={reading.value('SELECT pg_export_snapshot()')}",
+            f"--lock-wait-timeout={int(wait * 1000)}",
+            f"--file={draft}",
+        ]
+        if reading.value("SELECT pg_is_in_recovery()"):
+            arguments.append("--no-unlogged-table-data")
+        with _beside(lambda: _content(reading, names, tool)) as content:
+            pg_tools.run(tool, arguments, target, lambda: progress("dumping", draft.stat().st_size, size))
+        reading.rows("ROLLBACK")
+    check(draft, progress)
+    return content()
+
+
+@contextmanager
+def _beside(work: Callable[[], Content]) -> Iterator[Callable[[], Content]]:
+    """Run something in a thread during the block; what is given returns its result, or raises its error."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(work)
+        yield future.result
+
+
+def _content(reading: Session, names: Sequence[str], tool: pg_tools.Tool) -> Content:
+    tables = {name: _table(reading, name) for name in names}
+    count, fingerprint = reading.rows(
+        "SELECT count(*), coalesce(sum(hashtextextended(oid || encode(lo_get(oid), 'hex'), 0)), 0)::text "
+        "FROM pg_catalog.pg_largeobject_metadata"
+    )[0]
+    if count:
+        tables["large objects"] = Table(count, fingerprint)
+    extensions = reading.rows(_EXTENSIONS)
+    details = {
+        "major": reading.major,
+        "dumped_by": tool.major,
+        "sequences": {name: [value, step] for name, value, step in reading.rows(_SEQUENCES)},
+        "extension_schemas": {name: schema for name, _, schema in extensions},
+        "roles": [name for (name,) in reading.rows(_ROLES)],
+        "database": database_properties(reading, reading.value("SELECT current_database()")),
+        "hnsw": reading.value(
+            "SELECT EXISTS (SELECT FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_am AS a ON a.oid = c.relam "
+            "WHERE c.relkind = 'i' AND a.amname = 'hnsw')"
+        ),
+    }
+    version = reading.value("SELECT current_setting('server_version')").split()[0]
+    return Content(
+        "postgres", version, _schema_version(reading, names), tables, {n: v for n, v, _ in extensions}, details
+    )
+
+
+def _table(reading: Session, name: str) -> Table:
+    rows, fingerprint = reading.rows(
+        f"SELECT count(*), coalesce(sum(hashtextextended(one.*::text, 0)), 0)::text FROM ONLY {name} AS one"
+    )[0]
+    return Table(rows, fingerprint)
+
+
+def _schema_version(reading: Session, names: Sequence[str]) -> int:
+    for name in names:
+        if name.rpartition(".")[2] == "migration_versions":
+            columns = reading.value(
+                "SELECT count(*) FROM pg_catalog.pg_attribute WHERE attrelid = %s::regclass AND attname = 'version' "
+                "AND atttypid IN (20, 23)",
+                name,
+            )
+            return int(reading.value(f"SELECT max(version) FROM {name}") or 0) if columns else 0
+    return 0
+
+
+# Verifying
+
+
+def check(file: Path, progress: Progress = silent) -> None:
+    """Read a dump to its end.
+
+    :raises BackupInvalid: when it is none, or damaged.
+    """
+    with file.open("rb") as raw:
+        if raw.read(len(MAGIC)) != MAGIC:
+            raise BackupInvalid(f"{file.name} is not a dump in PostgreSQL's custom format", "take another backup")
+    progress("reading the dump", 0, 0)
+    tool = pg_tools.find("pg_restore", 0, "the dump")
+    try:
+        pg_tools.run(tool, ["--file=/dev/null", str(file)], None)
+    except BackupFailed as error:
+        if "unsupported version" in error.fact:
+            raise VersionMismatch(f"{file.name}: {error.fact}", "take pg_restore of a later version") from None
+        raise BackupInvalid(f"{file.name} is damaged: {error.fact}", "take another backup") from None
+
+
+def test_restore(target: PostgresTarget, file: Path, content: Content, work: Path, progress: Progress) -> list[str]:
+    """Restore a dump into a scratch database of the server and return in what that differs."""
+    with maintenance(target) as admin:
+        require_fitting(admin, content)
+        with scratch(admin, content.details["database"], _template(admin, target, content)) as name:
+            fill(target.to(name), file, content, work, progress)
+            return compared(target.to(name), content)
+
+
+def _template(admin: Session, target: PostgresTarget, content: Content) -> str:
+    """Return what a scratch database is copied from: where this role may not make extensions, what holds them."""
+    if not content.extensions or admin.value("SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user"):
+        return "template0"
+    with session(target.to("template1")) as template:
+        there = {name for name, _, _ in template.rows(_EXTENSIONS)}
+        fits = there >= content.extensions.keys() and not template.value(_ANY_RELATION)
+    return "template1" if fits else "template0"
+
+
+def require_fitting(admin: Session, content: Content) -> None:
+    """Refuse a backup of a later server than this one.
+
+    :raises VersionMismatch: when it is, or when it holds an extension that is not to be had here in its version.
+    """
+    major = content.details["major"]
+    if major > admin.major:
+        raise VersionMismatch(
+            f"the backup is of PostgreSQL {major}, and this server is of version {admin.major}",
+            f"restore it on a server of version {major} or later",
+        )
+    available = dict(admin.rows("SELECT name, default_version FROM pg_catalog.pg_available_extensions"))
+    for name, version in content.extensions.items():
+        if name not in available:
+            raise VersionMismatch(
+                f"the backup holds the extension {name} {version}, which this server does not have",
+                f"install it on the server: {name} {version} or later",
+            )
+        if _numbers(available[name]) < _numbers(version):
+            raise VersionMismatch(
+                f"the backup holds the extension {name} {version}, and this server has {available[name]}",
+                f"install {name} {version} or later on the server",
+            )
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", version)]
+
+
+def compared(target: PostgresTarget, content: Content) -> list[str]:
+    """Return in what a database differs from a backup's content."""
+    with session(target) as reading:
+        names = [name for (name,) in reading.rows(_TABLES)]
+        found = _content(reading, names, pg_tools.Tool("", 0))
+    return differences(
+        replace(content, details=_compared_details(content)), replace(found, details=_compared_details(found))
+    )
+
+
+def _compared_details(content: Content) -> dict[str, Any]:
+    return {"sequences": content.details["sequences"]}
+
+
+def fill(target: PostgresTarget, file: Path, content: Content, work: Path, progress: Progress) -> None:
+    """Restore a dump into an empty database, in one transaction, and analyze it."""
+    with session(target) as filling:
+        tool = pg_tools.find("pg_restore", max(content.details["dumped_by"], filling.major), "the dump or the server")
+        entries = work / "entries"
+        entries.write_text(_entries(tool, file, filling), encoding="utf-8")
+        arguments = ["--single-transaction", "--exit-on-error", f"--use-list={entries}"]
+        if not _may_own(filling, content.details["roles"]):
+            arguments += ["--no-owner", "--no-privileges"]
+        if content.details["hnsw"]:
+            # In little memory a graph takes four times as long; in parallel it wants shared memory, of which
+            # containers have little.
+            options = ["-c maintenance_work_mem=1GB -c max_parallel_maintenance_workers=0"]
+            given = [target.arguments["options"]] if "options" in target.arguments else []
+            target = PostgresTarget({**target.arguments, "options": " ".join(options + given)})
+
+        def tick() -> None:
+            progress("restoring", filling.value("SELECT pg_database_size(current_database())"), 0)
+
+        try:
+            pg_tools.run(tool, [*arguments, str(file)], target, tick)
+        except BackupFailed as error:
+            raise _restore_failed(error) from None
+        progress("analyzing", 0, 0)
+        filling.rows("ANALYZE")
+
+
+def _entries(tool: pg_tools.Tool, file: Path, filling: Session) -> str:
+    """Return what of a dump is to be restored: all but the extensions that are there, and their schemas."""
+    there = filling.rows(_EXTENSIONS)
+    names = "|".join(re.escape(name) for name, _, _ in there) or "(?!)"
+    schemas = "|".join(re.escape(schema) for _, _, schema in there) or "(?!)"
+    left_out = re.compile(rf"\d+; \d+ \d+ (?:(?:EXTENSION -|COMMENT - EXTENSION) (?:{names})|SCHEMA - (?:{schemas})) ")
+    listing = pg_tools.run(tool, ["--list", str(file)], None)
+    return "".join(f"{line}\n" for line in listing.splitlines() if not left_out.match(line))
+
+
+def _may_own(asked: Session, roles: Sequence[str]) -> bool:
+    """Tell whether this role may give things to all who had them; else all of it is its own."""
+    if asked.value("SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user"):
+        known = asked.rows("SELECT rolname FROM pg_catalog.pg_roles")
+    else:
+        known = asked.rows("SELECT rolname FROM pg_catalog.pg_roles WHERE pg_has_role(current_user, oid, 'MEMBER')")
+    return set(roles) <= {name for (name,) in known}
+
+
+def _restore_failed(error: BackupFailed) -> BackupFailed:
+    extension = re.search(r'permission denied to create extension "?([^" ]+)', error.fact)
+    if not extension:
+        return error
+    return BackupFailed(
+        f"this role may not create the extension {extension[1]}",
+        f"let a superuser run CREATE EXTENSION {extension[1]} in template1, or in an empty database to restore --to; "
+        "or restore with a superuser",
+    )
+
+
+# Restoring
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a restore did besides: the backup of what was there, and the database that still holds it."""
+
+    safety: Backup | None = None
+    kept_database: str | None = None
+
+
+def restore(
+    target: PostgresTarget,
+    file: Path,
+    content: Content,
+    *,
+    force: bool,
+    keep: Callable[[], Backup] | None,
+    work: Path,
+    progress: Progress,
+) -> Outcome:
+    """Bring a database to what a dump holds: made beside it, compared, and swapped for it by rename.
+
+    :param target: names the database; it is made where there is none.
+    :param keep: makes a backup of what is about to be replaced; None where that was not wanted.
+    :raises TargetRefused: when there is data without `force`, or others cannot be sent away.
+    """
+    name = target.arguments["dbname"]
+    with maintenance(target, name) as admin, alone(admin, name):
+        require_fitting(admin, content)
+        properties = database_properties(admin, name)
+        if properties is not None and _is_empty(target):
+            fill(target, file, content, work, progress)
+            _require_same(target, content, "drop the database and restore again")
+            return Outcome()
+        holds_rows = properties is not None and _holds_rows(target)
+        if holds_rows and not force:
+            raise TargetRefused(f"database {name} holds data", "--force makes a backup of it, and replaces it")
+        likeness = properties or content.details["database"]
+        with scratch(admin, likeness, _template(admin, target, content)) as new:
+            fill(target.to(new), file, content, work, progress)
+            _require_same(target.to(new), content, "nothing was changed")
+            apply_properties(admin, new, likeness)
+            if properties is None:
+                rename(admin, new, name)
+                return Outcome()
+            safety = keep() if keep and holds_rows else None
+            old = old_name(name, datetime.now(timezone.utc))
+            progress("swapping", 0, 0)
+            swap(admin, target, new, name, old)
+        if keep is None or _is_saved(target.to(old), safety):
+            admin.rows(f"DROP DATABASE {quoted(old)} WITH (FORCE)")
+            return Outcome(safety)
+        return Outcome(safety, old)
+
+
+def _require_same(target: PostgresTarget, content: Content, hint: str) -> None:
+    if lines := compared(target, content):
+        raise BackupFailed(f"what was restored differs: {lines[0]}", hint)
+
+
+def _is_saved(old: PostgresTarget, safety: Backup | None) -> bool:
+    """Tell whether a database that was replaced holds nothing that was written after its backup."""
+    return not (compared(old, safety.manifest.content) if safety else _holds_rows(old))
+
+
+def _is_empty(target: PostgresTarget) -> bool:
+    with session(target) as asked:
+        return not asked.value(_ANY_RELATION)
+
+
+def _holds_rows(target: PostgresTarget) -> bool:
+    """Tell whether any table has a row, but for the migrator's own."""
+    with session(target) as asked:
+        names = [n for (n,) in asked.rows(_TABLES) if n.rpartition(".")[2] != "migration_versions"]
+        return any(asked.value(f"SELECT EXISTS (SELECT FROM ONLY {name})") for name in names)

@@ -1,0 +1,422 @@
+"""SQLite: a consistent copy under writers, its fingerprints, and the way back into a live file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import marshal
+import os
+import re
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from ..dsn import SqliteTarget
+from ..errors import BackupFailed, BackupInvalid, ConfigError, NothingToBackUp, TargetRefused
+from . import compression
+from .archive import Content, Manifest, Progress, Table, differences, silent
+from .durable import new_file, sync, workspace
+
+SUFFIX = ".sqlite3"
+HEADER = b"SQLite format 3\0"
+PAGES_A_STEP = 4096
+RESTORED_PAGES_A_STEP = 256
+CACHE_KIB = 32768  # room for a step of the largest pages
+ROWS_A_STEP = 2000
+BUSY = 5  # SQLITE_BUSY; the module names it from Python 3.11 on
+SIDE_FILES = ("-wal", "-shm", "-journal")
+
+# What integrity_check says of rows that were stored so on purpose, or before a constraint was there: it is data.
+_OF_ROWS = re.compile(r"(NULL|TEXT|NUMERIC|non-\w+) value in |CHECK constraint failed in ")
+
+Keep = Callable[[Path], None]  # is given a copy of what is about to be overwritten
+
+
+@contextmanager
+def opened(path: Path, mode: str = "rw", busy: float = 5.0, **options: str) -> Iterator[sqlite3.Connection]:
+    """Open a file that must be there, in the mode of its URI; transactions are begun by hand."""
+    parameters = "&".join(f"{key}={value}" for key, value in {"mode": mode, **options}.items())
+    uri = f"file:{quote(str(path.absolute()))}?{parameters}"
+    connection = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=busy, check_same_thread=False)
+    with closing(connection):
+        yield connection
+
+
+def file_of(target: SqliteTarget) -> Path:
+    """Return the file of a DSN, behind all links.
+
+    :raises ConfigError: when the database is in memory.
+    """
+    if target.path is None:
+        raise ConfigError("a database in memory cannot be backed up or restored", "name a file by --dsn")
+    return Path(os.path.realpath(target.path))
+
+
+def dump(source: Path, draft: Path, method: str, wait: float, progress: Progress) -> Content:
+    """Write a backup of a database into a file that is there, while others write; return what it holds.
+
+    :param wait: seconds to wait for others' locks.
+    :raises BackupFailed: when the source is missing, has no tables, or is damaged.
+    """
+    plain = draft if method == "none" else new_file(draft.with_name("plain"))
+    with _told(source):
+        _copy(source, plain, progress, wait)
+    try:
+        content = examine(plain, progress)
+    except BackupInvalid as error:
+        raise BackupFailed(f"{source} is damaged: {error.fact}", "restore a backup, or look at the disk") from None
+    if not content.tables:
+        raise NothingToBackUp(
+            f"{source} has no tables: there is nothing to back up", "migrate it first, or check the DSN"
+        )
+    if method != "none":
+        compression.compress(plain, draft, method, progress)
+        again = new_file(draft.with_name("again"))
+        compression.decompress(draft, again, method, progress)
+        if examine(again, progress) != content:
+            raise BackupFailed("what was compressed is not what was copied", "look at memory and disk")
+        plain.unlink()
+        again.unlink()
+    return content
+
+
+def _copy(source: Path, draft: Path, progress: Progress, wait: float = 5.0) -> None:
+    """Copy a database, with what is still in its WAL, as of one moment.
+
+    The snapshot is pinned by a read transaction: an unpinned copy begins again whenever somebody writes
+    (https://www.sqlite.org/backup.html).
+    """
+    with opened(source, busy=wait) as live, opened(draft) as target:
+        live.execute("BEGIN")
+        live.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        _backup(live, target, PAGES_A_STEP, lambda done, total: progress("copying", done, total))
+        live.execute("ROLLBACK")
+    _without_wal(draft)
+
+
+def _backup(
+    source: sqlite3.Connection, target: sqlite3.Connection, pages: int, tell: Callable[[int, int], None]
+) -> None:
+    """Copy all pages into a file of our own, which needs no journal: it is nothing until it is whole and synced."""
+    target.execute("PRAGMA journal_mode = OFF")
+    target.execute("PRAGMA synchronous = OFF")
+
+    def stepped(status: int, remaining: int, total: int) -> None:
+        if status == BUSY:
+            raise sqlite3.OperationalError("database is locked")
+        tell(total - remaining, total)
+
+    source.backup(target, pages=pages, progress=stepped)
+
+
+def _without_wal(path: Path) -> None:
+    """Have a copy say of itself that it has no WAL (https://www.sqlite.org/fileformat2.html, 1.3.3)."""
+    with path.open("r+b") as file:
+        if file.read(len(HEADER)) == HEADER:
+            file.seek(18)
+            file.write(b"\x01\x01")
+
+
+def examine(path: Path, progress: Progress = silent) -> Content:
+    """Return what a file that nobody else has open holds.
+
+    :raises BackupInvalid: when it is no database, or damaged.
+    """
+    with path.open("rb") as file:
+        if file.read(len(HEADER)) != HEADER:
+            raise BackupInvalid(f"{path.name} is not a SQLite database", "take another backup")
+    try:
+        # Each of both reads the whole file, and lets the other go on meanwhile.
+        with ThreadPoolExecutor(2) as pool:
+            damage = pool.submit(_damage, path)
+            tables = _tables(path, progress)
+            problem = damage.result()
+        details = _details(path)
+    except (sqlite3.DatabaseError, ValueError) as error:
+        raise BackupInvalid(f"{path.name} is damaged: {error}", "take another backup") from None
+    if problem:
+        raise BackupInvalid(f"{path.name} is damaged: {problem}", "take another backup")
+    return Content("sqlite", sqlite3.sqlite_version, _version(path), tables, details=details)
+
+
+def _reading(path: Path) -> Any:
+    return opened(path, "ro", immutable="1")
+
+
+def _damage(path: Path) -> str | None:
+    with _reading(path) as connection:
+        found = [row[0] for row in connection.execute("PRAGMA integrity_check")]
+    return next((line for line in found if line != "ok" and not _OF_ROWS.match(line)), None)
+
+
+def _details(path: Path) -> dict[str, Any]:
+    names = ("page_size", "page_count", "user_version", "application_id", "encoding", "auto_vacuum")
+    with _reading(path) as connection:
+        found = {name: connection.execute(f"PRAGMA {name}").fetchone()[0] for name in names}
+        schema = connection.execute(
+            "SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY type, name"
+        ).fetchall()
+        found["schema"] = hashlib.sha256(json.dumps(schema).encode()).hexdigest()
+    return found
+
+
+def _tables(path: Path, progress: Progress) -> dict[str, Table]:
+    """Return the rows and the fingerprint of every table, those behind virtual tables included."""
+    tables = {}
+    with _reading(path) as connection:
+        found = connection.execute(
+            "SELECT name FROM sqlite_master WHERE type = 'table' AND sql NOT LIKE 'CREATE VIRTUAL%' ORDER BY name"
+        ).fetchall()
+        for number, (name,) in enumerate(found, 1):
+            try:
+                tables[name] = _table(connection, name)
+            except sqlite3.OperationalError as error:
+                if "decode" not in str(error):
+                    raise
+                connection.text_factory = _undecoded  # text that is no UTF-8 is data all the same
+                tables[name] = _table(connection, name)
+                connection.text_factory = str
+            progress("reading tables", number, len(found))
+    return tables
+
+
+def _undecoded(value: bytes) -> str:
+    return value.decode("utf-8", "surrogateescape")
+
+
+def _table(connection: sqlite3.Connection, name: str) -> Table:
+    """Hash the rows in the order in which they lie, by Python's own serialization, whose version 2 is one to one."""
+    quoted = '"' + name.replace('"', '""') + '"'
+    found, rows = hashlib.sha256(), 0
+    cursor = connection.execute(f"SELECT * FROM {quoted} NOT INDEXED")
+    while chunk := cursor.fetchmany(ROWS_A_STEP):
+        rows += len(chunk)
+        found.update(marshal.dumps(chunk, 2))
+    return Table(rows, found.hexdigest())
+
+
+def _version(path: Path) -> int:
+    with _reading(path) as connection:
+        try:
+            return int(connection.execute("SELECT max(version) FROM migration_versions").fetchone()[0] or 0)
+        except (sqlite3.OperationalError, ValueError):
+            return 0
+
+
+# Verifying
+
+
+def plain_file(file: Path, manifest: Manifest, work: Path, progress: Progress) -> Path:
+    """Return the plain file of a backup: itself, or decompressed in a workspace."""
+    if manifest.compression == "none":
+        return file
+    plain = new_file(work / "unpacked")
+    compression.decompress(file, plain, manifest.compression, progress)
+    return plain
+
+
+def check(file: Path, manifest: Manifest, work: Path, progress: Progress) -> None:
+    """Read a backup's file to its end.
+
+    :raises BackupInvalid: when it is damaged, or holds something else than its manifest tells.
+    """
+    plain = plain_file(file, manifest, work, progress)
+    require_same(file, manifest, plain, progress)
+    if plain != file:
+        plain.unlink()
+
+
+def require_same(file: Path, manifest: Manifest, plain: Path, progress: Progress) -> None:
+    """Compare the plain file of a backup with its manifest.
+
+    :raises BackupInvalid: when it is damaged, or holds something else.
+    """
+    if lines := differences(manifest.content, examine(plain, progress)):
+        raise BackupInvalid(f"{file} is not what its manifest tells: {lines[0]}", "take another backup")
+
+
+def test_restore(file: Path, manifest: Manifest, work: Path, progress: Progress) -> list[str]:
+    """Restore a backup into a new file in a workspace and return in what that differs."""
+    plain = plain_file(file, manifest, work, progress)
+    scratch = work / "restored"
+    restore(
+        plain, manifest.content, scratch, force=False, wait=0, moved_name="", keep=lambda old: None, progress=progress
+    )
+    return differences(manifest.content, examine(scratch, progress))
+
+
+# Restoring
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a restore did besides: the files that it moved out of its way."""
+
+    moved: tuple[Path, ...] = ()
+
+
+def restore(
+    plain: Path,
+    content: Content,
+    target: Path,
+    *,
+    force: bool,
+    wait: float,
+    moved_name: str,
+    keep: Keep,
+    progress: Progress,
+) -> Outcome:
+    """Bring a database's file to what a plain copy holds; whoever has it open goes on, with the new rows.
+
+    :param wait: seconds to wait for others' transactions.
+    :param moved_name: what is added to the names of files that cannot be part of the database.
+    :param keep: is given a copy of what is overwritten, made while nobody can write.
+    :raises TargetRefused: when there is data without `force`, or others hold the file for too long.
+    """
+    with _told(target):
+        if not target.exists():
+            return _restore_new(plain, content, target, moved_name, progress)
+        if _is_no_database(target):
+            if not force:
+                raise TargetRefused(f"{target} is not a SQLite database", "--force moves it away and restores")
+            moved = _move_away([target, *_side_files(target)], moved_name)
+            outcome = _restore_new(plain, content, target, moved_name, progress)
+            return Outcome((*moved, *outcome.moved))
+        _restore_live(plain, content, target, wait, keep, progress)
+        return Outcome()
+
+
+def _is_no_database(path: Path) -> bool:
+    with path.open("rb") as file:
+        start = file.read(len(HEADER))
+    return bool(start) and start != HEADER
+
+
+def _side_files(path: Path) -> list[Path]:
+    return [side for end in SIDE_FILES if (side := path.with_name(path.name + end)).exists()]
+
+
+def _move_away(paths: list[Path], name: str) -> tuple[Path, ...]:
+    moved = []
+    for path in paths:
+        moved.append(path.rename(path.with_name(f"{path.name}.{name}")))
+    return tuple(moved)
+
+
+def _restore_new(plain: Path, content: Content, target: Path, moved_name: str, progress: Progress) -> Outcome:
+    """Make the file beside its name, compare it, and link it: it is there as a whole or not at all."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with workspace(target.parent) as work:
+        scratch = new_file(work / "scratch")
+        with opened(plain, "ro", immutable="1") as source, opened(scratch) as new:
+            _backup(source, new, PAGES_A_STEP, lambda done, total: progress("restoring", done, total))
+        if lines := differences(content, examine(scratch, progress)):
+            raise BackupFailed(f"what was restored differs: {lines[0]}", "look at the disk; nothing was changed")
+        sync(scratch)
+        if os.geteuid() == 0:  # else a service that is not root could not open it
+            owner = target.parent.stat()
+            os.chown(scratch, owner.st_uid, owner.st_gid)
+        # What a database of this name left behind would be taken for a part of this one.
+        moved = _move_away(_side_files(target), moved_name)
+        try:
+            os.link(scratch, target)
+        except FileExistsError:
+            raise TargetRefused(f"{target} was made meanwhile", "stop who makes it, or restore again") from None
+        sync(target.parent)
+    return Outcome(moved)
+
+
+def _restore_live(plain: Path, content: Content, target: Path, wait: float, keep: Keep, progress: Progress) -> None:
+    with workspace(target.parent) as work, opened(target, busy=wait) as live:
+        live.execute("PRAGMA synchronous = FULL")
+        live.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+        is_wal = live.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
+        (page_size,) = live.execute("PRAGMA page_size").fetchone()
+        if is_wal and page_size != content.details["page_size"]:
+            plain = _with_pages_of(page_size, plain, content, work, progress)
+        with opened(plain, "ro", immutable="1") as source:
+            (pages,) = source.execute("PRAGMA page_count").fetchone()
+            held = False
+
+            def stepped(status: int, remaining: int, total: int) -> None:
+                nonlocal held
+                if status == BUSY:
+                    raise TargetRefused(
+                        f"{target} was in use by another transaction for {wait:g} s",
+                        "wait for it to end, raise --lock-timeout, or stop who holds it; nothing was changed",
+                    )
+                if not held:
+                    # From here to the end nobody else can write, and nothing has been written yet.
+                    held = True
+                    _keep_old(target, is_wal, work, keep, progress)
+                progress("restoring", total - remaining, total)
+
+            # The last step commits, so there must be one before it.
+            source.backup(live, pages=min(RESTORED_PAGES_A_STEP, max(1, pages - 1)), progress=stepped)
+        if is_wal:
+            live.execute("PRAGMA busy_timeout = 0")
+            live.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if live.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
+            raise BackupFailed(
+                f"{target} is damaged after the restore", "look at the disk, and restore elsewhere by --to"
+            )
+
+
+def _with_pages_of(page_size: int, plain: Path, content: Content, work: Path, progress: Progress) -> Path:
+    """Return a copy with other pages, for in WAL mode a file keeps its page size."""
+    copy = new_file(work / "pages")
+    with opened(plain, "ro", immutable="1") as source, opened(copy) as target:
+        _backup(source, target, PAGES_A_STEP, lambda done, total: progress("copying", done, total))
+        target.execute(f"PRAGMA page_size = {page_size}")
+        target.execute("VACUUM")
+    if lines := differences(content, examine(copy, progress)):
+        raise BackupFailed(
+            f"with pages of {page_size} bytes the backup differs: {lines[0]}", "restore elsewhere by --to"
+        )
+    return copy
+
+
+def _keep_old(target: Path, is_wal: bool, work: Path, keep: Keep, progress: Progress) -> None:
+    """Copy what is about to be overwritten, as nobody can change it any more, and hand it over."""
+    old = new_file(work / "old")
+    if is_wal:
+        _copy(target, old, progress)
+    else:
+        # Readers are locked out too, but the pages of the first step are in memory still. Another process reads
+        # them, for closing the file here would lose this process's locks on it.
+        command = [sys.executable, "-c", "import shutil, sys; shutil.copyfile(*sys.argv[1:])", str(target), str(old)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            reason = (done.stderr.strip().splitlines() or ["it was ended"])[-1]
+            raise BackupFailed(f"{target} cannot be copied: {reason}", "make room; nothing was changed")
+    keep(old)
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Put SQLite's errors in words."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        text = str(error)
+        if "locked" in text:
+            raise TargetRefused(
+                f"{path} is locked by another process", "wait for it to end, raise --lock-timeout, or stop who holds it"
+            ) from None
+        if "full" in text:
+            raise BackupFailed(f"no room left: {text}", "make room; nothing was changed") from None
+        if not path.exists():
+            raise BackupFailed(f"{path} does not exist", "check WHATSAPP_DATABASE_DSN") from None
+        if path.is_dir():
+            raise BackupFailed(f"{path} is a directory", "point WHATSAPP_DATABASE_DSN at a database file") from None
+        hint = "give this user the right to read and write the file and its folder"
+        if "not a database" in text or "malformed" in text:
+            hint = "restore a backup: restore --force keeps the damaged file"
+        raise BackupFailed(f"{path}: {text}", hint) from None
