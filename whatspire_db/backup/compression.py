@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,11 +41,25 @@ def decompress(source: Path, target: Path, method: str, progress: Progress) -> N
 
     :raises BackupInvalid: when it is not what was compressed.
     """
+    with target.open("wb") as file:
+        for chunk in _chunks(source, method, progress):
+            file.write(chunk)
+
+
+def digest(source: Path, method: str, progress: Progress) -> str:
+    """Return the SHA-256 of a compressed file's content, in hexadecimal digits."""
+    found = hashlib.sha256()
+    for chunk in _chunks(source, method, progress):
+        found.update(chunk)
+    return found.hexdigest()
+
+
+def _chunks(source: Path, method: str, progress: Progress) -> Iterator[bytes]:
     total = source.stat().st_size
     try:
-        with source.open("rb") as raw, _reader(raw, method) as plain, target.open("wb") as file:
+        with source.open("rb") as raw, _reader(raw, method) as plain:
             while chunk := plain.read(CHUNK):
-                file.write(chunk)
+                yield chunk
                 progress("decompressing", raw.tell(), total)
     except Exception as error:
         if isinstance(error, EOFError | zlib.error | gzip.BadGzipFile) or type(error).__name__ == "ZstdError":

@@ -21,7 +21,7 @@ from urllib.parse import quote
 from ..dsn import SqliteTarget
 from ..errors import BackupFailed, BackupInvalid, ConfigError, NothingToBackUp, TargetRefused
 from . import compression
-from .archive import Content, Manifest, Progress, Table, differences, silent
+from .archive import Content, Manifest, Progress, Table, differences, digest, silent
 from .durable import new_file, sync, workspace
 
 SUFFIX = ".sqlite3"
@@ -78,12 +78,9 @@ def dump(source: Path, draft: Path, method: str, wait: float, progress: Progress
         )
     if method != "none":
         compression.compress(plain, draft, method, progress)
-        again = new_file(draft.with_name("again"))
-        compression.decompress(draft, again, method, progress)
-        if examine(again, progress) != content:
+        if compression.digest(draft, method, progress) != digest(plain, progress):
             raise BackupFailed("what was compressed is not what was copied", "look at memory and disk")
         plain.unlink()
-        again.unlink()
     return content
 
 
@@ -245,11 +242,14 @@ def require_same(file: Path, manifest: Manifest, plain: Path, progress: Progress
 def test_restore(file: Path, manifest: Manifest, work: Path, progress: Progress) -> list[str]:
     """Restore a backup into a new file in a workspace and return in what that differs."""
     plain = plain_file(file, manifest, work, progress)
-    scratch = work / "restored"
-    restore(
-        plain, manifest.content, scratch, force=False, wait=0, moved_name="", keep=lambda old: None, progress=progress
-    )
-    return differences(manifest.content, examine(scratch, progress))
+    return _copied(plain, manifest.content, new_file(work / "restored"), progress)
+
+
+def _copied(plain: Path, content: Content, scratch: Path, progress: Progress) -> list[str]:
+    """Copy a backup's plain file into another that is there, and return in what that differs from its content."""
+    with opened(plain, "ro", immutable="1") as source, opened(scratch) as target:
+        _backup(source, target, PAGES_A_STEP, lambda done, total: progress("restoring", done, total))
+    return differences(content, examine(scratch, progress))
 
 
 # Restoring
@@ -283,7 +283,7 @@ def restore(
     with _told(target):
         if not target.exists():
             return _restore_new(plain, content, target, moved_name, progress)
-        if _is_no_database(target):
+        if _is_no_database(target, wait):
             if not force:
                 raise TargetRefused(f"{target} is not a SQLite database", "--force moves it away and restores")
             moved = _move_away([target, *_side_files(target)], moved_name)
@@ -293,10 +293,18 @@ def restore(
         return Outcome()
 
 
-def _is_no_database(path: Path) -> bool:
-    with path.open("rb") as file:
-        start = file.read(len(HEADER))
-    return bool(start) and start != HEADER
+def _is_no_database(path: Path, wait: float) -> bool:
+    # SQLite is asked: opening a live file in another way would lose this process's locks on it when it is closed
+    # (https://www.sqlite.org/howtocorrupt.html, 2.2).
+    with opened(path, busy=wait) as connection:
+        try:
+            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        except sqlite3.DatabaseError as error:
+            if "not a database" in str(error):
+                return True
+            if "malformed" not in str(error):  # damage is kept, and overwritten
+                raise
+    return False
 
 
 def _side_files(path: Path) -> list[Path]:
@@ -315,9 +323,7 @@ def _restore_new(plain: Path, content: Content, target: Path, moved_name: str, p
     target.parent.mkdir(parents=True, exist_ok=True)
     with workspace(target.parent) as work:
         scratch = new_file(work / "scratch")
-        with opened(plain, "ro", immutable="1") as source, opened(scratch) as new:
-            _backup(source, new, PAGES_A_STEP, lambda done, total: progress("restoring", done, total))
-        if lines := differences(content, examine(scratch, progress)):
+        if lines := _copied(plain, content, scratch, progress):
             raise BackupFailed(f"what was restored differs: {lines[0]}", "look at the disk; nothing was changed")
         sync(scratch)
         if os.geteuid() == 0:  # else a service that is not root could not open it
