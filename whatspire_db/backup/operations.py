@@ -339,12 +339,14 @@ def _restore_sqlite(
     damaged: list[str] = []
 
     def keep(old: Path) -> None:
+        if not old.stat().st_size:
+            return
         try:
             content = sqlite.examine(old)
         except BackupInvalid as error:
             if not force:
                 raise TargetRefused(f"{engine.path}: {error.fact}", "--force keeps a copy, and overwrites it") from None
-            if place is not None and old.stat().st_size:
+            if place is not None:
                 damaged.append(str(_kept_damaged(engine, old, place)))
             return
         if not any(table.rows for name, table in content.tables.items() if name != "migration_versions"):
@@ -405,7 +407,7 @@ def _restore_postgres(
         def keep() -> Backup:
             return _create(engine, folder, purpose=SAFETY, progress=progress)
 
-    postgres.check(backup.file, progress)
+    check(backup.file, backup.manifest, work, progress)
     outcome = postgres.restore(
         engine.target.to(engine.database),
         backup.file,

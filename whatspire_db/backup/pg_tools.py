@@ -43,9 +43,14 @@ def find(name: str, at_least: int, what: str) -> Tool:
     if fitting:
         return min(fitting, key=lambda tool: tool.major)
     hint = (
-        f"apt-get install postgresql-client-{at_least}, or name the folder of version {at_least} by {FOLDER_VARIABLE}, "
-        f"or run this where the server's programs are: docker compose exec postgres {name} --version"
+        f"apt-get install postgresql-client-{at_least} (from apt.postgresql.org), or name the bin folder of version "
+        f"{at_least} by {FOLDER_VARIABLE}"
     )
+    if name == "pg_dump":
+        hint += (
+            "; a dump without a manifest is to be had of the server's own: "
+            "docker compose exec -T postgres pg_dump -U USER -Fc DATABASE > database.dump"
+        )
     if not found:
         where = f"in {os.environ[FOLDER_VARIABLE]}" if os.environ.get(FOLDER_VARIABLE) else "on PATH"
         raise BackupFailed(f"there is no {name} {where}, and version {at_least} or later is needed", hint)
@@ -119,6 +124,7 @@ def run(
 def _hint(text: str) -> str:
     hints = {
         "No space left": "make room; nothing was changed",
+        "does not support compression": "take --compress gzip",
         "server version mismatch": f"take the server's own programs: {FOLDER_VARIABLE}",
         "permission denied": "back up and restore with the role that owns the tables",
         "row-level security": "take a role with BYPASSRLS, or the tables' owner",

@@ -108,7 +108,7 @@ def dump(target: PostgresTarget, draft: Path, method: str, wait: float, progress
         with _beside(lambda: _content(reading, names, tool)) as content:
             pg_tools.run(tool, arguments, target, lambda: progress("dumping", draft.stat().st_size, size))
         reading.rows("ROLLBACK")
-    check(draft, progress)
+    check(draft, tool.major, progress)
     return content()
 
 
@@ -171,8 +171,10 @@ def _schema_version(reading: Session, names: Sequence[str]) -> int:
 # Verifying
 
 
-def check(file: Path, progress: Progress = silent) -> None:
+def check(file: Path, dumped_by: int, progress: Progress = silent) -> None:
     """Read a dump to its end.
+
+    :param dumped_by: the major version of the pg_dump that made it.
 
     :raises BackupInvalid: when it is none, or damaged.
     """
@@ -180,12 +182,10 @@ def check(file: Path, progress: Progress = silent) -> None:
         if raw.read(len(MAGIC)) != MAGIC:
             raise BackupInvalid(f"{file.name} is not a dump in PostgreSQL's custom format", "take another backup")
     progress("reading the dump", 0, 0)
-    tool = pg_tools.find("pg_restore", 0, "the dump")
+    tool = pg_tools.find("pg_restore", dumped_by, "the dump")
     try:
         pg_tools.run(tool, ["--file=/dev/null", str(file)], None)
     except BackupFailed as error:
-        if "unsupported version" in error.fact:
-            raise VersionMismatch(f"{file.name}: {error.fact}", "take pg_restore of a later version") from None
         raise BackupInvalid(f"{file.name} is damaged: {error.fact}", "take another backup") from None
 
 
