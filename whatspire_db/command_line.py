@@ -158,9 +158,9 @@ def say(symbol: str, text: str) -> None:
     print(f"{symbol} {text}" if sys.stdout.isatty() and encoding == "utf8" else text, flush=True)
 
 
-def progress_bar(title: str) -> Any:
-    """Return a bar on stderr whose `n` goes from 0 to 1."""
+def progress_bar(title: str, leave: bool = True) -> Any:
+    """Return a bar on stderr whose `n` goes from 0 to 1; `leave` it there when it is closed."""
     from tqdm import tqdm  # only where a bar is drawn
 
     layout = "{desc}: {percentage:3.0f}% |{bar:24}| {elapsed}{postfix}"
-    return tqdm(total=1, desc=title, bar_format=layout, file=sys.stderr, leave=True)
+    return tqdm(total=1, desc=title, bar_format=layout, file=sys.stderr, leave=leave)

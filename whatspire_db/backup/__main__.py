@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from ..command_line import (
@@ -29,6 +30,7 @@ from .retention import Policy
 
 logger = logging.getLogger("whatspire_db.backup")
 LOG_SECONDS = 10.0
+DRAW_SECONDS = 0.1
 VERBS = {
     "create": "make a backup while others write; --test-restore proves that it restores",
     "list": "list the backups of the folder, the latest first",
@@ -102,7 +104,24 @@ def _run(options: argparse.Namespace) -> int:
     logger.setLevel(logging.ERROR if options.quiet else logging.INFO)
     settings = read_settings(options)
     with _Shown(options) as progress:
-        return _VERBS[options.verb](settings, options, progress)
+        answer = _VERBS[options.verb](settings, options, progress)
+    if options.json:
+        print_json(answer.document)
+    elif not options.quiet:
+        for line in answer.lines:
+            say("✅", line.removeprefix(DONE)) if line.startswith(DONE) else print(line)
+    return OK
+
+
+DONE = "done: "
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """What a verb found or did: as a JSON document, and in lines."""
+
+    document: Any
+    lines: list[str]
 
 
 class _Shown:
@@ -113,6 +132,7 @@ class _Shown:
         self.bar: Any = None
         self.what = ""
         self.logged = time.monotonic()
+        self.drawn = 0.0
 
     def __enter__(self) -> Progress:
         return self.tell
@@ -125,10 +145,11 @@ class _Shown:
         if self.draws:
             if what != self.what:
                 self._end()
-                self.bar = progress_bar(what)
-            self.bar.n = min(share, 1.0)
-            self.bar.set_postfix_str(_size(done) if done and what in _IN_BYTES else "", refresh=False)
-            self.bar.update(0)
+                self.bar = progress_bar(what, leave=False)
+            if time.monotonic() - self.drawn > DRAW_SECONDS:
+                self.drawn = time.monotonic()
+                self.bar.n = min(share, 1.0)
+                self.bar.refresh()
         elif time.monotonic() - self.logged > LOG_SECONDS:
             self.logged = time.monotonic()
             logger.info("%s%s", what, f": {share:.0%}" if total else "")
@@ -136,16 +157,11 @@ class _Shown:
 
     def _end(self) -> None:
         if self.bar is not None:
-            self.bar.n = 1
-            self.bar.refresh()
             self.bar.close()
             self.bar = None
 
 
-_IN_BYTES = ("dumping", "checksum", "compressing")
-
-
-def _create(settings: Settings, options: argparse.Namespace, progress: Progress) -> int:
+def _create(settings: Settings, options: argparse.Namespace, progress: Progress) -> _Answer:
     policy = _policy(options)
     backup = operations.create(
         settings,
@@ -156,50 +172,33 @@ def _create(settings: Settings, options: argparse.Namespace, progress: Progress)
         lock_timeout=_wait(options),
         progress=progress,
     )
-    pruned = (
-        operations.prune(settings, options.dir, policy, name=options.name, proved=backup, progress=progress)
-        if policy
-        else []
-    )
-    if options.json:
-        print_json(backup.to_json() | ({"pruned": [p.to_json() for p in pruned]} if policy else {}))
-    elif not options.quiet:
-        say("✅", f"Backup made: {_described(backup)}")
-        _show_pruned(pruned)
-    return OK
+    made = _Answer(backup.to_json(), [f"{DONE}Backup made: {_described(backup)}"])
+    if not policy:
+        return made
+    pruned = operations.prune(settings, options.dir, policy, name=options.name, proved=backup, progress=progress)
+    return _Answer(made.document | {"pruned": [p.to_json() for p in pruned]}, made.lines + _fates(pruned))
 
 
-def _list(settings: Settings, options: argparse.Namespace, progress: Progress) -> int:
+def _list(settings: Settings, options: argparse.Namespace, progress: Progress) -> _Answer:
     backups, others = operations.list_backups(options.dir, settings)
-    if options.json:
-        print_json(
-            {
-                "backups": [{**b.to_json(), "problem": b.missing} for b in backups],
-                "others": [{"path": str(o.path), "reason": o.reason} for o in others],
-            }
-        )
-        return OK
-    for backup in backups:
-        print(f"{_described(backup)}{f'; PROBLEM: {backup.missing}' if backup.missing else ''}")
-    for other in others:
-        print(f"not a backup: {other.reason}")
-    if not backups and not options.quiet:
-        print(f"no backups in {options.dir or settings.backup_dir}")
-    return OK
+    document = {
+        "backups": [{**b.to_json(), "problem": b.missing} for b in backups],
+        "others": [{"path": str(o.path), "reason": o.reason} for o in others],
+    }
+    lines = [_described(b) + (f"; PROBLEM: {b.missing}" if b.missing else "") for b in backups]
+    lines += [f"not a backup: {other.reason}" for other in others]
+    return _Answer(document, lines or [f"no backups in {options.dir or settings.backup_dir}"])
 
 
-def _verify(settings: Settings, options: argparse.Namespace, progress: Progress) -> int:
+def _verify(settings: Settings, options: argparse.Namespace, progress: Progress) -> _Answer:
     backup = operations.find(options.file, options.dir, settings, name=options.name)
     operations.verify(backup, settings, test_restore=options.test_restore, progress=progress)
-    if options.json:
-        print_json({**backup.to_json(), "verified": True, "test_restored": options.test_restore})
-    elif not options.quiet:
-        done = "verified, restored and compared" if options.test_restore else "verified"
-        say("✅", f"Backup {done}: {_described(backup)}")
-    return OK
+    did = "verified, restored and compared" if options.test_restore else "verified"
+    document = {**backup.to_json(), "verified": True, "test_restored": options.test_restore}
+    return _Answer(document, [f"{DONE}Backup {did}: {_described(backup)}"])
 
 
-def _restore(settings: Settings, options: argparse.Namespace, progress: Progress) -> int:
+def _restore(settings: Settings, options: argparse.Namespace, progress: Progress) -> _Answer:
     backup = operations.find(options.file, options.dir, settings, name=options.name)
     done = operations.restore(
         backup,
@@ -211,32 +210,24 @@ def _restore(settings: Settings, options: argparse.Namespace, progress: Progress
         lock_timeout=_wait(options),
         progress=progress,
     )
-    if options.json:
-        print_json(done.to_json())
-    elif not options.quiet:
-        say("✅", f"Restored {done.target} from {done.backup.file}: {_holds(backup)}")
-        if done.safety:
-            print(f"   what was there before: {done.safety.file}")
-        for place in done.kept:
-            print(f"   put aside, yours to look at and to remove: {place}")
-    return OK
+    lines = [f"{DONE}Restored {done.target} from {done.backup.file}: {_holds(backup)}"]
+    if done.safety:
+        lines.append(f"   what was there before: {done.safety.file}")
+    lines += [f"   put aside, yours to look at and to remove: {place}" for place in done.kept]
+    return _Answer(done.to_json(), lines)
 
 
-def _prune(settings: Settings, options: argparse.Namespace, progress: Progress) -> int:
+def _prune(settings: Settings, options: argparse.Namespace, progress: Progress) -> _Answer:
     pruned = operations.prune(
         settings, options.dir, _policy(options), name=options.name, dry_run=options.dry_run, progress=progress
     )
-    if options.json:
-        print_json({"dry_run": options.dry_run, "backups": [p.to_json() for p in pruned]})
-    elif not options.quiet:
-        _show_pruned(pruned, options.dry_run)
-    return OK
+    document = {"dry_run": options.dry_run, "backups": [p.to_json() for p in pruned]}
+    return _Answer(document, _fates(pruned, options.dry_run))
 
 
-def _show_pruned(pruned: list[operations.Pruned], dry_run: bool = False) -> None:
-    for one in pruned:
-        fate = "would be deleted" if dry_run and one.fate == "deleted" else one.fate
-        print(f"   {fate}: {one.backup.file.name} ({'; '.join(one.reasons)})")
+def _fates(pruned: list[operations.Pruned], dry_run: bool = False) -> list[str]:
+    fates = {"deleted": "would be deleted"} if dry_run else {}
+    return [f"   {fates.get(p.fate, p.fate)}: {p.backup.file.name} ({'; '.join(p.reasons)})" for p in pruned]
 
 
 def _policy(options: argparse.Namespace) -> Policy:
@@ -275,7 +266,7 @@ def _size(size: float) -> str:
     return f"{size:.1f} GB"
 
 
-_VERBS: dict[str, Callable[[Settings, argparse.Namespace, Progress], int]] = {
+_VERBS: dict[str, Callable[[Settings, argparse.Namespace, Progress], _Answer]] = {
     "create": _create,
     "list": _list,
     "verify": _verify,

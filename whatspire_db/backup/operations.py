@@ -405,7 +405,11 @@ def _restore_postgres(
         folder = place
 
         def keep() -> Backup:
-            return _create(engine, folder, purpose=SAFETY, progress=progress)
+            try:
+                return _create(engine, folder, purpose=SAFETY, progress=progress)
+            except BackupFailed as error:
+                hint = f"{error.hint}; --no-safety-backup replaces it without"
+                raise BackupFailed(f"what is there cannot be backed up: {error.fact}", hint) from None
 
     check(backup.file, backup.manifest, work, progress)
     outcome = postgres.restore(
