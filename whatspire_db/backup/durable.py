@@ -69,7 +69,8 @@ def sweep(folder: Path) -> None:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if (path / _READY).exists():
-                    _link(path, (path / _READY).read_text(encoding="utf-8").split("\n"), folder)
+                    with suppress(FileExistsError):  # another backup got that name
+                        _link(path, (path / _READY).read_text(encoding="utf-8").split("\n"), folder)
                 shutil.rmtree(path, ignore_errors=True)
             finally:
                 os.close(descriptor)

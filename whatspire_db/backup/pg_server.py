@@ -76,8 +76,16 @@ class Session:
         """Return the first column of the first row."""
         return self.rows(sql, *values)[0][0]
 
+    def pinned(self, target: PostgresTarget) -> PostgresTarget:
+        """Return a target that leads to this very server, where it names several."""
+        if "," not in target.arguments.get("host", ""):
+            return target
+        info = self.connection.info
+        return PostgresTarget({**target.arguments, "host": info.host, "port": str(info.port)})
+
     @property
     def major(self) -> int:
+        """The major version of the server."""
         return int(self.connection.server_version) // 10000
 
 

@@ -85,6 +85,7 @@ def dump(target: PostgresTarget, draft: Path, method: str, wait: float, progress
     :param wait: seconds to wait for others' locks.
     """
     with session(target) as reading:
+        target = reading.pinned(target)
         tool = pg_tools.find("pg_dump", reading.major, "the server")
         reading.rows("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
         reading.rows(f"SET LOCAL lock_timeout = {int(wait * 1000)}")
@@ -192,6 +193,7 @@ def check(file: Path, dumped_by: int, progress: Progress = silent) -> None:
 def test_restore(target: PostgresTarget, file: Path, content: Content, work: Path, progress: Progress) -> list[str]:
     """Restore a dump into a scratch database of the server and return in what that differs."""
     with maintenance(target) as admin:
+        target = admin.pinned(target)
         require_fitting(admin, content)
         with scratch(admin, content.details["database"], _template(admin, target, content)) as name:
             fill(target.to(name), file, content, work, progress)
@@ -337,6 +339,7 @@ def restore(
     """
     name = target.arguments["dbname"]
     with maintenance(target, name) as admin, alone(admin, name):
+        target = admin.pinned(target)
         require_fitting(admin, content)
         properties = database_properties(admin, name)
         if properties is not None and _is_empty(target):
