@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import json
 import logging
 import os
@@ -51,6 +52,8 @@ def add_database_options(parser: argparse.ArgumentParser) -> None:
 
 def guarded(run: Callable[[], int]) -> int:
     """Run a command and return its exit code; an error is two lines on stderr, a fact and a hint."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name that its encoding lacks is no error
     try:
         code = run()
         sys.stdout.flush()  # output that cannot be written is found here, not when the interpreter ends
@@ -149,7 +152,12 @@ def _is_table(model: type[peewee.Model], others: Iterable[type[peewee.Model]]) -
 
 def print_json(document: Any) -> None:
     """Print one JSON document on stdout."""
-    print(json.dumps(document, ensure_ascii=False, indent=2))
+    text = json.dumps(document, ensure_ascii=False, indent=2)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(document, indent=2)
+    print(text)
 
 
 def say(symbol: str, text: str) -> None:
