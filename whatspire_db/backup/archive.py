@@ -237,10 +237,11 @@ def read_folder(folder: Path) -> tuple[list[Backup], list[NotABackup]]:
             try:
                 backup = read(path)
             except (BackupInvalid, BackupFailed) as error:  # one that cannot be read is in nobody's way
-                others.append(NotABackup(path, error.fact))
+                if os.path.lexists(path):  # else it was deleted meanwhile
+                    others.append(NotABackup(path, error.fact))
             else:
                 backups.append(backup)
-        elif not path.with_name(match[0] + ".json").exists():
+        elif not path.with_name(match[0] + ".json").exists() and os.path.lexists(path):
             others.append(NotABackup(path, f"{path} has no manifest"))
     return sorted(backups, key=lambda b: (b.manifest.serial, b.manifest.time, b.manifest.file), reverse=True), others
 

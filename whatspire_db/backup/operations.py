@@ -249,7 +249,7 @@ def verify(
     :raises BackupInvalid: when it is not what its manifest tells.
     :raises VersionMismatch: when it cannot be restored on that server.
     """
-    with _told(), _work_for(backup) as work:
+    with _told(), _still_there(backup), _work_for(backup) as work:
         _verify_file(backup, progress)
         check(backup.file, backup.manifest, work, progress)
         if test_restore:
@@ -264,6 +264,29 @@ def _verify_file(backup: Backup, progress: Progress = silent) -> None:
         problem = "its file was changed, or is damaged: the checksum differs"
     if problem:
         raise BackupInvalid(f"{backup.file}: {problem}", "take another backup: python -m whatspire_db.backup list")
+
+
+@contextmanager
+def _still_there(backup: Backup) -> Iterator[None]:
+    """Tell a backup that somebody deletes meanwhile from one that is damaged."""
+    try:
+        yield
+    except (BackupInvalid, FileNotFoundError):
+        with locked(backup.folder):  # who prunes deletes the file first
+            if _is_there(backup):
+                raise
+        raise BackupFailed(
+            f"{backup.file} was deleted meanwhile", "see what python -m whatspire_db.backup list still has"
+        ) from None
+
+
+def _is_there(backup: Backup) -> bool:
+    """Tell whether a backup has its manifest, and not another one that got its name since."""
+    try:
+        found = read(backup.manifest_path).manifest
+        return (found.serial, found.sha256) == (backup.manifest.serial, backup.manifest.sha256)
+    except BackupInvalid:
+        return backup.manifest_path.exists()
 
 
 def _engine_for_test(backup: Backup, settings: Settings | None) -> Engine:
@@ -349,7 +372,7 @@ def restore(
     if isinstance(engine, SqliteEngine):
         _require_file(engine.path)
     place = _folder(folder, settings)
-    with _told(), _work_for(backup) as work:
+    with _told(), _still_there(backup), _work_for(backup) as work:
         _verify_file(backup, progress)
         if isinstance(engine, SqliteEngine):
             safety, kept = _restore_sqlite(
@@ -565,8 +588,6 @@ def _told() -> Iterator[None]:
     """Put what the operating system refuses in words."""
     try:
         yield
-    except FileNotFoundError as error:
-        raise BackupFailed(f"{error.filename} is not there any more", "see who removed it, and run it again") from None
     except OSError as error:
         what = f"{error.filename}: " if error.filename else ""
         raise BackupFailed(
