@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -134,10 +135,23 @@ def flips(path: Path) -> Iterator[int]:
     path.write_bytes(whole)
 
 
-@pytest.mark.parametrize("damage", [*OF_BOTH, lengthen, Path.unlink])
-def test_damaged_file_is_refused(place: Place, one: backup.Backup, damage: Damage) -> None:
-    damage(one.file)
-    refused(place, one.file)
+@contextmanager
+def mended(path: Path) -> Iterator[None]:
+    """Bring back what a file held before the block."""
+    whole = path.read_bytes()
+    yield
+    if path.is_dir():
+        path.rmdir()
+    path.unlink(missing_ok=True)
+    path.write_bytes(whole)
+
+
+def test_damaged_file_is_refused(place: Place, one: backup.Backup) -> None:
+    damages: list[Damage] = [*OF_BOTH, lengthen, Path.unlink]
+    for damage in damages:
+        with mended(one.file):
+            damage(one.file)
+            refused(place, one.file)
 
 
 def test_bytes_that_flipped_in_the_file_are_found(place: Place, one: backup.Backup) -> None:
@@ -162,12 +176,11 @@ def test_the_command_line_ends_with_3(place: Place, one: backup.Backup) -> None:
 
 def test_the_engine_finds_what_a_manifest_hides(place: Place, one: backup.Backup) -> None:
     """A checksum can be right and the file wrong: when it was damaged before, by the disk or by memory."""
-    whole = one.file.read_bytes()
     for damage in (halve, truncate, empty, write_text):
-        damage(one.file)
-        refitted(one)
-        refused(place, one.file)
-        one.file.write_bytes(whole)
+        with mended(one.file):
+            damage(one.file)
+            refitted(one)
+            refused(place, one.file)
 
 
 def test_rows_that_the_file_does_not_hold_are_found_when_it_is_tried_out(place: Place, one: backup.Backup) -> None:
@@ -202,12 +215,12 @@ def test_backup_of_the_other_engine_is_refused(place: Place, one: backup.Backup,
     assert entries(place) == rows
 
 
-@pytest.mark.parametrize("damage", OF_BOTH)
-def test_damaged_manifest_is_refused(place: Place, one: backup.Backup, damage: Damage) -> None:
-    if damage is truncate:
-        one.manifest_path.write_text(one.manifest_path.read_text().rstrip())
-    damage(one.manifest_path)
-    refused(place, one.file)
+def test_damaged_manifest_is_refused(place: Place, one: backup.Backup) -> None:
+    one.manifest_path.write_text(one.manifest_path.read_text().rstrip())
+    for damage in OF_BOTH:
+        with mended(one.manifest_path):
+            damage(one.manifest_path)
+            refused(place, one.file)
 
 
 def test_manifest_that_is_missing_is_told(place: Place, one: backup.Backup) -> None:

@@ -98,13 +98,15 @@ def test_what_is_kept_and_why(place: Place, history: list[backup.Backup]) -> Non
     assert fates(prune(place, 1, 2, 2, 2)) == ["kept"] * 4
 
 
-def test_pruning_takes_a_rule(place: Place, history: list[backup.Backup]) -> None:
-    before = look(folder_of(place))
-    fails(run(place, "prune"), 2, "--keep-last")
-    fails(run(place, "prune", "--keep-last", "0"), 2, "no rule")
-    fails(run(place, "prune", "--keep-daily", "-1"), 2, "-1")
-    fails(run(place, "create", "--keep-last", "-1"), 2, "-1")
-    assert look(folder_of(place)) == before
+def test_pruning_takes_a_rule(sqlite: Place) -> None:
+    fill(sqlite)
+    history_of(sqlite)
+    before = look(folder_of(sqlite))
+    fails(run(sqlite, "prune"), 2, "--keep-last")
+    fails(run(sqlite, "prune", "--keep-last", "0"), 2, "no rule")
+    fails(run(sqlite, "prune", "--keep-daily", "-1"), 2, "-1")
+    fails(run(sqlite, "create", "--keep-last", "-1"), 2, "-1")
+    assert look(folder_of(sqlite)) == before
 
 
 def test_new_backup_prunes_the_others(place: Place, history: list[backup.Backup]) -> None:
@@ -131,13 +133,15 @@ def test_damaged_backups_never_take_the_place_of_good_ones(place: Place, history
         backup.verify(history[4])
 
 
-def test_when_all_are_damaged_none_is_deleted(place: Place, history: list[backup.Backup]) -> None:
+def test_when_all_are_damaged_none_is_deleted(sqlite: Place) -> None:
+    fill(sqlite)
+    history = history_of(sqlite)
     for one in history:
         damage(one)
-    before = look(folder_of(place))
-    assert set(fates(prune(place, 1))) == {"damaged", "kept"}  # with one left there is nothing to find out
-    assert set(fates(prune(place, 2))) == {"damaged", "kept"}
-    assert look(folder_of(place)) == before
+    before = look(folder_of(sqlite))
+    assert set(fates(prune(sqlite, 1))) == {"damaged", "kept"}  # with one left there is nothing to find out
+    assert set(fates(prune(sqlite, 2))) == {"damaged", "kept"}
+    assert look(folder_of(sqlite)) == before
 
 
 def test_backup_that_failed_counts_for_nothing(place: Place, history: list[backup.Backup]) -> None:
@@ -240,9 +244,11 @@ def test_other_database_of_the_name_is_not_touched(place: Place, request: pytest
         server.execute("DROP DATABASE other_of_the_name WITH (FORCE)")
 
 
-def test_foreign_files_links_and_directories_are_not_touched(place: Place, history: list[backup.Backup]) -> None:
-    folder, stem = folder_of(place), history[0].file.name.split(".")[0]
-    outside = place.folder / "outside"
+def test_foreign_files_links_and_directories_are_not_touched(sqlite: Place) -> None:
+    fill(sqlite)
+    history = history_of(sqlite)
+    folder, stem = folder_of(sqlite), history[0].file.name.split(".")[0]
+    outside = sqlite.folder / "outside"
     outside.mkdir()
     (outside / "precious").write_text("mine")
     for name in (
@@ -266,12 +272,12 @@ def test_foreign_files_links_and_directories_are_not_touched(place: Place, histo
     history[4].file.unlink()
     history[4].file.mkdir()
     (history[4].file / "inside").write_text("mine")
-    before = {name: data for name, data in look(place.folder).items() if "-wal" not in name and "-shm" not in name}
-    pruned = prune(place, 1)
+    before = {name: data for name, data in look(sqlite.folder).items() if "-wal" not in name and "-shm" not in name}
+    pruned = prune(sqlite, 1)
     assert fates(pruned) == ["kept", "deleted", "deleted", "damaged", "damaged", "deleted"]
     assert all("not a plain file" in one.reasons[0] for one in pruned[3:5])
     assert names(folder) == foreign | files_of([history[0], history[3], history[4]])
-    for name, data in look(place.folder).items():
+    for name, data in look(sqlite.folder).items():
         assert name not in before or before[name] == data, name
     assert (history[4].file / "inside").read_text() == "mine"
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from whatspire_db.backup.retention import Policy, decide
 
 UTC = timezone.utc
-EXAMPLES = 300
+EXAMPLES = 100
 
 # Dense enough that several fall on a day, long enough for months; in any order, for a clock may be set back.
 MOMENTS = st.integers(0, 24 * 120).map(lambda hours: datetime(2026, 11, 20, tzinfo=UTC) + timedelta(hours=hours))
