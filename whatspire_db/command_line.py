@@ -153,17 +153,21 @@ def _is_table(model: type[peewee.Model], others: Iterable[type[peewee.Model]]) -
 def print_json(document: Any) -> None:
     """Print one JSON document on stdout."""
     text = json.dumps(document, ensure_ascii=False, indent=2)
-    try:
-        text.encode(sys.stdout.encoding or "utf-8")
-    except UnicodeEncodeError:
-        text = json.dumps(document, indent=2)
-    print(text)
+    # JSON is UTF-8; in ASCII it is so in every encoding, and takes what is no Unicode.
+    print(text if _is_utf8(sys.stdout) and _is_unicode(text) else json.dumps(document, indent=2))
+
+
+def _is_utf8(stream: TextIO) -> bool:
+    return (stream.encoding or "").lower().replace("-", "") == "utf8"
+
+
+def _is_unicode(text: str) -> bool:
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def say(symbol: str, text: str) -> None:
     """Print a line, with its symbol on a terminal that takes UTF-8."""
-    encoding = (sys.stdout.encoding or "").lower().replace("-", "")
-    print(f"{symbol} {text}" if sys.stdout.isatty() and encoding == "utf8" else text, flush=True)
+    print(f"{symbol} {text}" if sys.stdout.isatty() and _is_utf8(sys.stdout) else text, flush=True)
 
 
 def progress_bar(title: str, leave: bool = True) -> Any:

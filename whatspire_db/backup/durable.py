@@ -81,7 +81,7 @@ def _finish(path: Path, folder: Path) -> None:
     with locked(folder):  # else somebody could be about to give another file that name
         if (path / _READY).exists():
             names = os.fsdecode((path / _READY).read_bytes()).split("\n")
-            with suppress(FileExistsError):  # another backup got that name
+            with suppress(FileExistsError, FileNotFoundError):  # another has that name, or it was half removed
                 _link(path, names, folder)
         _remove(path)
 
