@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,10 +22,38 @@ from whatspire_db.backup.archive import digest, stem
 
 Done = subprocess.CompletedProcess[str]
 
+# Several command lines in one process, for its start is what takes the time.
+MANY = """
+import contextlib, io, json, sys
+from whatspire_db.backup.__main__ import main
+
+ends = []
+for arguments in json.load(sys.stdin):
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        ends.append([main(arguments), out.getvalue(), err.getvalue()])
+json.dump(ends, sys.stdout)
+"""
+
 
 def run(place: Place, *arguments: str, **options: Any) -> Done:
     """Run the command line of backups."""
     return place.run(*arguments, module="whatspire_db.backup", **options)
+
+
+def run_many(place: Place, *many: tuple[str, ...]) -> list[Done]:
+    """Run command lines of backups one after the other."""
+    done = subprocess.run(
+        [sys.executable, "-c", MANY],
+        input=json.dumps(many),
+        env=place.variables(),
+        cwd=place.folder,
+        text=True,
+        capture_output=True,
+        check=True,
+    )
+    ends = json.loads(done.stdout)
+    return [Done(arguments, *end) for arguments, end in zip(many, ends, strict=True)]
 
 
 def told(done: Done) -> Any:

@@ -24,6 +24,7 @@ from tests.backup.ground import (
     refitted,
     rewritten,
     run,
+    run_many,
     settings_of,
     told,
     tools,
@@ -78,8 +79,7 @@ def refused(place: Place, path: Path, *words: str) -> None:
 
 def refused_by_the_command_line(place: Place, path: Path) -> None:
     before, rows = look(folder_of(place)), entries(place)
-    for arguments in (("verify", str(path)), ("restore", path.name, "--force")):
-        done = run(place, *arguments)
+    for done in run_many(place, ("verify", str(path)), ("restore", path.name, "--force")):
         fails(done, 3, path.name.split(".")[0])
         assert done.stdout == ""
     assert look(folder_of(place)) == before

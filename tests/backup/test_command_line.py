@@ -25,6 +25,7 @@ from tests.backup.ground import (
     names,
     rewritten,
     run,
+    run_many,
     settings_of,
     told,
     tools,
@@ -113,41 +114,43 @@ def test_the_same_in_words(sqlite: Place) -> None:
 
 def test_quiet_says_nothing_that_is_no_error(sqlite: Place) -> None:
     fill(sqlite)
-    add(sqlite, 1)
-    for arguments in (
+    quiet = [
         ("create", "-q", "--keep-last", "3"),
         ("list", "-q"),
         ("verify", "-q"),
         ("restore", "latest", "-q", "--force"),
-        ("prune", "-q", "--keep-last", "1"),
-    ):
-        done = run(sqlite, *arguments)
+    ]
+    for done in run_many(sqlite, *quiet, ("prune", "-q", "--keep-last", "1")):
         assert (done.returncode, done.stdout, done.stderr) == (0, "", ""), done
     fails(run(sqlite, "restore", "latest", "-q"), 4, "holds data")
 
 
 def test_a_list_of_nothing(place: Place) -> None:
     """It needs no database, and makes no folder."""
-    assert run(place, "list").stdout == "no backups in backups\n"
-    assert told(run(place, "list", "--json")) == {"backups": [], "others": []}
-    assert run(place, "list", "--dir", "no/where").stdout == "no backups in no/where\n"
+    (place.folder / "file").write_text("")
+    missing, as_json, elsewhere, no_folder = run_many(
+        place, ("list",), ("list", "--json"), ("list", "--dir", "no/where"), ("list", "--dir", "file")
+    )
+    assert missing.stdout == "no backups in backups\n"
+    assert told(as_json) == {"backups": [], "others": []}
+    assert elsewhere.stdout == "no backups in no/where\n"
+    fails(no_folder, 1, "file cannot be read", "--dir")
     assert not folder_of(place).exists()
     folder_of(place).mkdir()
     assert told(run(place, "list", "--json")) == {"backups": [], "others": []}
-    (place.folder / "file").write_text("")
-    fails(run(place, "list", "--dir", "file"), 1, "file cannot be read", "--dir")
 
 
 def test_exit_1_when_it_failed(place: Place) -> None:
-    gone = replace(place, dsn=str(place.folder / "no.db") if place.is_sqlite else place.dsn.replace("t_", "no_t_"))
-    fails(run(gone, "create"), 1)
-    fails(run(place, "create"), 1)
-    assert names(folder_of(place)) == set()
-    assert not (place.folder / "no.db").exists()
-    fill(place)
+    gone = place.folder / "no.db"
+    other = str(gone) if place.is_sqlite else place.dsn.replace("t_", "no_t_")
     (place.folder / "file").write_text("")
-    fails(run(place, "create", "--to", "file"), 1, "file cannot be made", "--dir")
-    fails(run(place, "create", "--to", "file/below"), 1, "--dir")
+    for done in run_many(place, ("create", "--dsn", other), ("create",)):  # there is none, and there is nothing in it
+        fails(done, 1)
+    assert names(folder_of(place)) == set()
+    assert not gone.exists()
+    fill(place)
+    for done in run_many(place, ("create", "--to", "file"), ("create", "--to", "file/below")):
+        fails(done, 1, "cannot be made", "--dir")
 
 
 WRONG = [
@@ -177,39 +180,13 @@ WRONG = [
     ("list", "--driver", "oracle"),
     ("list", "--dsn", " "),
 ]
-# All of them in one process, which is what takes the time.
-MANY = """
-import contextlib, io, json, sys
-from whatspire_db.backup.__main__ import main
-
-ends = []
-for arguments in json.load(sys.stdin):
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        ends.append([main(arguments), out.getvalue(), err.getvalue()])
-json.dump(ends, sys.stdout)
-"""
-
-
-def run_many(place: Place, many: list[tuple[str, ...]]) -> list[Done]:
-    done = subprocess.run(
-        [sys.executable, "-c", MANY],
-        input=json.dumps(many),
-        env=place.variables(),
-        cwd=place.folder,
-        text=True,
-        capture_output=True,
-        check=True,
-    )
-    ends = json.loads(done.stdout)
-    return [Done(arguments, *end) for arguments, end in zip(many, ends, strict=True)]
 
 
 def test_exit_2_for_wrong_usage(sqlite: Place) -> None:
     fill(sqlite, 1)
     made(sqlite)
     before = look(folder_of(sqlite))
-    for done in run_many(sqlite, WRONG):
+    for done in run_many(sqlite, *WRONG):
         fails(done, 2)
         assert done.stdout == ""
     fails(run(sqlite, "create", "--name", "a\udcff"), 2)
@@ -220,17 +197,24 @@ def test_exit_2_for_no_place_of_a_database(sqlite: Place) -> None:
     fill(sqlite)
     made(sqlite)
     before = look(sqlite.folder)
-    fails(run(sqlite, "restore", "latest", "--to", "backups"), 2, "is a directory")
-    fails(run(sqlite, "create", "--dsn", ":memory:"), 2, "in memory")
-    fails(run(sqlite, "restore", "latest", "--dsn", ":memory:"), 2, "in memory")
+    directory, create, restore = run_many(
+        sqlite,
+        ("restore", "latest", "--to", "backups"),
+        ("create", "--dsn", ":memory:"),
+        ("restore", "latest", "--dsn", ":memory:"),
+    )
+    fails(directory, 2, "is a directory")
+    fails(create, 2, "in memory")
+    fails(restore, 2, "in memory")
     assert {n: d for n, d in look(sqlite.folder).items() if n in before} == before
 
 
 def test_exit_3_when_it_is_no_backup(place: Place) -> None:
     fill(place)
-    fails(run(place, "verify"), 3, "backups holds no backup", "--dir")
-    fails(run(place, "restore", "latest"), 3, "backups holds no backup")
-    fails(run(place, "verify", "nothing"), 3, "nothing does not exist")
+    verify, restore, nothing = run_many(place, ("verify",), ("restore", "latest"), ("verify", "nothing"))
+    fails(verify, 3, "backups holds no backup", "--dir")
+    fails(restore, 3, "backups holds no backup")
+    fails(nothing, 3, "nothing does not exist")
 
 
 def test_exit_4_when_the_target_holds_data(place: Place) -> None:
@@ -238,8 +222,8 @@ def test_exit_4_when_the_target_holds_data(place: Place) -> None:
     (one,) = made(place)
     add(place, 1)
     before, rows = look(folder_of(place)), entries(place)
-    fails(run(place, "restore", "latest"), 4, "holds data", "--force")
-    fails(run(place, "restore", "latest", "--json"), 4, "holds data", "--force")
+    for done in run_many(place, ("restore", "latest"), ("restore", "latest", "--json")):
+        fails(done, 4, "holds data", "--force")
     assert look(folder_of(place)) == before
     assert entries(place) == rows
     assert one.file.exists()
@@ -251,21 +235,22 @@ def test_exit_4_when_the_target_is_a_backup(sqlite: Place) -> None:
     (one,) = made(sqlite)
     (other,) = made(sqlite, compress="gzip")
     before = look(folder_of(sqlite))
-    for target in (one.file, other.file):
-        fails(run(sqlite, "restore", "latest", "--to", str(target), "--force"), 4, "is a backup itself")
+    targets = [str(one.file), str(other.file)]
+    for done in run_many(sqlite, *(("restore", "latest", "--to", target, "--force") for target in targets)):
+        fails(done, 4, "is a backup itself")
     assert look(folder_of(sqlite)) == before
 
 
-def test_exit_5_when_the_server_is_older(place: Place, request: pytest.FixtureRequest) -> None:
+def test_exit_5_when_the_server_is_older(postgres: Place) -> None:
     """A backup of a later PostgreSQL than there is; on SQLite there are no such versions."""
-    postgres = place if not place.is_sqlite else request.getfixturevalue("postgres")
     fill(postgres)
     (one,) = made(postgres)
     content = one.manifest.content
     rewritten(one, content=replace(content, details={**content.details, "major": 99}))
     before, rows = look(folder_of(postgres)), entries(postgres)
-    fails(run(postgres, "restore", one.file.name, "--force"), 5, "PostgreSQL 99")
-    fails(run(postgres, "verify", one.file.name, "--test-restore"), 5, "PostgreSQL 99")
+    restore = ("restore", one.file.name, "--force")
+    for done in run_many(postgres, restore, ("verify", one.file.name, "--test-restore")):
+        fails(done, 5, "PostgreSQL 99")
     assert look(folder_of(postgres)) == before
     assert entries(postgres) == rows
 
@@ -308,26 +293,24 @@ def test_a_lock_is_waited_for_and_then_named(place: Place) -> None:
 # The scripts
 
 
-@pytest.mark.parametrize("interpreter", [sys.executable, None])
-def test_scripts(sqlite: Place, interpreter: str | None) -> None:
+def test_scripts(sqlite: Place) -> None:
     """They take what the verbs take; without PYTHON the first python3 of PATH runs them."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    variables = {k: v for k, v in sqlite.variables().items() if k != "PYTHON"} | {"PATH": path}
-    variables |= {"PYTHON": interpreter} if interpreter else {}
+    variables = {name: value for name, value in sqlite.variables().items() if name != "PYTHON"}
+    on_path = variables | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    named = variables | {"PYTHON": sys.executable, "PATH": "/usr/bin:/bin"}
 
-    def script(name: str, *arguments: str) -> Done:
+    def script(variables: dict[str, str], name: str, *arguments: str) -> Done:
         command = [str(SCRIPTS / name), *arguments]
         return subprocess.run(command, cwd=sqlite.folder, env=variables, text=True, capture_output=True, check=False)
 
     fill(sqlite)
-    made_ = json.loads(script("backup", "--json", "--name", "by script").stdout)
-    assert made_["name"] == "by script"
+    assert told(script(named, "backup", "--json", "--name", "by script"))["name"] == "by script"
     add(sqlite, 1)
-    fails(script("restore", "latest", "--name", "by script"), 4, "holds data")
-    done = script("restore", "latest", "--name", "by script", "--force")
+    fails(script(on_path, "restore", "latest", "--name", "by script"), 4, "holds data")
+    done = script(named, "restore", "latest", "--name", "by script", "--force")
     assert (done.returncode, done.stderr) == (0, "")
     assert len(entries(sqlite)) == 200
-    fails(script("backup", "--to", str(sqlite.dsn)), 1, "cannot be made")
+    fails(script(on_path, "backup", "--to", str(sqlite.dsn)), 1, "cannot be made")
 
 
 # Before a migration
