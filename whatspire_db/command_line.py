@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import json
 import logging
 import os
@@ -51,6 +52,8 @@ def add_database_options(parser: argparse.ArgumentParser) -> None:
 
 def guarded(run: Callable[[], int]) -> int:
     """Run a command and return its exit code; an error is two lines on stderr, a fact and a hint."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name that its encoding lacks is no error
     try:
         code = run()
         sys.stdout.flush()  # output that cannot be written is found here, not when the interpreter ends
@@ -149,13 +152,22 @@ def _is_table(model: type[peewee.Model], others: Iterable[type[peewee.Model]]) -
 
 def print_json(document: Any) -> None:
     """Print one JSON document on stdout."""
-    print(json.dumps(document, ensure_ascii=False, indent=2))
+    text = json.dumps(document, ensure_ascii=False, indent=2)
+    # JSON is UTF-8; in ASCII it is so in every encoding, and takes what is no Unicode.
+    print(text if _is_utf8(sys.stdout) and _is_unicode(text) else json.dumps(document, indent=2))
+
+
+def _is_utf8(stream: TextIO) -> bool:
+    return (stream.encoding or "").lower().replace("-", "") == "utf8"
+
+
+def _is_unicode(text: str) -> bool:
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def say(symbol: str, text: str) -> None:
     """Print a line, with its symbol on a terminal that takes UTF-8."""
-    encoding = (sys.stdout.encoding or "").lower().replace("-", "")
-    print(f"{symbol} {text}" if sys.stdout.isatty() and encoding == "utf8" else text, flush=True)
+    print(f"{symbol} {text}" if sys.stdout.isatty() and _is_utf8(sys.stdout) else text, flush=True)
 
 
 def progress_bar(title: str, leave: bool = True) -> Any:

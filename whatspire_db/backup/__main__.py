@@ -30,6 +30,7 @@ from .retention import Policy
 
 logger = logging.getLogger("whatspire_db.backup")
 LOG_SECONDS = 10.0
+LONGEST_SECONDS = 2_000_000.0
 DRAW_SECONDS = 0.1
 VERBS = {
     "create": "make a backup while others write; --test-restore proves that it restores",
@@ -240,7 +241,8 @@ def _policy(options: argparse.Namespace) -> Policy:
 def _wait(options: argparse.Namespace) -> float:
     if options.lock_timeout is None:
         return operations.LOCK_SECONDS
-    return read_duration("--lock-timeout", options.lock_timeout).total_seconds()
+    # The engines count milliseconds in 32 bits.
+    return min(read_duration("--lock-timeout", options.lock_timeout).total_seconds(), LONGEST_SECONDS)
 
 
 def _described(backup: Backup) -> str:

@@ -17,8 +17,9 @@ from ..errors import BackupFailed, BackupInvalid
 FORMAT = 1
 STAMP = "%Y%m%dT%H%M%SZ"
 CHUNK = 1 << 20  # bytes
+MANIFEST_BYTES = 1 << 28  # more than any number of tables takes
 ENGINES = {"sqlite": "SQLite", "postgres": "PostgreSQL"}
-_NAME = re.compile(r"(?P<name>.+)-(?P<stamp>\d{8}T\d{6}Z)")
+_NAME = re.compile(r"(?s)(?P<name>.+)-(?P<stamp>\d{8}T\d{6}Z)")
 
 Progress = Callable[[str, int, int], None]  # what is done, how much of it, of how much; 0 of 0 is not known
 
@@ -82,7 +83,8 @@ class Manifest:
     def to_text(self) -> str:
         """Return the manifest as JSON that carries a checksum of itself."""
         body = self.to_json()
-        return json.dumps(body | {"checksum": _checksum(body)}, ensure_ascii=False, indent=2) + "\n"
+        # Names of files and tables need not be Unicode, so they are written in ASCII.
+        return json.dumps(body | {"checksum": _checksum(body)}, indent=2) + "\n"
 
     @classmethod
     def from_text(cls, text: str, path: Path) -> Manifest:
@@ -100,9 +102,22 @@ class Manifest:
             del body["format"]
             content = body.pop("content")
             tables = {name: Table(**table) for name, table in content.pop("tables").items()}
-            return cls(**body, content=Content(**content, tables=tables))
-        except (ValueError, KeyError, TypeError, AttributeError):
+            manifest = cls(**body, content=Content(**content, tables=tables))
+            manifest._require_sense()
+            return manifest
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise BackupInvalid(f"{path} is not the manifest of a backup", "take another backup") from None
+
+    def _require_sense(self) -> None:
+        """Find out here, and not amid the work, what somebody made up who knows how to compute a checksum.
+
+        :raises ValueError: for what `create` does not write.
+        """
+        numbers = (self.serial, self.size, self.content.schema_version)
+        if not all(type(number) is int for number in numbers) or self.time.tzinfo is None:
+            raise ValueError
+        if self.content.engine not in ENGINES or not set(self.file).isdisjoint("/\0"):
+            raise ValueError
 
 
 def _checksum(body: Mapping[str, Any]) -> str:
@@ -132,10 +147,18 @@ class Backup:
             size = self.file.stat().st_size
         except FileNotFoundError:
             return "its file is missing"
+        except OSError as error:
+            return f"its file cannot be looked at: {error.strerror}"
         return None if size == self.manifest.size else f"its file has {size} bytes, not {self.manifest.size}"
 
     def to_json(self) -> dict[str, Any]:
         return {"path": str(self.file), "manifest": str(self.manifest_path), **self.manifest.to_json()}
+
+    @property
+    def is_foreign(self) -> bool:
+        """Tell whether somebody put a link, a directory or the like in the place of one of the files."""
+        files = (self.file, self.manifest_path)
+        return any(path.is_symlink() or (path.exists() and not path.is_file()) for path in files)
 
 
 @dataclass(frozen=True)
@@ -144,6 +167,11 @@ class NotABackup:
 
     path: Path
     reason: str
+
+    def is_of(self, name: str) -> bool:
+        """Tell whether backups of a name are called so."""
+        match = _NAME.match(self.path.name)
+        return match is not None and match["name"] == name
 
 
 def stem(name: str, time: datetime) -> str:
@@ -170,22 +198,24 @@ def read(path: Path) -> Backup:
 
     :raises BackupInvalid: when there is no manifest, or it is not this file's.
     """
-    manifest_path = path.with_name(manifest_name(path.name))
-    if not path.exists() and not manifest_path.exists():
-        raise BackupInvalid(f"{path} does not exist", "see python -m whatspire_db.backup list")
-    if path.is_dir():
-        raise BackupInvalid(f"{path} is a directory", "name a backup's file")
-    if not manifest_path.exists():
-        raise BackupInvalid(f"{path} has no manifest {manifest_path.name}", "without it a file is not a backup")
     try:
+        if path.is_dir():
+            raise BackupInvalid(f"{path} is a directory", "name a backup's file")
+        manifest_path = path.with_name(manifest_name(path.name))
+        if not path.exists() and not manifest_path.exists():
+            raise BackupInvalid(f"{path} does not exist", "see python -m whatspire_db.backup list")
+        if not manifest_path.exists():
+            raise BackupInvalid(f"{path} has no manifest {manifest_path.name}", "without it a file is not a backup")
+        if not manifest_path.is_file() or manifest_path.stat().st_size > MANIFEST_BYTES:
+            raise BackupInvalid(f"{manifest_path} is not the manifest of a backup", "take another backup")
         text = manifest_path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise BackupFailed(f"{manifest_path} cannot be read: {error.strerror}", "give this user the right to") from None
     except UnicodeDecodeError:
         raise BackupInvalid(f"{manifest_path} is not the manifest of a backup", "take another backup") from None
+    except OSError as error:
+        raise BackupFailed(f"{path} cannot be read: {error.strerror}", "give this user the right to") from None
     manifest = Manifest.from_text(text, manifest_path)
     named = path.name in (manifest.file, manifest_path.name)
-    if not named or manifest_name(manifest.file) != manifest_path.name or "/" in manifest.file:
+    if not named or manifest_name(manifest.file) != manifest_path.name:
         raise BackupInvalid(f"{manifest_path} is the manifest of {manifest.file}", "give both files their names back")
     return Backup(path.parent, manifest)
 
@@ -206,11 +236,12 @@ def read_folder(folder: Path) -> tuple[list[Backup], list[NotABackup]]:
         if path.name == match[0] + ".json":
             try:
                 backup = read(path)
-            except BackupInvalid as error:
-                others.append(NotABackup(path, error.fact))
+            except (BackupInvalid, BackupFailed) as error:  # one that cannot be read is in nobody's way
+                if os.path.lexists(path):  # else it was deleted meanwhile
+                    others.append(NotABackup(path, error.fact))
             else:
                 backups.append(backup)
-        elif not path.with_name(match[0] + ".json").exists():
+        elif not path.with_name(match[0] + ".json").exists() and os.path.lexists(path):
             others.append(NotABackup(path, f"{path} has no manifest"))
     return sorted(backups, key=lambda b: (b.manifest.serial, b.manifest.time, b.manifest.file), reverse=True), others
 

@@ -26,10 +26,10 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise BackupFailed(
-            f"the folder {folder} cannot be made: {error.strerror}", "give another one by --to"
+            f"the folder {folder} cannot be made: {error.strerror}", "give another one by --dir"
         ) from None
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise BackupFailed(f"the folder {folder} cannot be written", "give this user the right to, or another by --to")
+        raise BackupFailed(f"the folder {folder} cannot be written", "give this user the right to, or another by --dir")
 
 
 @contextmanager
@@ -43,7 +43,7 @@ def workspace(folder: Path) -> Iterator[Path]:
     try:
         yield path
     finally:
-        shutil.rmtree(path, ignore_errors=True)
+        _remove(path)
         os.close(descriptor)
 
 
@@ -60,20 +60,36 @@ def _claimed(folder: Path) -> tuple[Path, int]:
 
 
 def sweep(folder: Path) -> None:
-    """Give the files of dead processes their names, where all was ready for that, and remove the rest."""
+    """Give the files of dead processes their names, where all was ready for that, and remove the rest.
+
+    Only this user's are looked at: in a folder that others can write, theirs could say anything.
+    """
     for path in folder.iterdir():
         if not _WORK.fullmatch(path.name):
             continue
         with suppress(OSError):
-            descriptor = os.open(path, os.O_RDONLY)
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if (path / _READY).exists():
-                    with suppress(FileExistsError):  # another backup got that name
-                        _link(path, (path / _READY).read_text(encoding="utf-8").split("\n"), folder)
-                shutil.rmtree(path, ignore_errors=True)
+                if os.fstat(descriptor).st_uid == os.geteuid():
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    _finish(path, folder)
             finally:
                 os.close(descriptor)
+
+
+def _finish(path: Path, folder: Path) -> None:
+    with locked(folder):  # else somebody could be about to give another file that name
+        if (path / _READY).exists():
+            names = os.fsdecode((path / _READY).read_bytes()).split("\n")
+            with suppress(FileExistsError, FileNotFoundError):  # another has that name, or it was half removed
+                _link(path, names, folder)
+        _remove(path)
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):  # first of all, for without a part of the rest nothing is ready any more
+        (path / _READY).unlink()
+    shutil.rmtree(path, ignore_errors=True)
 
 
 @contextmanager
@@ -96,7 +112,7 @@ def publish(files: Sequence[Path], folder: Path) -> None:
         sync(file)
     work = files[0].parent
     ready = work / f"{_READY}.new"
-    ready.write_text("\n".join(file.name for file in files), encoding="utf-8")
+    ready.write_bytes(os.fsencode("\n".join(file.name for file in files)))
     sync(ready)
     ready.rename(work / _READY)
     sync(work)
@@ -104,12 +120,20 @@ def publish(files: Sequence[Path], folder: Path) -> None:
 
 
 def _link(work: Path, names: Sequence[str], folder: Path) -> None:
-    for name in names:
-        try:
-            os.link(work / name, folder / name)
-        except FileExistsError:
-            if not os.path.samefile(work / name, folder / name):
-                raise
+    """Give all files their names, or none, unless killed in between."""
+    linked: list[Path] = []
+    try:
+        for name in names:
+            try:
+                os.link(work / name, folder / name)
+                linked.append(folder / name)
+            except FileExistsError:
+                if not os.path.samefile(work / name, folder / name):
+                    raise
+    except BaseException:
+        for path in linked:
+            path.unlink()
+        raise
     sync(folder)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import tempfile
@@ -10,12 +11,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any
 
 from ..dsn import SqliteTarget
-from ..errors import BackupFailed, BackupInvalid, ConfigError, ConnectionFailed, TargetRefused
+from ..errors import BackupFailed, BackupInvalid, ConfigError, ConnectionFailed, TargetRefused, WhatspireDBError
 from ..settings import Settings
 from . import compression, sqlite
 from .archive import (
@@ -39,8 +41,12 @@ from .retention import Policy, Verdict, decide
 
 LATEST = "latest"
 SAFETY = "before a restore"
+DAMAGED = ".damaged"
 LOCK_SECONDS = 10.0
 METHODS = tuple(compression.SUFFIXES)
+NAME_BYTES = 200  # with a stamp and suffixes a file's name may have 255
+
+logger = logging.getLogger("whatspire_db.backup")
 
 
 def create(
@@ -96,8 +102,7 @@ def _create(
     method = method or engine.default_method
     if method not in METHODS:
         raise ConfigError(f"--compress is {method!r}", f"it takes {', '.join(METHODS)}")
-    if name is not None and (not name or "/" in name or name.startswith(".")):
-        raise ConfigError(f"--name is {name!r}", "it takes the beginning of a file's name")
+    _require_name(engine.name if name is None else name)
     engine.require(method)
     with _told():
         make_folder(folder)
@@ -108,6 +113,13 @@ def _create(
             if test_restore:
                 manifest = _tested(engine, draft, manifest, work, progress)
             return _published(manifest, draft, folder, engine.suffix(method), now)
+
+
+def _require_name(name: str) -> None:
+    if not name.isprintable() or "/" in name or name[:1] in ("", ".", "-"):
+        raise ConfigError(f"--name is {name!r}", "it takes the beginning of a file's name")
+    if len(os.fsencode(name)) > NAME_BYTES:
+        raise ConfigError(f"the name {name} is too long for files", f"give one of {NAME_BYTES} bytes by --name")
 
 
 def _manifest(
@@ -123,9 +135,16 @@ def _manifest(
         size=file.stat().st_size,
         sha256=digest(file, progress),
         content=content,
-        package_version=version_of("whatspire-db"),
+        package_version=_package_version(),
         purpose=purpose,
     )
+
+
+def _package_version() -> str:
+    try:
+        return version_of("whatspire-db")
+    except PackageNotFoundError:  # run from its folder
+        return "unknown"
 
 
 def _tested(engine: Engine, file: Path, manifest: Manifest, work: Path, progress: Progress) -> Manifest:
@@ -136,7 +155,7 @@ def _tested(engine: Engine, file: Path, manifest: Manifest, work: Path, progress
 
 def _published(manifest: Manifest, draft: Path, folder: Path, suffix: str, now: datetime | None) -> Backup:
     """Give a backup its names and its place behind all others of the folder."""
-    time = now or datetime.now(timezone.utc)
+    time = (now or datetime.now(timezone.utc)).astimezone(timezone.utc)
     with locked(folder):
         backups, _ = read_folder(folder)
         stem = free_stem(folder, manifest.name, time)
@@ -150,7 +169,7 @@ def _published(manifest: Manifest, draft: Path, folder: Path, suffix: str, now: 
 
 
 def _iso(time: datetime) -> str:
-    return time.astimezone(timezone.utc).isoformat(timespec="seconds")
+    return time.isoformat(timespec="seconds")
 
 
 # Finding and verifying
@@ -185,12 +204,13 @@ def find(
     place = _folder(folder, settings)
     if str(reference) != LATEST:
         path = Path(reference)
-        return read(path if path.exists() or path.parent != Path() else place / path)
+        return read(path if os.path.exists(path) or path.parent != Path() else place / path)
     engine = engine_of(settings)
     wanted = name or engine.name
+    backups, others = read_folder(place)
     named = [
         backup
-        for backup in read_folder(place)[0]
+        for backup in backups
         if (backup.manifest.name, backup.manifest.content.engine) == (wanted, engine.kind)
         and backup.manifest.purpose != SAFETY
     ]
@@ -204,7 +224,11 @@ def find(
             f"{place} holds backups of {len(sources)} databases of the name {wanted}, and none of this one",
             "name the file to take",
         )
-    return (own or named)[0]
+    latest = (own or named)[0]
+    for other in others:
+        if other.is_of(wanted) and other.path.name > latest.file.name and other.path.suffix != DAMAGED:
+            logger.warning("the latest backup may be another one: %s", other.reason)
+    return latest
 
 
 def _source(engine: Engine) -> str | None:
@@ -225,7 +249,7 @@ def verify(
     :raises BackupInvalid: when it is not what its manifest tells.
     :raises VersionMismatch: when it cannot be restored on that server.
     """
-    with _told(), _work_for(backup) as work:
+    with _told(), _still_there(backup), _work_for(backup) as work:
         _verify_file(backup, progress)
         check(backup.file, backup.manifest, work, progress)
         if test_restore:
@@ -240,6 +264,29 @@ def _verify_file(backup: Backup, progress: Progress = silent) -> None:
         problem = "its file was changed, or is damaged: the checksum differs"
     if problem:
         raise BackupInvalid(f"{backup.file}: {problem}", "take another backup: python -m whatspire_db.backup list")
+
+
+@contextmanager
+def _still_there(backup: Backup) -> Iterator[None]:
+    """Tell a backup that somebody deletes meanwhile from one that is damaged."""
+    try:
+        yield
+    except (BackupInvalid, FileNotFoundError):
+        with locked(backup.folder):  # who prunes deletes the file first
+            if _is_there(backup):
+                raise
+        raise BackupFailed(
+            f"{backup.file} was deleted meanwhile", "see what python -m whatspire_db.backup list still has"
+        ) from None
+
+
+def _is_there(backup: Backup) -> bool:
+    """Tell whether a backup has its manifest, and not another one that got its name since."""
+    try:
+        found = read(backup.manifest_path).manifest
+        return (found.serial, found.sha256) == (backup.manifest.serial, backup.manifest.sha256)
+    except BackupInvalid:
+        return backup.manifest_path.exists()
 
 
 def _engine_for_test(backup: Backup, settings: Settings | None) -> Engine:
@@ -319,9 +366,13 @@ def restore(
     started = time.perf_counter()
     settings = settings or Settings.from_environment()
     _require_engine(backup, settings)
+    if to == "":
+        raise ConfigError("--to is empty", "name a file, or another database of the server")
     engine = engine_of(settings) if to is None else engine_at(settings, to)
+    if isinstance(engine, SqliteEngine):
+        _require_file(engine.path)
     place = _folder(folder, settings)
-    with _told(), _work_for(backup) as work:
+    with _told(), _still_there(backup), _work_for(backup) as work:
         _verify_file(backup, progress)
         if isinstance(engine, SqliteEngine):
             safety, kept = _restore_sqlite(
@@ -330,6 +381,17 @@ def restore(
         else:
             safety, kept = _restore_postgres(engine, backup, place if safety_backup else None, work, force, progress)
     return Restored(engine.title, backup, safety, kept, (time.perf_counter() - started) * 1000)
+
+
+def _require_file(path: Path) -> None:
+    """Refuse what is no place for a database: a directory, or a backup, which would be overwritten."""
+    if path.is_dir():
+        raise ConfigError(f"{path} is a directory", "name a file by --to or WHATSAPP_DATABASE_DSN")
+    try:
+        read(path)
+    except WhatspireDBError:
+        return
+    raise TargetRefused(f"{path} is a backup itself", "name another file by --to")
 
 
 def _restore_sqlite(
@@ -389,7 +451,7 @@ def _kept_damaged(engine: SqliteEngine, copy: Path, folder: Path) -> Path:
     make_folder(folder)
     with workspace(folder) as work, locked(folder):
         stem = free_stem(folder, engine.name, datetime.now(timezone.utc))
-        draft = new_file(work / f"{stem}.damaged")
+        draft = new_file(work / f"{stem}{DAMAGED}")
         shutil.copyfile(copy, draft)
         publish([draft], folder)
     return folder / draft.name
@@ -488,7 +550,7 @@ def _decided(
 ) -> tuple[list[Verdict[Backup]], list[tuple[Backup, str]]]:
     """Decide again without each backup that turns out to be damaged, until all that are kept are good."""
     good = {proved.file} if proved else set()
-    damaged: list[tuple[Backup, str]] = []
+    damaged = [(b, f"{b.file}: it or its manifest is not a plain file") for b in found if b.is_foreign]
     while True:
         left = [b for b in found if b not in [bad for bad, _ in damaged]]
         verdicts = _verdicts(left, policy)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timezone
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -57,7 +57,7 @@ def decide(items: Sequence[T], time_of: Callable[[T], datetime], policy: Policy)
     ):
         seen: list[str] = []
         for number, item in enumerate(items):
-            name = bucket(time_of(item))
+            name = bucket(time_of(item).astimezone(timezone.utc))
             if name not in seen and len(seen) < most:
                 seen.append(name)
                 reasons[number].append(f"{label} {name}")

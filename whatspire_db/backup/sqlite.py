@@ -136,11 +136,12 @@ def examine(path: Path, progress: Progress = silent) -> Content:
             tables = _tables(path, progress)
             problem = damage.result()
         details = _details(path)
+        version = _version(path)
     except (sqlite3.DatabaseError, ValueError) as error:
         raise BackupInvalid(f"{path.name} is damaged: {error}", "take another backup") from None
     if problem:
         raise BackupInvalid(f"{path.name} is damaged: {problem}", "take another backup")
-    return Content("sqlite", sqlite3.sqlite_version, _version(path), tables, details=details)
+    return Content("sqlite", sqlite3.sqlite_version, version, tables, details=details)
 
 
 def _reading(path: Path) -> Any:

@@ -1,0 +1,393 @@
+"""Damage of every kind, to a backup's file and to its manifest: it is found, named, and nothing is restored from it."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.backup.ground import (
+    add,
+    entries,
+    fails,
+    fill,
+    folder_of,
+    look,
+    made,
+    refitted,
+    rewritten,
+    run,
+    run_many,
+    settings_of,
+    told,
+    tools,
+)
+from tests.conftest import Place
+from whatspire_db import backup
+from whatspire_db.backup.archive import MANIFEST_BYTES, Content, Manifest, Table, read_folder
+from whatspire_db.errors import BackupInvalid, WhatspireDBError
+
+FLIPS = 100
+
+Damage = Callable[[Path], object]
+
+
+@pytest.fixture
+def one(place: Place) -> backup.Backup:
+    """A backup, compressed on PostgreSQL as it is by default, of what the database does not hold any more."""
+    fill(place)
+    (found,) = made(place)
+    add(place, 3)
+    return found
+
+
+@pytest.fixture
+def others(request: pytest.FixtureRequest, place: Place) -> backup.Backup:
+    """A backup of the other engine, in a folder of its own."""
+    other = request.getfixturevalue("postgres" if place.is_sqlite else "sqlite")
+    fill(other)
+    with tools():
+        return backup.create(settings_of(other), other.folder / "others")
+
+
+def refused(place: Place, path: Path, *words: str) -> None:
+    """Show that verify and restore refuse a backup, that they name it, and that nothing is changed or left behind."""
+    before, rows = look(folder_of(place)), entries(place)
+    stem = path.name.split(".")[0]
+    for work in (
+        lambda: backup.verify(backup.find(path, settings=settings_of(place)), settings_of(place)),
+        lambda: backup.verify(backup.find(path, settings=settings_of(place)), settings_of(place), test_restore=True),
+        lambda: backup.restore(backup.find(path, settings=settings_of(place)), settings_of(place), force=True),
+    ):
+        with tools(), pytest.raises(BackupInvalid) as caught:
+            work()
+        assert caught.value.exit_code == 3
+        assert stem in caught.value.fact, caught.value
+        assert caught.value.hint
+        for word in words:
+            assert word in caught.value.fact, caught.value
+    assert look(folder_of(place)) == before
+    assert entries(place) == rows
+
+
+def refused_by_the_command_line(place: Place, path: Path) -> None:
+    before, rows = look(folder_of(place)), entries(place)
+    for done in run_many(place, ("verify", str(path)), ("restore", path.name, "--force")):
+        fails(done, 3, path.name.split(".")[0])
+        assert done.stdout == ""
+    assert look(folder_of(place)) == before
+    assert entries(place) == rows
+
+
+def truncate(path: Path) -> None:
+    os.truncate(path, path.stat().st_size - 1)
+
+
+def lengthen(path: Path) -> None:
+    with path.open("ab") as file:
+        file.write(b"\0")
+
+
+def halve(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def empty(path: Path) -> None:
+    os.truncate(path, 0)
+
+
+def write_text(path: Path) -> None:
+    path.write_text("this is no backup\n")
+
+
+def put_a_directory(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def put_a_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def put_an_endless_link(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path.name)
+
+
+OF_BOTH: list[Damage] = [truncate, halve, empty, write_text, put_a_directory, put_a_pipe, put_an_endless_link]
+
+
+def flips(path: Path) -> Iterator[int]:
+    """Flip a bit of a file at many places, one after the other, the first and the last byte among them."""
+    whole = path.read_bytes()
+    places = {0, len(whole) - 1, *random.sample(range(len(whole)), FLIPS - 2)}
+    for place in sorted(places):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << random.randrange(8)]) + whole[place + 1 :])
+        yield place
+    path.write_bytes(whole)
+
+
+@contextmanager
+def mended(path: Path) -> Iterator[None]:
+    """Bring back what a file held before the block."""
+    whole = path.read_bytes()
+    yield
+    if path.is_dir():
+        path.rmdir()
+    path.unlink(missing_ok=True)
+    path.write_bytes(whole)
+
+
+def test_damaged_file_is_refused(place: Place, one: backup.Backup) -> None:
+    damages: list[Damage] = [*OF_BOTH, lengthen, Path.unlink]
+    for damage in damages:
+        with mended(one.file):
+            damage(one.file)
+            refused(place, one.file)
+
+
+def test_bytes_that_flipped_in_the_file_are_found(place: Place, one: backup.Backup) -> None:
+    for _ in flips(one.file):
+        with pytest.raises(BackupInvalid, match=one.file.name):
+            backup.verify(one)
+    with tools():
+        backup.verify(one)
+
+
+def test_the_command_line_ends_with_3(place: Place, one: backup.Backup) -> None:
+    whole = one.file.read_bytes()
+    truncate(one.file)
+    refused_by_the_command_line(place, one.file)
+    one.file.write_bytes(whole)
+    manifest = one.manifest_path.read_text()
+    one.manifest_path.write_text(manifest.replace('"rows": 200', '"rows": 201'))
+    refused_by_the_command_line(place, one.file)
+    one.manifest_path.write_text(manifest)
+    assert told(run(place, "verify", "--json"))["verified"]
+
+
+def test_the_engine_finds_what_a_manifest_hides(place: Place, one: backup.Backup) -> None:
+    """A checksum can be right and the file wrong: when it was damaged before, by the disk or by memory."""
+    for damage in (halve, truncate, empty, write_text):
+        with mended(one.file):
+            damage(one.file)
+            refitted(one)
+            refused(place, one.file)
+
+
+def test_rows_that_the_file_does_not_hold_are_found_when_it_is_tried_out(place: Place, one: backup.Backup) -> None:
+    tables = dict(one.manifest.content.tables)
+    (name,) = tables
+    for table in (replace(tables[name], rows=201), replace(tables[name], fingerprint="0")):
+        rewritten(one, content=replace(one.manifest.content, tables={name: table}))
+        with tools(), pytest.raises(WhatspireDBError, match="entry has") as caught:
+            backup.verify(backup.find(one.file, settings=settings_of(place)), settings_of(place), test_restore=True)
+        assert caught.value.exit_code == 3
+        rows = entries(place)
+        with tools(), pytest.raises(WhatspireDBError, match="entry has"):
+            backup.restore(backup.find(one.file, settings=settings_of(place)), settings_of(place), force=True)
+        assert entries(place) == rows
+
+
+def test_file_of_the_other_engine_in_its_place_is_refused(
+    place: Place, one: backup.Backup, others: backup.Backup
+) -> None:
+    shutil.copyfile(others.file, one.file)
+    refused(place, one.file)
+    refitted(one)
+    refused(place, one.file)
+
+
+def test_backup_of_the_other_engine_is_refused(place: Place, one: backup.Backup, others: backup.Backup) -> None:
+    for path in (others.file, others.manifest_path):
+        shutil.copyfile(path, one.folder / path.name)
+    before, rows = look(folder_of(place)), entries(place)
+    fails(run(place, "restore", others.file.name, "--force"), 3, others.file.name, "WHATSAPP_DATABASE_DRIVER")
+    assert look(folder_of(place)) == before
+    assert entries(place) == rows
+
+
+def test_damaged_manifest_is_refused(place: Place, one: backup.Backup) -> None:
+    one.manifest_path.write_text(one.manifest_path.read_text().rstrip())
+    for damage in OF_BOTH:
+        with mended(one.manifest_path):
+            damage(one.manifest_path)
+            refused(place, one.file)
+
+
+def test_manifest_that_is_missing_is_told(place: Place, one: backup.Backup) -> None:
+    one.manifest_path.unlink()
+    refused(place, one.file, "no manifest", one.manifest_path.name)
+    backups, (other,) = backup.list_backups(one.folder)
+    assert backups == []
+    assert other.path == one.file
+
+
+def test_bytes_that_flipped_in_the_manifest_are_found(place: Place, one: backup.Backup) -> None:
+    one.manifest_path.write_text(one.manifest_path.read_text().rstrip())
+    for _ in flips(one.manifest_path):
+        with pytest.raises(BackupInvalid, match=one.manifest_path.stem):
+            backup.find(one.file, settings=settings_of(place))
+        (other,) = read_folder(one.folder)[1]
+        assert other.path == one.manifest_path
+    assert backup.find(one.file, settings=settings_of(place)) == one
+
+
+NO_MANIFESTS = [
+    "[]",
+    "null",
+    '"text"',
+    "{}",
+    '{"checksum": 1}',
+    '{"checksum": null, "format": 1}',
+    '{"checksum": "", "format": 2}',
+    "9" * 5000,
+    "NaN",
+    "\ufeff{}",
+    "[" * 200_000,
+    '{"a":' * 200_000,
+]
+
+
+def test_any_json_is_no_manifest(sqlite: Place) -> None:
+    fill(sqlite)
+    (one,) = made(sqlite)
+    for text in NO_MANIFESTS:
+        one.manifest_path.write_text(text, encoding="utf-8")
+        refused(sqlite, one.file)
+        assert len(backup.list_backups(one.folder)[1]) == 1, text[:24]
+    made(sqlite)  # what lies about is in nobody's way
+
+
+def test_manifest_that_would_fill_memory_is_not_read(sqlite: Place) -> None:
+    fill(sqlite)
+    (one,) = made(sqlite)
+    os.truncate(one.manifest_path, MANIFEST_BYTES + 1)  # holes, that take no room
+    with pytest.raises(BackupInvalid, match="is not the manifest"):
+        backup.find(one.file, settings=settings_of(sqlite))
+
+
+def test_manifest_without_sense_is_no_manifest(sqlite: Place) -> None:
+    """Its checksum is right, so somebody made it up; it leads nowhere else, and ends no run with a traceback."""
+    fill(sqlite)
+    (one,) = made(sqlite)
+    content = one.manifest.content
+    for changes in (
+        {"created_at": "yesterday"},
+        {"created_at": "2026-01-01T00:00:00"},
+        {"serial": "1"},
+        {"size": None},
+        {"file": "../" + one.file.name},
+        {"file": str(one.file)},
+        {"file": one.file.name + "\0"},
+        {"file": ""},
+        {"file": 7},
+        {"content": replace(content, engine="oracle")},
+        {"content": replace(content, engine=[])},
+        {"content": replace(content, schema_version="x")},
+    ):
+        rewritten(one, **changes)
+        with pytest.raises(BackupInvalid):
+            backup.find(one.file, settings=settings_of(sqlite))
+        assert len(read_folder(one.folder)[1]) == 1, changes
+    rewritten(one)
+    assert backup.find(one.file, settings=settings_of(sqlite)) == one
+
+
+def swap(first: Path, second: Path) -> None:
+    aside = first.with_name("aside")
+    first.rename(aside)
+    second.rename(first)
+    aside.rename(second)
+
+
+def test_names_that_were_swapped_are_found(place: Place, one: backup.Backup) -> None:
+    (other,) = made(place)
+    for swapped in (
+        [(one.file, other.file)],
+        [(one.manifest_path, other.manifest_path)],
+        [(one.file, other.file), (one.manifest_path, other.manifest_path)],
+    ):
+        for first, second in swapped:
+            swap(first, second)
+        refused(place, one.file)
+        refused(place, other.file)
+        for first, second in swapped:
+            swap(first, second)
+    with tools():
+        backup.verify(one)
+        backup.verify(other)
+
+
+def test_names_that_were_changed_are_told(place: Place, one: backup.Backup) -> None:
+    renamed = one.file.with_name("mine-" + one.file.name)
+    one.file.rename(renamed)
+    one.manifest_path.rename(renamed.with_suffix(".json"))
+    refused(place, renamed, f"is the manifest of {one.file.name}")
+    backups, (other,) = backup.list_backups(one.folder)
+    assert backups == []
+    assert one.file.name in other.reason
+
+
+def test_no_backup_has_any_name(sqlite: Place) -> None:
+    fill(sqlite)
+    made(sqlite)
+    for reference in (".", "..", "/", "", "backups", "nowhere", "no/where", "backups/x-20200101T000000Z.sqlite3"):
+        with pytest.raises(BackupInvalid, match="is a directory|does not exist"):
+            backup.find(reference, settings=settings_of(sqlite))
+    fails(run(sqlite, "verify", ""), 3, ". is a directory")
+    fails(run(sqlite, "verify", "x" * 5000), 1, "name too long")
+
+
+def test_a_folder_in_which_others_left_things_serves_on(place: Place, one: backup.Backup) -> None:
+    """Nothing that lies in the folder stops a backup, its listing, or its pruning."""
+    stems = [f"{one.manifest.name}-2020010{n}T000000Z" for n in range(1, 7)]
+    (one.folder / f"{stems[0]}.json").mkdir()
+    os.mkfifo(one.folder / f"{stems[1]}.json")
+    (one.folder / f"{stems[2]}.json").symlink_to("/dev/zero")
+    (one.folder / f"{stems[3]}.json").symlink_to(f"{stems[3]}.json")
+    (one.folder / f"{stems[4]}.json").write_bytes(b"\xff\xfe")
+    os.mkfifo(one.folder / f"{stems[5]}{one.file.suffix}")
+    (other,) = made(place)
+    listed = told(run(place, "list", "--json"))
+    assert [found["path"] for found in listed["backups"]] == [f"backups/{b.file.name}" for b in (other, one)]
+    assert {Path(found["path"]).name.split(".")[0] for found in listed["others"]} == set(stems)
+    assert all(found["reason"] for found in listed["others"])
+    assert [p["fate"] for p in told(run(place, "prune", "--keep-last", "1", "--json"))["backups"]] == [
+        "kept",
+        "deleted",
+    ]
+
+
+def test_latest_says_that_a_later_one_is_damaged(place: Place, one: backup.Backup) -> None:
+    (later,) = made(place)
+    later.manifest_path.write_text("{}")
+    done = run(place, "verify")
+    assert done.returncode == 0
+    assert one.file.name in done.stdout
+    assert done.stderr.startswith("WARNING: the latest backup may be another one: ")
+    assert later.manifest_path.name in done.stderr
+
+
+def test_manifest_keeps_every_name(sqlite: Place) -> None:
+    """What a manifest holds comes back as it was, also what is no Unicode or no end of a line."""
+    odd = 'é\n\u2028\udcff"\\ \0'
+    content = Content("sqlite", "3", 1, {odd: Table(1, odd)}, {odd: odd}, {"details": [odd, 1.5, None]})
+    manifest = Manifest(odd, "x", "2026-01-01T00:00:00+00:00", 1, odd, "none", 2, "", content, "0", odd)
+    text = manifest.to_text()
+    assert text.isascii()
+    assert Manifest.from_text(text, Path("x")) == manifest
+    body = json.loads(text)
+    for key in body:
+        with pytest.raises(BackupInvalid):
+            Manifest.from_text(json.dumps(body | {key: "another"}), Path("x"))
+        with pytest.raises(BackupInvalid):
+            Manifest.from_text(json.dumps({k: v for k, v in body.items() if k != key}), Path("x"))
