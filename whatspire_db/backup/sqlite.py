@@ -35,6 +35,7 @@ SIDE_FILES = ("-wal", "-shm", "-journal")
 
 # What integrity_check says of rows that were stored so on purpose, or before a constraint was there: it is data.
 _OF_ROWS = re.compile(r"(NULL|TEXT|NUMERIC|non-\w+) value in |CHECK constraint failed in ")
+_BROKEN = re.compile(r"not a database|malformed")
 
 Keep = Callable[[Path], None]  # is given a copy of what is about to be overwritten
 
@@ -283,9 +284,9 @@ def restore(
     with _told(target):
         if not target.exists():
             return _restore_new(plain, content, target, moved_name, progress)
-        if _is_no_database(target):
+        if problem := _unreadable(target, wait):
             if not force:
-                raise TargetRefused(f"{target} is not a SQLite database", "--force moves it away and restores")
+                raise TargetRefused(f"{target}: {problem}", "--force moves it away and restores")
             moved = _move_away([target, *_side_files(target)], moved_name)
             outcome = _restore_new(plain, content, target, moved_name, progress)
             return Outcome((*moved, *outcome.moved))
@@ -293,10 +294,19 @@ def restore(
         return Outcome()
 
 
-def _is_no_database(path: Path) -> bool:
-    with path.open("rb") as file:
-        start = file.read(len(HEADER))
-    return bool(start) and start != HEADER
+def _unreadable(path: Path, wait: float) -> str | None:
+    """Tell why SQLite itself cannot make a database of a file; None when it can.
+
+    The file is opened by SQLite alone: closing it after another way would end all locks of this process on it.
+    """
+    try:
+        with opened(path, busy=wait) as connection:
+            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    except sqlite3.DatabaseError as error:
+        if _BROKEN.search(str(error)):
+            return str(error)
+        raise
+    return None
 
 
 def _side_files(path: Path) -> list[Path]:
@@ -417,6 +427,6 @@ def _told(path: Path) -> Iterator[None]:
         if path.is_dir():
             raise BackupFailed(f"{path} is a directory", "point WHATSAPP_DATABASE_DSN at a database file") from None
         hint = "give this user the right to read and write the file and its folder"
-        if "not a database" in text or "malformed" in text:
+        if _BROKEN.search(text):
             hint = "restore a backup: restore --force keeps the damaged file"
         raise BackupFailed(f"{path}: {text}", hint) from None
