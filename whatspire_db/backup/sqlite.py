@@ -283,13 +283,11 @@ def restore(
     """
     with _told(target):
         if not target.exists():
-            return _restore_new(plain, content, target, moved_name, progress)
+            return _restore_new(plain, content, target, moved_name, progress, replaces=False)
         if problem := _unreadable(target, wait):
             if not force:
                 raise TargetRefused(f"{target}: {problem}", "--force moves it away and restores")
-            moved = _move_away([target, *_side_files(target)], moved_name)
-            outcome = _restore_new(plain, content, target, moved_name, progress)
-            return Outcome((*moved, *outcome.moved))
+            return _restore_new(plain, content, target, moved_name, progress, replaces=True)
         _restore_live(plain, content, target, wait, keep, progress)
         return Outcome()
 
@@ -313,15 +311,28 @@ def _side_files(path: Path) -> list[Path]:
     return [side for end in SIDE_FILES if (side := path.with_name(path.name + end)).exists()]
 
 
-def _move_away(paths: list[Path], name: str) -> tuple[Path, ...]:
-    moved = []
-    for path in paths:
-        moved.append(path.rename(path.with_name(f"{path.name}.{name}")))
-    return tuple(moved)
+@contextmanager
+def _moved_away(paths: list[Path], name: str) -> Iterator[tuple[Path, ...]]:
+    """Give files other names, and should the block fail, their own back."""
+    moved = {path: path.with_name(f"{path.name}.{name}") for path in paths}
+    try:
+        for path, other in moved.items():
+            path.rename(other)
+        yield tuple(moved.values())
+    except BaseException:
+        for path, other in moved.items():
+            if other.exists() and not path.exists():
+                other.rename(path)
+        raise
 
 
-def _restore_new(plain: Path, content: Content, target: Path, moved_name: str, progress: Progress) -> Outcome:
-    """Make the file beside its name, compare it, and link it: it is there as a whole or not at all."""
+def _restore_new(
+    plain: Path, content: Content, target: Path, moved_name: str, progress: Progress, *, replaces: bool
+) -> Outcome:
+    """Make the file beside its name, compare it, and link it: it is there as a whole or not at all.
+
+    :param replaces: what is no database, and is moved away at the last moment.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     with workspace(target.parent) as work:
         scratch = new_file(work / "scratch")
@@ -333,12 +344,15 @@ def _restore_new(plain: Path, content: Content, target: Path, moved_name: str, p
         if os.geteuid() == 0:  # else a service that is not root could not open it
             owner = target.parent.stat()
             os.chown(scratch, owner.st_uid, owner.st_gid)
+        meanwhile = TargetRefused(f"{target} was made meanwhile", "stop who makes it, or restore again")
+        if target.exists() and not replaces:
+            raise meanwhile  # and what lies beside it is its own
         # What a database of this name left behind would be taken for a part of this one.
-        moved = _move_away(_side_files(target), moved_name)
-        try:
-            os.link(scratch, target)
-        except FileExistsError:
-            raise TargetRefused(f"{target} was made meanwhile", "stop who makes it, or restore again") from None
+        with _moved_away([*([target] if replaces else []), *_side_files(target)], moved_name) as moved:
+            try:
+                os.link(scratch, target)
+            except FileExistsError:
+                raise meanwhile from None
         sync(target.parent)
     return Outcome(moved)
 
