@@ -30,6 +30,7 @@ PAGES_A_STEP = 4096
 RESTORED_PAGES_A_STEP = 256
 CACHE_KIB = 32768  # room for a step of the largest pages
 ROWS_A_STEP = 2000
+MANY_LINES = 2**31 - 1
 BUSY = 5  # SQLITE_BUSY; the module names it from Python 3.11 on
 SIDE_FILES = ("-wal", "-shm", "-journal")
 
@@ -153,8 +154,13 @@ def _reading(path: Path) -> Any:
 
 def _damage(path: Path) -> str | None:
     with _reading(path) as connection:
-        found = [row[0] for row in connection.execute("PRAGMA integrity_check")]
-    return next((line for line in found if line != "ok" and not _OF_ROWS.match(line)), None)
+        return _found_by(connection, "integrity_check")
+
+
+def _found_by(connection: sqlite3.Connection, check: str) -> str | None:
+    """Return the first damage that one of SQLite's checks tells of; by itself it ends after a hundred lines."""
+    lines = (row[0] for row in connection.execute(f"PRAGMA {check}({MANY_LINES})"))
+    return next((line for line in lines if line != "ok" and not _OF_ROWS.match(line)), None)
 
 
 def _details(path: Path) -> dict[str, Any]:
@@ -387,7 +393,7 @@ def _restore_live(plain: Path, content: Content, target: Path, wait: float, keep
         if is_wal:
             live.execute("PRAGMA busy_timeout = 0")
             live.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-        if live.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
+        if _found_by(live, "quick_check"):
             raise BackupFailed(
                 f"{target} is damaged after the restore", "look at the disk, and restore elsewhere by --to"
             )
