@@ -339,12 +339,14 @@ def _restore_sqlite(
     damaged: list[str] = []
 
     def keep(old: Path) -> None:
+        if not old.stat().st_size:
+            return  # a file that SQLite opened, and nobody wrote
         try:
             content = sqlite.examine(old)
         except BackupInvalid as error:
             if not force:
                 raise TargetRefused(f"{engine.path}: {error.fact}", "--force keeps a copy, and overwrites it") from None
-            if place is not None and old.stat().st_size:
+            if place is not None:
                 damaged.append(str(_kept_damaged(engine, old, place)))
             return
         if not any(table.rows for name, table in content.tables.items() if name != "migration_versions"):
@@ -354,6 +356,8 @@ def _restore_sqlite(
         if place is not None:
             made.append(_adopted(engine, old, content, place))
 
+    if engine.path.exists() and engine.path.samefile(backup.file):
+        raise ConfigError(f"{engine.path} is the backup itself", "restore it to another place")
     plain = sqlite.plain_file(backup.file, backup.manifest, work, progress)
     sqlite.require_same(backup.file, backup.manifest, plain, progress)
     stamp = datetime.now(timezone.utc).strftime(STAMP)
