@@ -317,21 +317,6 @@ def _side_files(path: Path) -> list[Path]:
     return [side for end in SIDE_FILES if (side := path.with_name(path.name + end)).exists()]
 
 
-@contextmanager
-def _moved_away(paths: list[Path], name: str) -> Iterator[tuple[Path, ...]]:
-    """Give files other names, and should the block fail, their own back."""
-    moved = {path: path.with_name(f"{path.name}.{name}") for path in paths}
-    try:
-        for path, other in moved.items():
-            path.rename(other)
-        yield tuple(moved.values())
-    except BaseException:
-        for path, other in moved.items():
-            if other.exists() and not path.exists():
-                other.rename(path)
-        raise
-
-
 def _restore_new(
     plain: Path, content: Content, target: Path, moved_name: str, progress: Progress, *, replaces: bool
 ) -> Outcome:
@@ -354,13 +339,22 @@ def _restore_new(
         if target.exists() and not replaces:
             raise meanwhile  # and what lies beside it is its own
         # What a database of this name left behind would be taken for a part of this one.
-        with _moved_away([*([target] if replaces else []), *_side_files(target)], moved_name) as moved:
-            try:
-                os.link(scratch, target)
-            except FileExistsError:
+        away = [*([target] if replaces else []), *_side_files(target)]
+        moved = {path: path.with_name(f"{path.name}.{moved_name}") for path in away}
+        try:
+            for path, other in moved.items():
+                path.rename(other)
+            os.link(scratch, target)
+        except BaseException as error:
+            if not (target.exists() and target.samefile(scratch)):
+                for path, other in moved.items():
+                    if other.exists() and not path.exists():
+                        other.rename(path)
+            if isinstance(error, FileExistsError):
                 raise meanwhile from None
+            raise
         sync(target.parent)
-    return Outcome(moved)
+    return Outcome(tuple(moved.values()))
 
 
 def _restore_live(plain: Path, content: Content, target: Path, wait: float, keep: Keep, progress: Progress) -> None:
