@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -382,15 +382,23 @@ def _restore_live(plain: Path, content: Content, target: Path, wait: float, keep
                     _keep_old(target, is_wal, work, keep, progress)
                 progress("restoring", total - remaining, total)
 
-            # The last step commits, so there must be one before it.
-            source.backup(live, pages=min(RESTORED_PAGES_A_STEP, max(1, pages - 1)), progress=stepped)
-        if is_wal:
-            live.execute("PRAGMA busy_timeout = 0")
-            live.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            try:
+                # The last step commits, so there must be one before it.
+                source.backup(live, pages=min(RESTORED_PAGES_A_STEP, max(1, pages - 1)), progress=stepped)
+            finally:
+                if is_wal:
+                    _empty_wal(live)
         if _found_by(live, "quick_check"):
             raise BackupFailed(
                 f"{target} is damaged after the restore", "look at the disk, and restore elsewhere by --to"
             )
+
+
+def _empty_wal(live: sqlite3.Connection) -> None:
+    """Give back the room of what was written, or was given up; what cannot be moved now is as good in the WAL."""
+    with suppress(sqlite3.OperationalError):
+        live.execute("PRAGMA busy_timeout = 0")
+        live.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
 
 
 def _with_pages_of(page_size: int, plain: Path, content: Content, work: Path, progress: Progress) -> Path:
