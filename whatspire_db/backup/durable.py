@@ -89,7 +89,7 @@ def locked(folder: Path) -> Iterator[None]:
 def publish(files: Sequence[Path], folder: Path) -> None:
     """Link the files of one workspace, which have their final names, into a folder, in this order; none is replaced.
 
-    Who is killed in the middle leaves what `sweep` finishes.
+    Who is killed in the middle leaves what `sweep` finishes; who fails there takes the names back.
     """
     for file in files:
         sync(file)
@@ -99,7 +99,14 @@ def publish(files: Sequence[Path], folder: Path) -> None:
     sync(ready)
     ready.rename(work / _READY)
     sync(work)
-    _link(work, [file.name for file in files], folder)
+    try:
+        _link(work, [file.name for file in files], folder)
+    except BaseException:
+        for file in reversed(files):
+            with suppress(FileNotFoundError):
+                if os.path.samefile(file, folder / file.name):
+                    (folder / file.name).unlink()
+        raise
 
 
 def _link(work: Path, names: Sequence[str], folder: Path) -> None:
