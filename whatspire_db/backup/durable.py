@@ -6,6 +6,7 @@ import fcntl
 import os
 import re
 import shutil
+import signal
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -39,12 +40,26 @@ def workspace(folder: Path) -> Iterator[Path]:
     What a killed process left behind is finished or removed first: a workspace in use is locked.
     """
     sweep(folder)
-    path, descriptor = _claimed(folder)
+    claimed: list[tuple[Path, int]] = []
     try:
-        yield path
+        with _undisturbed():
+            claimed.append(_claimed(folder))
+        yield claimed[0][0]
     finally:
-        shutil.rmtree(path, ignore_errors=True)
-        os.close(descriptor)
+        with _undisturbed():
+            for path, descriptor in claimed:
+                shutil.rmtree(path, ignore_errors=True)
+                os.close(descriptor)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Let signals that end a run wait for the end of a block, which is short."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _claimed(folder: Path) -> tuple[Path, int]:
