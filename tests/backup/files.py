@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import ctypes
+import io
 import json
+import os
+import signal
 import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.conftest import Place
 from tests.servers import eventually
+from whatspire_db.backup.__main__ import main
 
 PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 24, 1, 2
 MODES = ("wal", "delete")
@@ -25,8 +31,18 @@ Done = subprocess.CompletedProcess[str]
 
 
 def run(place: Place, *arguments: str, **options: Any) -> Done:
-    """Run the command line of backups."""
-    return place.run(*arguments, module="whatspire_db.backup", **options)
+    """Run the command line of backups: in this process, which saves starting one, or as another with its options."""
+    if options:
+        return place.run(*arguments, module="whatspire_db.backup", **options)
+    out, err, handler = io.StringIO(), io.StringIO(), signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+            patch.chdir(place.folder)
+            patch.setattr(os, "environ", place.variables())
+            code = main(list(arguments))
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    return Done(arguments, code, out.getvalue(), err.getvalue())
 
 
 def start(place: Place, *arguments: str, **options: Any) -> subprocess.Popen[str]:
@@ -75,6 +91,13 @@ def ask(path: str | Path, question: str) -> list[tuple[Any, ...]]:
 def filled(path: str | Path, mode: str = "wal", *, word: str = "row", rows: int = 100, length: int = 100) -> Path:
     """Make a file with rows that are named by a word, and of the given length in bytes, twice that as text."""
     return script(path, f"PRAGMA journal_mode = {mode}", ENTRY, ROWS.format(rows=rows, word=word, length=length))
+
+
+def damage(path: Path) -> None:
+    """Overwrite pages in the middle of a file, of which SQLite notices nothing when it opens it."""
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size // 2 // 4096 * 4096)
+        file.write(os.urandom(3 * 4096))
 
 
 def words(path: str | Path) -> list[str]:

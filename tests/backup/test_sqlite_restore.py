@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sqlite3
 import sys
 from collections.abc import Callable
@@ -16,10 +15,12 @@ import pytest
 from tests.backup.files import (
     ENTRY,
     MODES,
+    ROWS,
     ask,
     backups,
     clerk,
     client,
+    damage,
     filled,
     left,
     made,
@@ -34,6 +35,9 @@ from tests.backup.files import (
 from tests.conftest import Place
 from tests.servers import eventually
 from whatspire_db import Settings, backup
+from whatspire_db.backup.archive import silent
+from whatspire_db.backup.sqlite import _keep_old
+from whatspire_db.errors import TargetRefused
 
 COUNT = "SELECT count(*) FROM entry"
 SHORT = ("--lock-timeout", "300ms")
@@ -54,9 +58,11 @@ def safety_backups(place: Place) -> list[Path]:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_who_has_the_file_open_goes_on_and_sees_the_new_rows(sqlite: Place, mode: str) -> None:
-    _, old, new = two_states(sqlite, mode)
+    _, old, _ = two_states(sqlite, mode)
     with client(sqlite.dsn) as idle, client(sqlite.dsn) as writing:
-        assert writing.run("INSERT INTO entry (key) VALUES ('other.1')", "DELETE FROM entry WHERE key = 'other.1'", COUNT)
+        assert writing.run(
+            "INSERT INTO entry (key) VALUES ('other.1')", "DELETE FROM entry WHERE key = 'other.1'", COUNT
+        )
         safety = restored(sqlite, "latest", "--force")["safety_backup"]
         assert idle.run(COUNT) == [[100]]
         assert state(sqlite.dsn) == old
@@ -67,7 +73,6 @@ def test_who_has_the_file_open_goes_on_and_sees_the_new_rows(sqlite: Place, mode
     assert ask(sqlite.dsn, "PRAGMA journal_mode") == [(mode,)]
     assert words(sqlite.dsn) == ["after", "old"]
     assert left(sqlite.folder) == left(sqlite.folder / "backups") == []
-    assert new != old
 
 
 def test_who_reads_in_the_wal_keeps_what_it_sees_until_it_ends(sqlite: Place) -> None:
@@ -84,16 +89,17 @@ def test_who_reads_in_the_wal_keeps_what_it_sees_until_it_ends(sqlite: Place) ->
     [("wal", "BEGIN IMMEDIATE"), ("delete", "BEGIN IMMEDIATE"), ("delete", "BEGIN EXCLUSIVE"), ("delete", "BEGIN")],
 )
 def test_a_transaction_that_does_not_end_is_left_alone(sqlite: Place, mode: str, begin: str) -> None:
-    _, _, new = two_states(sqlite, mode)
+    two_states(sqlite, mode)
     with client(sqlite.dsn, begin, COUNT) as other:
-        assert "in use by another" in refused(run(sqlite, "restore", "latest", "--force", *SHORT), 4) or True
+        fact = refused(run(sqlite, "restore", "latest", "--force", *SHORT), 4)
+        assert str(sqlite.dsn) in fact
         if begin != "BEGIN":
             other.run("INSERT INTO entry (key) VALUES ('more.1')")
         assert other.run("COMMIT", "DELETE FROM entry WHERE key = 'more.1'", COUNT) == [[2]]
-    assert [row for row in ask(sqlite.dsn, "SELECT key FROM entry")] == [("new.1",), ("new.2",)]
+    after = ask(sqlite.dsn, "SELECT key FROM entry ORDER BY key")
+    assert after == [("new.1",), ("new.2",)]
     assert safety_backups(sqlite) == []
     assert left(sqlite.folder) == []
-    assert new
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -118,8 +124,9 @@ def acknowledged_rows_are_kept(place: Place, mode: str, rounds: int) -> tuple[in
     with clerk("enter", place.dsn, notes[0], "a"), clerk("enter", place.dsn, notes[1], "b"):
         for _ in range(rounds):
             restored(place, "latest", "--force", "--lock-timeout", "60s")
-            seen = [note.stat().st_size for note in notes]
-            eventually(lambda: all(n.stat().st_size > s for n, s in zip(notes, seen, strict=True)), "they go on")
+            for note in notes:
+                size = note.stat().st_size
+                eventually(lambda note=note, size=size: note.stat().st_size > size, "it goes on")
     acknowledged = {key for note in notes for key in note.read_text().split()}
     kept = [{key for (key,) in ask(file, "SELECT key FROM entry")} for file in [*safety_backups(place), place.dsn]]
     assert len(kept) == rounds + 1
@@ -171,12 +178,10 @@ def test_what_a_missing_database_left_behind_is_moved_away(sqlite: Place, mode: 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(("of_backup", "of_target"), [(4096, 8192), (8192, 4096), (512, 65536), (65536, 512)])
 def test_pages_of_another_size_are_no_hindrance(sqlite: Place, mode: str, of_backup: int, of_target: int) -> None:
-    script(sqlite.dsn, f"PRAGMA page_size = {of_backup}")
     with closing(sqlite3.connect(sqlite.dsn)) as connection:
         connection.execute(f"PRAGMA page_size = {of_backup}")
         connection.execute(ENTRY)
-    filled_again = "INSERT INTO entry (key, text) SELECT 'old.' || value, hex(randomblob(3000)) FROM json_each('[1,2,3]')"
-    script(sqlite.dsn, filled_again)
+    script(sqlite.dsn, ROWS.format(rows=3, word="old", length=3000))
     assert ask(sqlite.dsn, "PRAGMA page_size") == [(of_backup,)]
     file, before = made(sqlite), state(sqlite.dsn)
     Path(sqlite.dsn).unlink()
@@ -246,9 +251,7 @@ def test_what_cannot_be_read_is_moved_away_by_force_alone(
 def test_a_copy_of_a_damaged_database_is_kept(sqlite: Place, mode: str) -> None:
     path = filled(sqlite.dsn, mode, rows=2000)
     file, before = made(sqlite), state(path)
-    with path.open("r+b") as pages:
-        pages.seek(path.stat().st_size // 2 // 4096 * 4096)
-        pages.write(os.urandom(3 * 4096))
+    damage(path)
     damaged = path.read_bytes()
     assert "damaged" in refused(run(sqlite, "restore", str(file)), 4)
     assert path.read_bytes() == damaged
@@ -259,7 +262,7 @@ def test_a_copy_of_a_damaged_database_is_kept(sqlite: Place, mode: str) -> None:
 
 def test_an_empty_file_is_no_data(sqlite: Place) -> None:
     """A mere look with sqlite3 at a file that is not there leaves such a one."""
-    file, before = made(Place("sqlite", str(filled(sqlite.folder / "from.db")), sqlite.folder)), None
+    file = made(sqlite, "--dsn", str(filled(sqlite.folder / "from.db")))
     before = state(sqlite.folder / "from.db")
     Path(sqlite.dsn).touch()
     done = restored(sqlite, str(file))
@@ -298,12 +301,22 @@ def test_a_database_that_is_made_meanwhile_is_left_alone(sqlite: Place) -> None:
             others.append(client(path, "PRAGMA wal_autocheckpoint = 0", "INSERT INTO entry (key) VALUES ('wal.1')"))
             others[0].__enter__()
 
-    with pytest.raises(backup.operations.TargetRefused):
+    with pytest.raises(TargetRefused):
         backup.restore(backup.find(file), settings, sqlite.folder / "backups", progress=make)
     assert words(path) == ["theirs", "wal"]
     others[0].__exit__(None, None, None)
     assert words(path) == ["theirs", "wal"]
     assert left(sqlite.folder) == []
+
+
+def test_a_file_that_is_switched_to_wal_meanwhile_is_not_copied_without_it(sqlite: Place, tmp_path: Path) -> None:
+    """Its journal mode is asked for before it is locked."""
+    kept: list[Path] = []
+    (tmp_path / "work").mkdir()
+    path = filled(sqlite.dsn, "wal")
+    with client(path, "PRAGMA wal_autocheckpoint = 0", "DELETE FROM entry"), pytest.raises(TargetRefused):
+        _keep_old(path, False, tmp_path / "work", kept.append, silent)
+    assert kept == []
 
 
 def test_the_locks_of_this_process_outlast_a_restore(sqlite: Place) -> None:
@@ -313,10 +326,8 @@ def test_the_locks_of_this_process_outlast_a_restore(sqlite: Place) -> None:
     with closing(sqlite3.connect(sqlite.dsn, isolation_level=None)) as own:
         own.execute("BEGIN IMMEDIATE")
         own.execute("INSERT INTO entry (key) VALUES ('own.1')")
-        with pytest.raises(backup.operations.TargetRefused):
-            backup.restore(
-                backup.find(file), settings, sqlite.folder / "backups", force=True, lock_timeout=0.1
-            )
+        with pytest.raises(TargetRefused):
+            backup.restore(backup.find(file), settings, sqlite.folder / "backups", force=True, lock_timeout=0.1)
         with client(sqlite.dsn, busy=0.1) as other:
             other.begin("BEGIN IMMEDIATE")
             assert other.answer() == {"error": "database is locked"}
@@ -411,9 +422,8 @@ def use(path: str) -> list[object]:
         ]
 
 
-@pytest.mark.parametrize("method", ["none", "zstd"])
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("encoding", ["UTF-8", "UTF-16le"])
+@pytest.mark.parametrize(("encoding", "method"), [("UTF-8", "none"), ("UTF-16le", "zstd")])
 def test_all_that_a_file_can_hold_comes_back(sqlite: Place, mode: str, encoding: str, method: str) -> None:
     everything(sqlite.dsn, mode, encoding)
     before = raw_state(sqlite.dsn)
@@ -436,12 +446,17 @@ def raw_state(path: str) -> object:
         problems = {text for (text,) in connection.execute("PRAGMA integrity_check")}
         assert problems <= {"ok", "CHECK constraint failed in checked"}
         schema = connection.execute("SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY 1, 2").fetchall()
-        found = [connection.execute(f"PRAGMA {name}").fetchone() for name in ("user_version", "application_id", "encoding", "auto_vacuum")]
+        found = [
+            connection.execute(f"PRAGMA {name}").fetchone()
+            for name in ("user_version", "application_id", "encoding", "auto_vacuum")
+        ]
         rows = {}
         for _, name, _, _ in [row for row in schema if row[0] in ("table", "view")]:
             quoted = '"' + name.replace('"', '""') + '"'
             columns = [row[1] for row in connection.execute(f"PRAGMA table_xinfo({quoted})")]
-            shown = ", ".join(f"typeof({c}), hex({c}), quote({c})" for c in ('"' + c.replace('"', '""') + '"' for c in columns))
+            shown = ", ".join(
+                f"typeof({c}), hex({c}), quote({c})" for c in ('"' + c.replace('"', '""') + '"' for c in columns)
+            )
             connection.text_factory = bytes
             rows[name] = connection.execute(f"SELECT {shown} FROM {quoted}").fetchall()
             connection.text_factory = str
@@ -456,10 +471,9 @@ def test_a_restore_elsewhere_leaves_the_database_alone(sqlite: Place) -> None:
 
 
 def test_a_safety_backup_can_be_restored_itself(sqlite: Place) -> None:
-    file, old, new = two_states(sqlite, "wal")
+    file, _, new = two_states(sqlite, "wal")
     safety = restored(sqlite, "latest", "--force")["safety_backup"]
     assert restored(sqlite, "latest", "--force")["backup"] == str(file.relative_to(sqlite.folder))
     restored(sqlite, safety, "--force")
     assert state(sqlite.dsn) == new
     assert len(backups(sqlite)) == 4
-    shutil.rmtree(sqlite.folder / "backups")
