@@ -30,6 +30,7 @@ PAGES_A_STEP = 4096
 RESTORED_PAGES_A_STEP = 256
 CACHE_KIB = 32768  # room for a step of the largest pages
 ROWS_A_STEP = 2000
+MARK_OF_WAL = 18  # its place in the header: 1, or 2 with a WAL
 MANY_LINES = 2**31 - 1
 BUSY = 5  # SQLITE_BUSY; the module names it from Python 3.11 on
 SIDE_FILES = ("-wal", "-shm", "-journal")
@@ -122,7 +123,7 @@ def _without_wal(path: Path) -> None:
     """Have a copy say of itself that it has no WAL (https://www.sqlite.org/fileformat2.html, 1.3.3)."""
     with path.open("r+b") as file:
         if file.read(len(HEADER)) == HEADER:
-            file.seek(18)
+            file.seek(MARK_OF_WAL)
             file.write(b"\x01\x01")
 
 
@@ -428,6 +429,9 @@ def _keep_old(target: Path, is_wal: bool, work: Path, keep: Keep, progress: Prog
         if done.returncode:
             reason = (done.stderr.strip().splitlines() or ["it was ended"])[-1]
             raise BackupFailed(f"{target} cannot be copied: {reason}", "make room; nothing was changed")
+        with old.open("rb") as file:
+            if file.read(MARK_OF_WAL + 1)[MARK_OF_WAL:] == b"\x02":
+                raise TargetRefused(f"{target} was switched to WAL meanwhile", "restore again; nothing was changed")
     keep(old)
 
 
