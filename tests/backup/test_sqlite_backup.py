@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import stat
 import statistics
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -32,7 +34,7 @@ from tests.backup.files import (
 )
 from tests.conftest import Place
 from tests.servers import eventually
-from whatspire_db import backup
+from whatspire_db import Settings, backup
 
 A_SECOND = 200  # transactions of the writer
 WRITER_THAT_IS_KILLED = """
@@ -262,6 +264,28 @@ def test_backups_that_are_made_at_once_do_not_meet(sqlite: Place) -> None:
     found, others = backup.list_backups(sqlite.folder / "backups")
     assert (sorted(b.manifest.serial for b in found), others) == ([1, 2, 3, 4], [])
     assert left(sqlite.folder / "backups") == []
+
+
+def test_a_copy_does_not_begin_again_whenever_somebody_writes(sqlite: Place) -> None:
+    with closing(sqlite3.connect(sqlite.dsn)) as connection:
+        connection.execute("PRAGMA page_size = 512")  # so that it takes some steps
+        connection.execute("CREATE TABLE written (number integer)")
+    filled(sqlite.dsn, rows=8000, length=250)
+    steps: list[int] = []
+    with client(sqlite.dsn) as other:
+
+        def write(what: str, done: int, total: int) -> None:
+            if what == "copying":
+                steps.append(done)
+                other.run(f"INSERT INTO written VALUES ({len(steps)})")
+                assert len(steps) < 100, steps
+
+        settings = Settings(driver="sqlite", dsn=sqlite.dsn)
+        copy = backup.create(settings, sqlite.folder / "backups", progress=write)
+    assert len(steps) > 2
+    assert steps == sorted(steps)
+    assert ask(copy.file, "SELECT count(*) FROM written") == [(0,)]
+    assert ask(sqlite.dsn, "SELECT count(*) FROM written") == [(len(steps),)]
 
 
 def check_backups_under_writes(place: Place, rounds: int) -> None:
