@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -437,3 +438,23 @@ def test_no_room_for_what_is_put_aside_leaves_the_old(sqlite: Place, mode: str) 
         assert list(disk.iterdir()) == []
         assert left(sqlite.folder) == left(sqlite.folder / "backups") == []
         assert check_old_or_new(where, other) == "old"
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_files_that_may_not_grow_further_leave_the_old(sqlite: Place, mode: str) -> None:
+    """A limit of the user, or a quota, is told by other errors than a full disk."""
+    where = ground(sqlite, mode, SMALL // 3)
+    size = where.origin.stat().st_size
+    for share in (0.4, 0.97):
+
+        def limited(share: float = share) -> None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (int(size * share), resource.RLIM_INFINITY))
+
+        with where.live() as other:
+            for command in (where.command, ("create",)):
+                done = run(sqlite, *command, preexec_fn=limited)
+                refused(done, 1)
+                assert "make room" in done.stderr
+            assert left(sqlite.folder) == left(sqlite.folder / "backups") == []
+            assert check_old_or_new(where, other) == "old"
+            assert len(found(sqlite)) == 1

@@ -453,6 +453,8 @@ def _told(path: Path) -> Iterator[None]:
         if path.is_dir():
             raise BackupFailed(f"{path} is a directory", "point WHATSAPP_DATABASE_DSN at a database file") from None
         hint = "give this user the right to read and write the file and its folder"
+        if "I/O error" in text:
+            hint = "make room, also within the limits of this user, or look at the disk"
         if _BROKEN.search(text):
             hint = "restore a backup: restore --force keeps the damaged file"
         raise BackupFailed(f"{path}: {text}", hint) from None
