@@ -263,7 +263,7 @@ def interrupt(place: Place, mode: str, times: int, rows: int) -> list[Ended]:
             end = signalled(
                 place,
                 [signal.SIGINT, signal.SIGTERM][number // 2 % 2],
-                random.uniform(0, seconds[kind] * 1.05),
+                random.uniform(0, seconds[kind] * 1.05) if number > 1 else 0,
                 folder,
                 *commands[kind],
                 at_work=True,
