@@ -293,31 +293,31 @@ def test_who_interrupts_often_finds_nothing_half_done(
     told(f"interrupted, {mode}", interrupt(sqlite, mode, MANY, LARGE // 2), capsys)
 
 
-def interrupt_again_and_again(place: Place, times: int, rows: int) -> None:
-    """Go on interrupting, as somebody does who has no patience, while the run cleans up."""
+def interrupt_twice(place: Place, times: int, rows: int) -> None:
+    """Interrupt a run again while it clears up after the first time."""
     filled(place.dsn, rows=rows, length=250)
     folder = place.folder / "backups"
     seconds = length_of(place, folder, "create")[True]
     for number in range(times):
         process = start(place, "create")
         eventually(lambda: list(folder.glob(".*.partial")), "it is at work")
-        time.sleep(random.uniform(0, seconds))  # the moment is the subject
-        while not has_ended(process):
-            os.kill(process.pid, [signal.SIGINT, signal.SIGTERM][number % 2])
-            time.sleep(random.uniform(0, 0.002))
+        time.sleep(random.uniform(0, seconds))  # the moments are the subject
+        os.kill(process.pid, [signal.SIGINT, signal.SIGTERM][number % 2])
+        time.sleep(random.uniform(0, 0.01))
+        os.kill(process.pid, [signal.SIGINT, signal.SIGTERM][number // 2 % 2])
         process.communicate(timeout=60)
         assert left(folder) == [], process.returncode
     for one in found(place):
         proved(place, one)
 
 
-def test_who_interrupts_again_and_again_finds_nothing_left(sqlite: Place) -> None:
-    interrupt_again_and_again(sqlite, FEW // 2, SMALL)
+def test_who_interrupts_twice_finds_nothing_left(sqlite: Place) -> None:
+    interrupt_twice(sqlite, FEW // 2, SMALL)
 
 
 @pytest.mark.soak
-def test_who_interrupts_again_and_again_often_finds_nothing_left(sqlite: Place) -> None:
-    interrupt_again_and_again(sqlite, MANY, LARGE)
+def test_who_often_interrupts_twice_finds_nothing_left(sqlite: Place) -> None:
+    interrupt_twice(sqlite, MANY, LARGE)
 
 
 def test_names_are_given_to_all_files_or_to_none(tmp_path: Path) -> None:

@@ -46,10 +46,19 @@ def workspace(folder: Path) -> Iterator[Path]:
             claimed.append(_claimed(folder))
         yield claimed[0][0]
     finally:
-        with _undisturbed():
-            for path, descriptor in claimed:
-                shutil.rmtree(path, ignore_errors=True)
-                os.close(descriptor)
+        try:
+            _clear(claimed)
+        except KeyboardInterrupt:  # another one, just before it was held back
+            _clear(claimed)
+            raise
+
+
+def _clear(claimed: list[tuple[Path, int]]) -> None:
+    with _undisturbed():
+        while claimed:
+            path, descriptor = claimed.pop()
+            shutil.rmtree(path, ignore_errors=True)
+            os.close(descriptor)
 
 
 @contextmanager
