@@ -6,6 +6,7 @@ import fcntl
 import os
 import re
 import shutil
+import signal
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -39,12 +40,35 @@ def workspace(folder: Path) -> Iterator[Path]:
     What a killed process left behind is finished or removed first: a workspace in use is locked.
     """
     sweep(folder)
-    path, descriptor = _claimed(folder)
+    claimed: list[tuple[Path, int]] = []
     try:
-        yield path
+        with _undisturbed():
+            claimed.append(_claimed(folder))
+        yield claimed[0][0]
     finally:
-        _remove(path)
-        os.close(descriptor)
+        try:
+            _clear(claimed)
+        except KeyboardInterrupt:  # another one, just before it was held back
+            _clear(claimed)
+            raise
+
+
+def _clear(claimed: list[tuple[Path, int]]) -> None:
+    with _undisturbed():
+        while claimed:
+            path, descriptor = claimed.pop()
+            _remove(path)
+            os.close(descriptor)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Let signals that end a run wait for the end of a block, which is short."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _claimed(folder: Path) -> tuple[Path, int]:
@@ -106,7 +130,7 @@ def locked(folder: Path) -> Iterator[None]:
 def publish(files: Sequence[Path], folder: Path) -> None:
     """Link the files of one workspace, which have their final names, into a folder, in this order; none is replaced.
 
-    Who is killed in the middle leaves what `sweep` finishes.
+    Who is killed in the middle leaves what `sweep` finishes; who fails there takes them back.
     """
     for file in files:
         sync(file)
@@ -121,18 +145,18 @@ def publish(files: Sequence[Path], folder: Path) -> None:
 
 def _link(work: Path, names: Sequence[str], folder: Path) -> None:
     """Give all files their names, or none, unless killed in between."""
-    linked: list[Path] = []
     try:
         for name in names:
             try:
                 os.link(work / name, folder / name)
-                linked.append(folder / name)
             except FileExistsError:
                 if not os.path.samefile(work / name, folder / name):
                     raise
     except BaseException:
-        for path in linked:
-            path.unlink()
+        for name in names:
+            with suppress(FileNotFoundError):
+                if os.path.samefile(work / name, folder / name):
+                    (folder / name).unlink()
         raise
     sync(folder)
 

@@ -402,7 +402,7 @@ def _restore_sqlite(
 
     def keep(old: Path) -> None:
         if not old.stat().st_size:
-            return
+            return  # a file that SQLite opened, and nobody wrote
         try:
             content = sqlite.examine(old)
         except BackupInvalid as error:
@@ -418,6 +418,8 @@ def _restore_sqlite(
         if place is not None:
             made.append(_adopted(engine, old, content, place))
 
+    if engine.path.exists() and engine.path.samefile(backup.file):
+        raise ConfigError(f"{engine.path} is the backup itself", "restore it to another place")
     plain = sqlite.plain_file(backup.file, backup.manifest, work, progress)
     sqlite.require_same(backup.file, backup.manifest, plain, progress)
     stamp = datetime.now(timezone.utc).strftime(STAMP)

@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,11 +30,14 @@ PAGES_A_STEP = 4096
 RESTORED_PAGES_A_STEP = 256
 CACHE_KIB = 32768  # room for a step of the largest pages
 ROWS_A_STEP = 2000
+MARK_OF_WAL = 18  # its place in the header: 1, or 2 with a WAL
+MANY_LINES = 2**31 - 1
 BUSY = 5  # SQLITE_BUSY; the module names it from Python 3.11 on
 SIDE_FILES = ("-wal", "-shm", "-journal")
 
 # What integrity_check says of rows that were stored so on purpose, or before a constraint was there: it is data.
 _OF_ROWS = re.compile(r"(NULL|TEXT|NUMERIC|non-\w+) value in |CHECK constraint failed in ")
+_BROKEN = re.compile(r"not a database|malformed")
 
 Keep = Callable[[Path], None]  # is given a copy of what is about to be overwritten
 
@@ -117,7 +120,7 @@ def _without_wal(path: Path) -> None:
     """Have a copy say of itself that it has no WAL (https://www.sqlite.org/fileformat2.html, 1.3.3)."""
     with path.open("r+b") as file:
         if file.read(len(HEADER)) == HEADER:
-            file.seek(18)
+            file.seek(MARK_OF_WAL)
             file.write(b"\x01\x01")
 
 
@@ -150,8 +153,13 @@ def _reading(path: Path) -> Any:
 
 def _damage(path: Path) -> str | None:
     with _reading(path) as connection:
-        found = [row[0] for row in connection.execute("PRAGMA integrity_check")]
-    return next((line for line in found if line != "ok" and not _OF_ROWS.match(line)), None)
+        return _found_by(connection, "integrity_check")
+
+
+def _found_by(connection: sqlite3.Connection, check: str) -> str | None:
+    """Return the first damage that one of SQLite's checks tells of; by itself it ends after a hundred lines."""
+    lines = (row[0] for row in connection.execute(f"PRAGMA {check}({MANY_LINES})"))
+    return next((line for line in lines if line != "ok" and not _OF_ROWS.match(line)), None)
 
 
 def _details(path: Path) -> dict[str, Any]:
@@ -283,44 +291,41 @@ def restore(
     """
     with _told(target):
         if not target.exists():
-            return _restore_new(plain, content, target, moved_name, progress)
-        if _is_no_database(target, wait):
+            return _restore_new(plain, content, target, moved_name, progress, replaces=False)
+        if problem := _unreadable(target, wait):
             if not force:
-                raise TargetRefused(f"{target} is not a SQLite database", "--force moves it away and restores")
-            moved = _move_away([target, *_side_files(target)], moved_name)
-            outcome = _restore_new(plain, content, target, moved_name, progress)
-            return Outcome((*moved, *outcome.moved))
+                raise TargetRefused(f"{target}: {problem}", "--force moves it away and restores")
+            return _restore_new(plain, content, target, moved_name, progress, replaces=True)
         _restore_live(plain, content, target, wait, keep, progress)
         return Outcome()
 
 
-def _is_no_database(path: Path, wait: float) -> bool:
-    # SQLite is asked: opening a live file in another way would lose this process's locks on it when it is closed
-    # (https://www.sqlite.org/howtocorrupt.html, 2.2).
-    with opened(path, busy=wait) as connection:
-        try:
+def _unreadable(path: Path, wait: float) -> str | None:
+    """Tell why SQLite itself cannot make a database of a file; None when it can.
+
+    The file is opened by SQLite alone: closing it after another way would end all locks of this process on it.
+    """
+    try:
+        with opened(path, busy=wait) as connection:
             connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        except sqlite3.DatabaseError as error:
-            if "not a database" in str(error):
-                return True
-            if "malformed" not in str(error):  # damage is kept, and overwritten
-                raise
-    return False
+    except sqlite3.DatabaseError as error:
+        if _BROKEN.search(str(error)):
+            return str(error)
+        raise
+    return None
 
 
 def _side_files(path: Path) -> list[Path]:
     return [side for end in SIDE_FILES if (side := path.with_name(path.name + end)).exists()]
 
 
-def _move_away(paths: list[Path], name: str) -> tuple[Path, ...]:
-    moved = []
-    for path in paths:
-        moved.append(path.rename(path.with_name(f"{path.name}.{name}")))
-    return tuple(moved)
+def _restore_new(
+    plain: Path, content: Content, target: Path, moved_name: str, progress: Progress, *, replaces: bool
+) -> Outcome:
+    """Make the file beside its name, compare it, and link it: it is there as a whole or not at all.
 
-
-def _restore_new(plain: Path, content: Content, target: Path, moved_name: str, progress: Progress) -> Outcome:
-    """Make the file beside its name, compare it, and link it: it is there as a whole or not at all."""
+    :param replaces: what is no database, and is moved away at the last moment.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     with workspace(target.parent) as work:
         scratch = new_file(work / "scratch")
@@ -330,14 +335,26 @@ def _restore_new(plain: Path, content: Content, target: Path, moved_name: str, p
         if os.geteuid() == 0:  # else a service that is not root could not open it
             owner = target.parent.stat()
             os.chown(scratch, owner.st_uid, owner.st_gid)
+        meanwhile = TargetRefused(f"{target} was made meanwhile", "stop who makes it, or restore again")
+        if target.exists() and not replaces:
+            raise meanwhile  # and what lies beside it is its own
         # What a database of this name left behind would be taken for a part of this one.
-        moved = _move_away(_side_files(target), moved_name)
+        away = [*([target] if replaces else []), *_side_files(target)]
+        moved = {path: path.with_name(f"{path.name}.{moved_name}") for path in away}
         try:
+            for path, other in moved.items():
+                path.rename(other)
             os.link(scratch, target)
-        except FileExistsError:
-            raise TargetRefused(f"{target} was made meanwhile", "stop who makes it, or restore again") from None
+        except BaseException as error:
+            if not (target.exists() and target.samefile(scratch)):
+                for path, other in moved.items():
+                    if other.exists() and not path.exists():
+                        other.rename(path)
+            if isinstance(error, FileExistsError):
+                raise meanwhile from None
+            raise
         sync(target.parent)
-    return Outcome(moved)
+    return Outcome(tuple(moved.values()))
 
 
 def _restore_live(plain: Path, content: Content, target: Path, wait: float, keep: Keep, progress: Progress) -> None:
@@ -365,15 +382,23 @@ def _restore_live(plain: Path, content: Content, target: Path, wait: float, keep
                     _keep_old(target, is_wal, work, keep, progress)
                 progress("restoring", total - remaining, total)
 
-            # The last step commits, so there must be one before it.
-            source.backup(live, pages=min(RESTORED_PAGES_A_STEP, max(1, pages - 1)), progress=stepped)
-        if is_wal:
-            live.execute("PRAGMA busy_timeout = 0")
-            live.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-        if live.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
+            try:
+                # The last step commits, so there must be one before it.
+                source.backup(live, pages=min(RESTORED_PAGES_A_STEP, max(1, pages - 1)), progress=stepped)
+            finally:
+                if is_wal:
+                    _empty_wal(live)
+        if _found_by(live, "quick_check"):
             raise BackupFailed(
                 f"{target} is damaged after the restore", "look at the disk, and restore elsewhere by --to"
             )
+
+
+def _empty_wal(live: sqlite3.Connection) -> None:
+    """Give back the room of what was written, or was given up; what cannot be moved now is as good in the WAL."""
+    with suppress(sqlite3.OperationalError):
+        live.execute("PRAGMA busy_timeout = 0")
+        live.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
 
 
 def _with_pages_of(page_size: int, plain: Path, content: Content, work: Path, progress: Progress) -> Path:
@@ -403,6 +428,9 @@ def _keep_old(target: Path, is_wal: bool, work: Path, keep: Keep, progress: Prog
         if done.returncode:
             reason = (done.stderr.strip().splitlines() or ["it was ended"])[-1]
             raise BackupFailed(f"{target} cannot be copied: {reason}", "make room; nothing was changed")
+        with old.open("rb") as file:
+            if file.read(MARK_OF_WAL + 1)[MARK_OF_WAL:] == b"\x02":
+                raise TargetRefused(f"{target} was switched to WAL meanwhile", "restore again; nothing was changed")
     keep(old)
 
 
@@ -424,6 +452,8 @@ def _told(path: Path) -> Iterator[None]:
         if path.is_dir():
             raise BackupFailed(f"{path} is a directory", "point WHATSAPP_DATABASE_DSN at a database file") from None
         hint = "give this user the right to read and write the file and its folder"
-        if "not a database" in text or "malformed" in text:
+        if "I/O error" in text:
+            hint = "make room, also within the limits of this user, or look at the disk"
+        if _BROKEN.search(text):
             hint = "restore a backup: restore --force keeps the damaged file"
         raise BackupFailed(f"{path}: {text}", hint) from None

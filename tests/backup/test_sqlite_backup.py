@@ -1,0 +1,346 @@
+"""Backups of SQLite are of one moment, whole, and for their user's eyes alone, whatever else goes on at the file."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import stat
+import statistics
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.backup.clerk import ACCOUNTS, OPENING
+from tests.backup.clerk import LEDGER as LEDGER_TABLES
+from tests.backup.files import (
+    MODES,
+    ask,
+    bound_by_rights,
+    clerk,
+    client,
+    damage,
+    filled,
+    left,
+    made,
+    refused,
+    run,
+    script,
+    start,
+    state,
+    told,
+)
+from tests.conftest import Place
+from tests.servers import eventually
+from whatspire_db import Settings, backup
+
+A_SECOND = 200  # transactions of the writer
+WRITER_THAT_IS_KILLED = """
+import os, sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.execute("PRAGMA cache_size = 10")
+connection.execute("BEGIN")
+connection.execute("UPDATE entry SET text = 'half done', key = 'half.' || id")
+print("written", flush=True)
+sys.stdin.read()
+"""
+
+
+def leave_a_hot_journal(path: Path) -> None:
+    """Kill a writer in the middle of a transaction that its memory does not hold."""
+    command = [sys.executable, "-c", WRITER_THAT_IS_KILLED, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout
+        assert writer.stdout.readline() == "written\n"
+        writer.kill()
+    assert b"half done" in path.read_bytes()
+    assert path.with_name(path.name + "-journal").stat().st_size > 0
+
+
+def modes_of(folder: Path) -> dict[str, int]:
+    return {path.name.partition("-")[0]: stat.S_IMODE(path.stat().st_mode) for path in [folder, *folder.iterdir()]}
+
+
+def sums(path: Path) -> tuple[int, int, int]:
+    """Return what no transaction of the clerk changes: the money, and twice what every account has too much or few."""
+    ((money, moves),) = ask(path, "SELECT sum(balance), sum(moves) FROM account")
+    ((lines,),) = ask(path, "SELECT count(*) FROM ledger")
+    ((wrong,),) = ask(
+        path,
+        f"""SELECT count(*) FROM account WHERE balance <> {OPENING}
+            - (SELECT coalesce(sum(amount), 0) FROM ledger WHERE payer = account.id)
+            + (SELECT coalesce(sum(amount), 0) FROM ledger WHERE payee = account.id)""",
+    )
+    return money, moves - 2 * lines, wrong
+
+
+def test_rows_that_are_in_the_wal_alone_are_in_the_backup(sqlite: Place) -> None:
+    script(sqlite.dsn, "PRAGMA journal_mode = wal", "CREATE TABLE entry (key text)")
+    insert = "INSERT INTO entry VALUES ('in the wal')"
+    with client(sqlite.dsn, "PRAGMA wal_autocheckpoint = 0", insert):
+        assert b"in the wal" not in Path(sqlite.dsn).read_bytes()
+        copy = made(sqlite)
+        assert Path(sqlite.dsn + "-wal").stat().st_size > 0
+    assert ask(copy, "SELECT key FROM entry") == [("in the wal",)]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_an_open_transaction_wrote_is_not_in_the_backup(sqlite: Place, mode: str) -> None:
+    filled(sqlite.dsn, mode)
+    before = state(sqlite.dsn)
+    with client(sqlite.dsn, "BEGIN IMMEDIATE", "DELETE FROM entry"):
+        assert state(made(sqlite)) == before
+
+
+def test_a_transaction_whose_writer_was_killed_is_not_in_the_backup(sqlite: Place) -> None:
+    path = filled(sqlite.dsn, "delete", rows=2000)
+    before = state(path)
+    leave_a_hot_journal(path)
+    copy = made(sqlite, "--test-restore")
+    assert state(copy) == before
+    assert state(path) == before
+
+
+@pytest.mark.parametrize("dsn", ["missing.db", "no/such/folder/missing.db", "file:missing.db?mode=rwc"])
+def test_a_database_that_is_missing_is_not_made(sqlite: Place, dsn: str) -> None:
+    assert "missing.db does not exist" in refused(run(sqlite, "create", "--dsn", dsn), 1)
+    assert [path.name for path in sqlite.folder.rglob("*")] == ["backups"]
+
+
+def test_a_database_without_tables_is_not_backed_up(sqlite: Place) -> None:
+    Path(sqlite.dsn).touch()
+    refused(run(sqlite, "create"), 1)
+    assert list((sqlite.folder / "backups").iterdir()) == []
+
+
+def test_what_is_no_database_is_not_backed_up(sqlite: Place) -> None:
+    Path(sqlite.dsn).write_text("a text, and a long one too" * 1000)
+    assert "not a database" in refused(run(sqlite, "create"), 1)
+    assert list((sqlite.folder / "backups").iterdir()) == []
+
+
+def test_a_damaged_database_is_not_backed_up(sqlite: Place) -> None:
+    path = filled(sqlite.dsn, "delete", rows=2000)
+    damage(path)
+    assert "is damaged" in refused(run(sqlite, "create"), 1)
+    assert list((sqlite.folder / "backups").iterdir()) == []
+
+
+DAMAGE_BEHIND_OLD_ROWS = """
+CREATE TABLE old (x, y);
+WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < 300)
+INSERT INTO old (y) SELECT n FROM numbers;
+CREATE TABLE one (x);
+CREATE INDEX index_of_one ON one (x);
+CREATE TABLE two (x);
+CREATE INDEX index_of_two ON two (x);
+INSERT INTO one VALUES (1);
+INSERT INTO two VALUES (2);
+PRAGMA writable_schema = ON;
+UPDATE sqlite_master SET sql = 'CREATE TABLE old (x NOT NULL, y)' WHERE name = 'old';
+"""
+SWAPPED = """
+PRAGMA writable_schema = ON;
+CREATE TABLE pages AS SELECT name, rootpage FROM sqlite_master WHERE type = 'index';
+UPDATE sqlite_master SET rootpage = (SELECT rootpage FROM pages WHERE name <> sqlite_master.name) WHERE type = 'index';
+"""
+
+
+def test_rows_from_before_a_constraint_hide_no_damage(sqlite: Place) -> None:
+    """SQLite's check ends by itself after a hundred lines."""
+    script(sqlite.dsn, DAMAGE_BEHIND_OLD_ROWS)
+    made(sqlite, "--test-restore")
+    script(sqlite.dsn, SWAPPED)
+    assert "is damaged" in refused(run(sqlite, "create"), 1)
+
+
+def test_a_folder_that_cannot_be_written_is_told(sqlite: Place) -> None:
+    filled(sqlite.dsn)
+    (sqlite.folder / "file").write_text("")
+    refused(run(sqlite, "create", "--to", "file/below"), 1)
+    refused(run(sqlite, "create", "--to", "file"), 1)
+
+
+def test_a_folder_without_the_right_to_it_is_told(sqlite: Place) -> None:
+    filled(sqlite.dsn)
+    closed = sqlite.folder / "closed"
+    closed.mkdir(mode=0o555)
+    for folder, problem in (("closed", "closed cannot be written"), ("closed/below", "closed/below cannot be made")):
+        assert problem in refused(run(sqlite, "create", "--to", folder, preexec_fn=bound_by_rights), 1)
+    assert list(closed.iterdir()) == []
+
+
+def test_who_can_read_alone_can_back_up(sqlite: Place) -> None:
+    """Where the file has no WAL; else SQLite itself has to write beside it."""
+    (sqlite.folder / "data").mkdir()
+    path = filled(sqlite.folder / "data" / "whatspire.db", "delete")
+    path.chmod(0o444)
+    path.parent.chmod(0o555)
+    copy = made(sqlite, "--dsn", str(path), preexec_fn=bound_by_rights)
+    path.parent.chmod(0o755)
+    assert state(copy) == state(path)
+
+
+@pytest.mark.parametrize("method", ["none", "gzip", "zstd"])
+@pytest.mark.parametrize("umask", [0o022, 0])
+def test_nobody_else_can_read_a_backup(sqlite: Place, umask: int, method: str) -> None:
+    filled(sqlite.dsn)
+    made(sqlite, "--compress", method, "--to", "deep/backups", umask=umask)
+    assert modes_of(sqlite.folder / "deep" / "backups") == {"backups": 0o700, "whatspire": 0o600}
+
+
+def test_nobody_else_can_read_what_a_restore_puts_aside(sqlite: Place) -> None:
+    """Neither a copy of what was damaged nor a backup of what was good."""
+    path = filled(sqlite.dsn, "delete", rows=2000)
+    made(sqlite)
+    damage(path)
+    arguments = ("restore", "latest", "--json", "--force")
+    (kept,) = told(run(sqlite, *arguments, umask=0))["kept"]
+    script(sqlite.dsn, "DELETE FROM entry WHERE id = 1")
+    safety = told(run(sqlite, *arguments, umask=0))["safety_backup"]
+    for file in (kept, safety):
+        assert stat.S_IMODE((sqlite.folder / file).stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("method", ["none", "gzip", "zstd"])
+def test_a_backup_of_every_kind_holds_the_same(sqlite: Place, method: str) -> None:
+    filled(sqlite.dsn)
+    before = state(sqlite.dsn)
+    suffix = {"none": ".sqlite3", "gzip": ".sqlite3.gz", "zstd": ".sqlite3.zst"}[method]
+    file = made(sqlite, "--compress", method, "--test-restore")
+    assert file.name.endswith("Z" + suffix)
+    Path(sqlite.dsn).unlink()
+    told(run(sqlite, "restore", str(file), "--json"))
+    assert state(sqlite.dsn) == before
+
+
+NAMES = ["it's.db", 'a "quoted" name.db', "with space.db", "größe-数据-🗄.db", "100% sure?.db", "a#b&c=d.db", "-dash.db"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_name_can_be_backed_up_and_restored(sqlite: Place, name: str) -> None:
+    folder = sqlite.folder / "a ?#% folder"
+    folder.mkdir()
+    path = filled(folder / name)
+    before = state(path)
+    # In a path a question mark begins the parameters, as in the Go driver: it can be said in a URI alone.
+    escaped = str(path).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+    place = Place("sqlite", f"file:{escaped}?_journal_mode=WAL&_busy_timeout=1000&cache=private", sqlite.folder)
+    file = made(place)
+    script(path, "DELETE FROM entry")
+    assert told(run(place, "restore", "latest", "--json", "--force"))["target"] == str(path)
+    assert state(path) == before
+    assert file.parent == sqlite.folder / "backups"
+    assert sorted(other.name for other in folder.iterdir()) == [name]
+
+
+def test_a_link_is_followed(sqlite: Place) -> None:
+    (sqlite.folder / "data").mkdir()
+    real = filled(sqlite.folder / "data" / "real.db")
+    before = state(real)
+    Path(sqlite.dsn).symlink_to("data/real.db")
+    with client(sqlite.dsn, "PRAGMA wal_autocheckpoint = 0") as other:
+        made(sqlite, "--test-restore")
+        other.run("DELETE FROM entry")
+        told(run(sqlite, "restore", "latest", "--json", "--force"))
+        assert other.run("SELECT count(*) FROM entry") == [[100]]
+    assert Path(sqlite.dsn).is_symlink()
+    assert state(real) == before
+    real.unlink()
+    told(run(sqlite, "restore", "latest", "--json"))
+    assert Path(sqlite.dsn).is_symlink()
+    assert state(real) == before
+
+
+def test_backups_that_are_made_at_once_do_not_meet(sqlite: Place) -> None:
+    filled(sqlite.dsn)
+    running = [start(sqlite, "create", "--json") for _ in range(4)]
+    ended = [process.communicate(timeout=60) for process in running]
+    assert [process.returncode for process in running] == [0] * 4, ended
+    files = {json.loads(out)["path"] for out, _ in ended}
+    assert len(files) == 4
+    found, others = backup.list_backups(sqlite.folder / "backups")
+    assert (sorted(b.manifest.serial for b in found), others) == ([1, 2, 3, 4], [])
+    assert left(sqlite.folder / "backups") == []
+
+
+def test_a_copy_does_not_begin_again_whenever_somebody_writes(sqlite: Place) -> None:
+    with closing(sqlite3.connect(sqlite.dsn)) as connection:
+        connection.execute("PRAGMA page_size = 512")  # so that it takes some steps
+        connection.execute("CREATE TABLE written (number integer)")
+    filled(sqlite.dsn, rows=8000, length=250)
+    steps: list[int] = []
+    with client(sqlite.dsn) as other:
+
+        def write(what: str, done: int, total: int) -> None:
+            if what == "copying":
+                steps.append(done)
+                other.run(f"INSERT INTO written VALUES ({len(steps)})")
+                assert len(steps) < 100, steps
+
+        settings = Settings(driver="sqlite", dsn=sqlite.dsn)
+        copy = backup.create(settings, sqlite.folder / "backups", progress=write)
+    assert len(steps) > 2
+    assert steps == sorted(steps)
+    assert ask(copy.file, "SELECT count(*) FROM written") == [(0,)]
+    assert ask(sqlite.dsn, "SELECT count(*) FROM written") == [(len(steps),)]
+
+
+def check_backups_under_writes(place: Place, rounds: int) -> None:
+    script(place.dsn, "PRAGMA journal_mode = wal", LEDGER_TABLES)
+    lines = []
+    with clerk("transfer", place.dsn, place.folder / "notes", str(A_SECOND)):
+        for number in range(rounds):
+            copy = made(place, "--test-restore", "--compress", ["none", "gzip"][number % 2])
+            told(run(place, "verify", str(copy), "--test-restore", "--json"))
+            plain = copy
+            if number % 2:
+                plain = copy.with_name("plain")
+                told(run(place, "restore", str(copy), "--to", str(plain), "--json", "--no-safety-backup", "--force"))
+            assert sums(plain) == (ACCOUNTS * OPENING, 0, 0)
+            lines += ask(plain, "SELECT count(*) FROM ledger")
+    assert sums(Path(place.dsn)) == (ACCOUNTS * OPENING, 0, 0)
+    # Every copy was of a later moment, and none of them had a writer that stood still.
+    assert lines == sorted(set(lines))
+
+
+def test_every_copy_under_a_writer_is_of_one_moment(sqlite: Place) -> None:
+    check_backups_under_writes(sqlite, 3)
+
+
+@pytest.mark.soak
+def test_many_copies_under_a_writer_are_each_of_one_moment(sqlite: Place) -> None:
+    check_backups_under_writes(sqlite, 40)
+
+
+def p99(notes: Path) -> float:
+    """Return the writer's p99 in milliseconds."""
+    return statistics.quantiles(map(float, notes.read_text().split()), n=100)[98]
+
+
+@pytest.mark.soak
+def test_a_writer_is_hardly_slower_while_backups_are_made(sqlite: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    """The median of the rounds' p99, each with backups and without, in one run: under three times as much."""
+    filled(sqlite.dsn, rows=50_000, length=250)  # 30 MB
+    script(sqlite.dsn, LEDGER_TABLES)
+    found: dict[bool, list[float]] = {False: [], True: []}
+    copies = 0
+    for number in range(14):
+        busy = bool(number % 2)
+        notes = sqlite.folder / f"notes.{number}"
+        with clerk("transfer", sqlite.dsn, notes, str(A_SECOND)):
+
+            def enough(notes: Path = notes) -> bool:
+                return len(notes.read_text().splitlines()) >= 4 * A_SECOND
+
+            while busy and not enough():
+                made(sqlite).unlink()
+                copies += 1
+            eventually(enough, "it wrote enough")
+        found[busy].append(p99(notes))
+    alone, together = (statistics.median(found[busy]) for busy in (False, True))
+    with capsys.disabled():
+        sys.stdout.write(f"\np99 of the writer: {alone:.2f} ms alone, {together:.2f} ms during {copies} backups\n")
+    assert together < 3 * alone, found
