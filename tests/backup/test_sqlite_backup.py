@@ -344,3 +344,19 @@ def test_a_writer_is_hardly_slower_while_backups_are_made(sqlite: Place, capsys:
     with capsys.disabled():
         sys.stdout.write(f"\np99 of the writer: {alone:.2f} ms alone, {together:.2f} ms during {copies} backups\n")
     assert together < 3 * alone, found
+
+
+def test_what_another_program_registers_is_not_needed(sqlite: Place) -> None:
+    """A database may have collations and functions of its own program's, which are not known here."""
+    with closing(sqlite3.connect(sqlite.dsn)) as own:
+        own.create_collation("own", lambda one, other: (one < other) - (one > other))
+        own.create_function("own_half", 1, lambda value: value // 2, deterministic=True)
+        own.executescript(
+            "CREATE TABLE word (id INTEGER PRIMARY KEY, text TEXT COLLATE own, half AS (own_half(id)));"
+            "CREATE INDEX word_text ON word (text); CREATE INDEX word_half ON word (own_half(id));"
+            "INSERT INTO word (text) VALUES ('a'), ('c'), ('b');"
+        )
+        own.commit()
+    assert sqlite.run("create", "--test-restore", module="whatspire_db.backup").returncode == 0
+    done = sqlite.run("restore", "latest", "--force", module="whatspire_db.backup")
+    assert done.returncode == 0, done.stderr

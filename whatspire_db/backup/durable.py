@@ -145,6 +145,7 @@ def publish(files: Sequence[Path], folder: Path) -> None:
 
 def _link(work: Path, names: Sequence[str], folder: Path) -> None:
     """Give all files their names, or none, unless killed in between."""
+    new = [name for name in names if not os.path.lexists(folder / name)]
     try:
         for name in names:
             try:
@@ -153,7 +154,7 @@ def _link(work: Path, names: Sequence[str], folder: Path) -> None:
                 if not os.path.samefile(work / name, folder / name):
                     raise
     except BaseException:
-        for name in names:
+        for name in new:
             with suppress(FileNotFoundError):
                 if os.path.samefile(work / name, folder / name):
                     (folder / name).unlink()

@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 from ..dsn import SqliteTarget
@@ -37,8 +38,10 @@ SIDE_FILES = ("-wal", "-shm", "-journal")
 
 # What integrity_check says of rows that were stored so on purpose, or before a constraint was there: it is data.
 _OF_ROWS = re.compile(r"(NULL|TEXT|NUMERIC|non-\w+) value in |CHECK constraint failed in ")
+_LACKING = re.compile(r"(no such collation sequence|unknown function|no such function): (\w+)")
 _BROKEN = re.compile(r"not a database|malformed")
 
+T = TypeVar("T")
 Keep = Callable[[Path], None]  # is given a copy of what is about to be overwritten
 
 
@@ -153,13 +156,39 @@ def _reading(path: Path) -> Any:
 
 def _damage(path: Path) -> str | None:
     with _reading(path) as connection:
-        return _found_by(connection, "integrity_check")
+        try:
+            return _found_by(connection, "integrity_check")
+        except sqlite3.OperationalError as error:
+            if not _LACKING.search(str(error)):
+                raise
+            return _found_by(connection, "quick_check")  # which does not look at the order of an index
 
 
 def _found_by(connection: sqlite3.Connection, check: str) -> str | None:
     """Return the first damage that one of SQLite's checks tells of; by itself it ends after a hundred lines."""
-    lines = (row[0] for row in connection.execute(f"PRAGMA {check}({MANY_LINES})"))
-    return next((line for line in lines if line != "ok" and not _OF_ROWS.match(line)), None)
+
+    def found() -> str | None:
+        lines = (row[0] for row in connection.execute(f"PRAGMA {check}({MANY_LINES})"))
+        return next((line for line in lines if line != "ok" and not _OF_ROWS.match(line)), None)
+
+    return found() if check == "integrity_check" else _with_stand_ins(connection, found)
+
+
+def _with_stand_ins(connection: sqlite3.Connection, work: Callable[[], T]) -> T:
+    """Do something with a database whose own program registers collations and functions that are not known here."""
+    lent: set[str] = set()
+    while True:
+        try:
+            return work()
+        except sqlite3.OperationalError as error:
+            lacking = _LACKING.search(str(error))
+            if lacking is None or lacking[2] in lent:
+                raise
+            lent.add(lacking[2])
+            if "collation" in lacking[1]:
+                connection.create_collation(lacking[2], lambda one, other: (one > other) - (one < other))
+            else:
+                connection.create_function(lacking[2], -1, lambda *values: None, deterministic=True)
 
 
 def _details(path: Path) -> dict[str, Any]:
@@ -181,14 +210,7 @@ def _tables(path: Path, progress: Progress) -> dict[str, Table]:
             "SELECT name FROM sqlite_master WHERE type = 'table' AND sql NOT LIKE 'CREATE VIRTUAL%' ORDER BY name"
         ).fetchall()
         for number, (name,) in enumerate(found, 1):
-            try:
-                tables[name] = _table(connection, name)
-            except sqlite3.OperationalError as error:
-                if "decode" not in str(error):
-                    raise
-                connection.text_factory = _undecoded  # text that is no UTF-8 is data all the same
-                tables[name] = _table(connection, name)
-                connection.text_factory = str
+            tables[name] = _with_stand_ins(connection, partial(_table, connection, name))
             progress("reading tables", number, len(found))
     return tables
 
@@ -198,6 +220,19 @@ def _undecoded(value: bytes) -> str:
 
 
 def _table(connection: sqlite3.Connection, name: str) -> Table:
+    try:
+        return _hashed(connection, name)
+    except sqlite3.OperationalError as error:
+        if "decode" not in str(error):
+            raise
+        connection.text_factory = _undecoded  # text that is no UTF-8 is data all the same
+        try:
+            return _hashed(connection, name)
+        finally:
+            connection.text_factory = str
+
+
+def _hashed(connection: sqlite3.Connection, name: str) -> Table:
     """Hash the rows in the order in which they lie, by Python's own serialization, whose version 2 is one to one."""
     quoted = '"' + name.replace('"', '""') + '"'
     found, rows = hashlib.sha256(), 0
@@ -256,7 +291,7 @@ def test_restore(file: Path, manifest: Manifest, work: Path, progress: Progress)
 
 def _copied(plain: Path, content: Content, scratch: Path, progress: Progress) -> list[str]:
     """Copy a backup's plain file into another that is there, and return in what that differs from its content."""
-    with opened(plain, "ro", immutable="1") as source, opened(scratch) as target:
+    with _told(scratch), opened(plain, "ro", immutable="1") as source, opened(scratch) as target:
         _backup(source, target, PAGES_A_STEP, lambda done, total: progress("restoring", done, total))
     return differences(content, examine(scratch, progress))
 
