@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -105,7 +105,9 @@ def dump(target: PostgresTarget, draft: Path, method: str, wait: float, progress
         ]
         if reading.value("SELECT pg_is_in_recovery()"):
             arguments.append("--no-unlogged-table-data")
-        with _beside(lambda: _content(reading, names, tool)) as content:
+        # No snapshot holds for sequences: the dump's must not be behind these.
+        sequences = _sequences(reading)
+        with _beside(lambda: _content(reading, names, tool, sequences)) as content:
             pg_tools.run(tool, arguments, target, lambda: progress("dumping", draft.stat().st_size, size))
         reading.rows("ROLLBACK")
     check(draft, progress)
@@ -122,7 +124,13 @@ def _beside(work: Callable[[], Content]) -> Iterator[Callable[[], Content]]:
         yield future.result
 
 
-def _content(reading: Session, names: Sequence[str], tool: pg_tools.Tool) -> Content:
+def _sequences(reading: Session) -> dict[str, list[int]]:
+    return {name: [value, step] for name, value, step in reading.rows(_SEQUENCES)}
+
+
+def _content(
+    reading: Session, names: Sequence[str], tool: pg_tools.Tool, sequences: Mapping[str, list[int]]
+) -> Content:
     tables = {name: _table(reading, name) for name in names}
     count, fingerprint = reading.rows(
         "SELECT count(*), coalesce(sum(hashtextextended(oid || encode(lo_get(oid), 'hex'), 0)), 0)::text "
@@ -134,7 +142,7 @@ def _content(reading: Session, names: Sequence[str], tool: pg_tools.Tool) -> Con
     details = {
         "major": reading.major,
         "dumped_by": tool.major,
-        "sequences": {name: [value, step] for name, value, step in reading.rows(_SEQUENCES)},
+        "sequences": sequences,
         "extension_schemas": {name: schema for name, _, schema in extensions},
         "roles": [name for (name,) in reading.rows(_ROLES)],
         "database": database_properties(reading, reading.value("SELECT current_database()")),
@@ -241,7 +249,7 @@ def compared(target: PostgresTarget, content: Content) -> list[str]:
     """Return in what a database differs from a backup's content."""
     with session(target) as reading:
         names = [name for (name,) in reading.rows(_TABLES)]
-        found = _content(reading, names, pg_tools.Tool("", 0))
+        found = _content(reading, names, pg_tools.Tool("", 0), _sequences(reading))
     return differences(
         replace(content, details=_compared_details(content)), replace(found, details=_compared_details(found))
     )
