@@ -158,8 +158,14 @@ def _content(
 
 
 def _table(reading: Session, name: str) -> Table:
+    # By name: what a parent got late stands elsewhere in a restored child.
+    columns = reading.value(
+        "SELECT coalesce(string_agg(format('one.%%I', attname), ', ' ORDER BY attname), '') "
+        "FROM pg_catalog.pg_attribute WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped",
+        name,
+    )
     rows, fingerprint = reading.rows(
-        f"SELECT count(*), coalesce(sum(hashtextextended(one.*::text, 0)), 0)::text FROM ONLY {name} AS one"
+        f"SELECT count(*), coalesce(sum(hashtextextended(ROW({columns})::text, 0)), 0)::text FROM ONLY {name} AS one"
     )[0]
     return Table(rows, fingerprint)
 
