@@ -99,7 +99,7 @@ def check(file: Path, manifest: Manifest, work: Path, progress: Progress) -> Non
     else:
         from . import postgres
 
-        postgres.check(file, progress)
+        postgres.check(file, manifest.content.details["dumped_by"], progress)
 
 
 def _as_file_name(name: str) -> str:

@@ -405,7 +405,7 @@ def _restore_postgres(
         def keep() -> Backup:
             return _create(engine, folder, purpose=SAFETY, progress=progress)
 
-    postgres.check(backup.file, progress)
+    check(backup.file, backup.manifest, work, progress)
     outcome = postgres.restore(
         engine.target.to(engine.database),
         backup.file,

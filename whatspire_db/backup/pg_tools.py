@@ -19,6 +19,7 @@ from ..errors import BackupFailed, ConfigError, VersionMismatch
 FOLDER_VARIABLE = "WHATSPIRE_PG_BIN"
 DEBIAN = Path("/usr/lib/postgresql")
 POLL_SECONDS = 0.1
+SETS_TRANSACTION_TIMEOUT = 17  # what programs from this version on write; an older server refuses it
 
 
 @dataclass(frozen=True)
@@ -42,15 +43,32 @@ def find(name: str, at_least: int, what: str) -> Tool:
     fitting = [tool for tool in found if tool.major >= at_least]
     if fitting:
         return min(fitting, key=lambda tool: tool.major)
-    hint = (
-        f"apt-get install postgresql-client-{at_least}, or name the folder of version {at_least} by {FOLDER_VARIABLE}, "
-        f"or run this where the server's programs are: docker compose exec postgres {name} --version"
-    )
+    hint = how_to_get(name, at_least)
     if not found:
         where = f"in {os.environ[FOLDER_VARIABLE]}" if os.environ.get(FOLDER_VARIABLE) else "on PATH"
         raise BackupFailed(f"there is no {name} {where}, and version {at_least} or later is needed", hint)
     newest = max(found, key=lambda tool: tool.major)
     raise VersionMismatch(f"{newest.path} is of version {newest.major}, older than {what} of version {at_least}", hint)
+
+
+def how_to_get(name: str, major: int) -> str:
+    return (
+        f"apt-get install postgresql-client-{major}, or name the folder of version {major} by {FOLDER_VARIABLE}, "
+        f"or run this where the server's programs are: docker compose exec postgres {name} --version"
+    )
+
+
+def require_taken(tool: Tool, server: int, hint: str) -> None:
+    """Refuse a program that writes what a server does not take.
+
+    :raises VersionMismatch: when it does.
+    """
+    if server < SETS_TRANSACTION_TIMEOUT <= tool.major:
+        raise VersionMismatch(
+            f"{tool.path} is of version {tool.major}, and what it writes cannot be restored on a server of version "
+            f"{server}",
+            hint,
+        )
 
 
 def _places(name: str) -> Iterator[str]:

@@ -86,6 +86,7 @@ def dump(target: PostgresTarget, draft: Path, method: str, wait: float, progress
     """
     with session(target) as reading:
         tool = pg_tools.find("pg_dump", reading.major, "the server")
+        pg_tools.require_taken(tool, reading.major, pg_tools.how_to_get("pg_dump", reading.major))
         reading.rows("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
         reading.rows(f"SET LOCAL lock_timeout = {int(wait * 1000)}")
         names = [name for (name,) in reading.rows(_TABLES)]
@@ -110,7 +111,7 @@ def dump(target: PostgresTarget, draft: Path, method: str, wait: float, progress
         with _beside(lambda: _content(reading, names, tool, sequences)) as content:
             pg_tools.run(tool, arguments, target, lambda: progress("dumping", draft.stat().st_size, size))
         reading.rows("ROLLBACK")
-    check(draft, progress)
+    check(draft, tool.major, progress)
     return content()
 
 
@@ -185,21 +186,20 @@ def _schema_version(reading: Session, names: Sequence[str]) -> int:
 # Verifying
 
 
-def check(file: Path, progress: Progress = silent) -> None:
+def check(file: Path, dumped_by: int, progress: Progress = silent) -> None:
     """Read a dump to its end.
 
+    :param dumped_by: the major version of the program that made it.
     :raises BackupInvalid: when it is none, or damaged.
     """
     with file.open("rb") as raw:
         if raw.read(len(MAGIC)) != MAGIC:
             raise BackupInvalid(f"{file.name} is not a dump in PostgreSQL's custom format", "take another backup")
     progress("reading the dump", 0, 0)
-    tool = pg_tools.find("pg_restore", 0, "the dump")
+    tool = pg_tools.find("pg_restore", dumped_by, "the dump")
     try:
         pg_tools.run(tool, ["--file=/dev/null", str(file)], None)
     except BackupFailed as error:
-        if "unsupported version" in error.fact:
-            raise VersionMismatch(f"{file.name}: {error.fact}", "take pg_restore of a later version") from None
         raise BackupInvalid(f"{file.name} is damaged: {error.fact}", "take another backup") from None
 
 
@@ -268,7 +268,11 @@ def _compared_details(content: Content) -> dict[str, Any]:
 def fill(target: PostgresTarget, file: Path, content: Content, work: Path, progress: Progress) -> None:
     """Restore a dump into an empty database, in one transaction, and analyze it."""
     with session(target) as filling:
-        tool = pg_tools.find("pg_restore", max(content.details["dumped_by"], filling.major), "the dump or the server")
+        least = max(content.details["dumped_by"], filling.major)
+        tool = pg_tools.find("pg_restore", least, "the dump or the server")
+        later = least > filling.major
+        hint = f"restore it on a server of version {least}" if later else pg_tools.how_to_get("pg_restore", least)
+        pg_tools.require_taken(tool, filling.major, hint)
         entries = work / "entries"
         entries.write_text(_entries(tool, file, filling), encoding="utf-8")
         arguments = ["--single-transaction", "--exit-on-error", f"--use-list={entries}"]
