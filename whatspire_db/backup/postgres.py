@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -31,6 +31,7 @@ from .pg_server import (
 
 SUFFIX = ".dump"
 MAGIC = b"PGDMP"
+POLL_SECONDS = 0.1
 LEVELS = {"none": "0", "gzip": "1", "zstd": "zstd:3"}
 # What belongs to an extension comes with it.
 _OWN = """
@@ -108,7 +109,7 @@ def dump(target: PostgresTarget, draft: Path, method: str, wait: float, progress
             arguments.append("--no-unlogged-table-data")
         # No snapshot holds for sequences: the dump's must not be behind these.
         sequences = _sequences(reading)
-        with _beside(lambda: _content(reading, names, tool, sequences)) as content:
+        with _beside(reading, lambda: _content(reading, names, tool, sequences)) as content:
             pg_tools.run(tool, arguments, target, lambda: progress("dumping", draft.stat().st_size, size))
         reading.rows("ROLLBACK")
     check(draft, tool.major, progress)
@@ -116,13 +117,26 @@ def dump(target: PostgresTarget, draft: Path, method: str, wait: float, progress
 
 
 @contextmanager
-def _beside(work: Callable[[], Content]) -> Iterator[Callable[[], Content]]:
-    """Run something in a thread during the block; what is given returns its result, or raises its error."""
-    from concurrent.futures import ThreadPoolExecutor
+def _beside(reading: Session, work: Callable[[], Content]) -> Iterator[Callable[[], Content]]:
+    """Run what a session reads in a thread during the block; what is given returns its result, or raises its error.
+
+    When the block fails, nobody waits for the rest; when it failed because the session did, that error is raised.
+    """
+    from concurrent.futures import ThreadPoolExecutor, wait
 
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(work)
-        yield future.result
+        try:
+            yield future.result
+        except BaseException as error:
+            first = future.exception() if future.done() else None
+            while not future.done():  # between two statements there is nothing to cancel
+                with suppress(Exception):
+                    reading.connection.cancel()
+                wait([future], POLL_SECONDS)
+            if first is not None and isinstance(error, BackupFailed):
+                raise first from None
+            raise
 
 
 def _sequences(reading: Session) -> dict[str, list[int]]:
