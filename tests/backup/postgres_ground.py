@@ -30,7 +30,8 @@ def done(place: Place, *arguments: str, **options: Any) -> dict[str, Any]:
     """Run a verb that must succeed, and return what it tells."""
     ran = backup(place, *arguments, "--json", **options)
     assert (ran.returncode, ran.stderr) == (0, ""), ran
-    return json.loads(ran.stdout)
+    told = json.loads(ran.stdout)
+    return {**told, "path": str(place.folder / told["path"])} if "path" in told else told
 
 
 def refused(place: Place, code: int, *arguments: str, **options: Any) -> str:

