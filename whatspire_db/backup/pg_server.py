@@ -6,7 +6,7 @@ import json
 import re
 import threading
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from datetime import datetime
 from typing import Any
@@ -40,6 +40,14 @@ _SET = """
 SELECT set_config(s.name, given.value, false)
 FROM json_each_text(%s) AS given (name, value)
 JOIN pg_catalog.pg_settings AS s ON lower(s.name) = lower(given.name)
+"""
+# A lock is of one database's sessions, but seen by all.
+_LEFT = """
+SELECT d.datname FROM pg_catalog.pg_database AS d
+WHERE d.datname ~ %s AND pg_has_role(current_user, d.datdba, 'USAGE') AND NOT EXISTS (
+    SELECT FROM pg_catalog.pg_locks AS l WHERE l.locktype = 'advisory' AND l.objsubid = 1
+        AND (l.classid::bigint << 32) | l.objid::bigint = hashtextextended(d.datname, 0)
+)
 """
 _END = """
 SELECT pg_terminate_backend(a.pid) FROM pg_catalog.pg_stat_activity AS a
@@ -98,6 +106,7 @@ def session(target: PostgresTarget) -> Iterator[Session]:
         connection.autocommit = True
         opened = Session(connection)
         try:
+            connection.set_client_encoding("UTF8")  # a server without an encoding names none
             opened.rows(_SET, json.dumps(SESSION))
             yield opened
         except psycopg2.Error as error:
@@ -127,8 +136,7 @@ def literal(value: str) -> str:
 
 def database_of(target: PostgresTarget) -> str:
     """Return the name of the database that a DSN leads to; asks the server where the DSN does not say."""
-    name = target.arguments.get("dbname")
-    if name and not re.match(r"postgres(ql)?://|.*=", name):
+    if name := target.arguments.get("dbname"):
         return name
     with session(target) as asked:
         return str(asked.value("SELECT current_database()"))
@@ -164,9 +172,10 @@ def database_properties(asked: Session, name: str) -> dict[str, Any] | None:
         name,
     )
     properties["grants"] = asked.rows(
-        "SELECT coalesce(r.rolname, ''), a.privilege_type, a.is_grantable FROM pg_catalog.pg_database AS d, "
-        "aclexplode(d.datacl) AS a LEFT JOIN pg_catalog.pg_roles AS r ON r.oid = a.grantee "
-        "WHERE d.datname = %s ORDER BY 1, 2",
+        "SELECT coalesce(r.rolname, ''), a.privilege_type, a.is_grantable, g.rolname "
+        "FROM pg_catalog.pg_database AS d, aclexplode(d.datacl) AS a "
+        "LEFT JOIN pg_catalog.pg_roles AS r ON r.oid = a.grantee "
+        "JOIN pg_catalog.pg_roles AS g ON g.oid = a.grantor WHERE d.datname = %s ORDER BY 1, 2, 4",
         name,
     )
     return properties
@@ -201,15 +210,14 @@ def maintenance(target: PostgresTarget, other_than: str = "") -> Iterator[Sessio
 def scratch(admin: Session, properties: Mapping[str, Any], template: str = "template0") -> Iterator[str]:
     """Make an empty database, and drop it after the block if it still has its name.
 
-    Its name is locked as long as somebody works on it; those of dead processes are dropped first.
+    Its name is locked as long as somebody works on it; those of dead processes that this role may drop are dropped
+    first.
 
     :param properties: those of the database that it is to be like.
     """
-    for (name,) in admin.rows(
-        "SELECT datname FROM pg_catalog.pg_database WHERE datname ~ %s", f"^{SCRATCH}[0-9a-f]{{12}}$"
-    ):
+    for (name,) in admin.rows(_LEFT, f"^{SCRATCH}[0-9a-f]{{12}}$"):
         if admin.value("SELECT pg_try_advisory_lock(hashtextextended(%s, 0))", name):
-            admin.rows(f"DROP DATABASE IF EXISTS {quoted(name)} WITH (FORCE)")
+            drop(admin, name)
             admin.rows("SELECT pg_advisory_unlock(hashtextextended(%s, 0))", name)
     name = SCRATCH + uuid.uuid4().hex[:12]
     admin.rows("SELECT pg_advisory_lock(hashtextextended(%s, 0))", name)
@@ -220,7 +228,14 @@ def scratch(admin: Session, properties: Mapping[str, Any], template: str = "temp
         if not admin.connection.closed:
             with suppress(Exception):
                 admin.rows("ROLLBACK")
-            admin.rows(f"DROP DATABASE IF EXISTS {quoted(name)} WITH (FORCE)")
+            drop(admin, name)
+
+
+def drop(admin: Session, name: str) -> None:
+    """Drop a database that may not be there."""
+    if admin.value("SELECT EXISTS (SELECT FROM pg_catalog.pg_database WHERE datname = %s AND datistemplate)", name):
+        admin.rows(f"ALTER DATABASE {quoted(name)} IS_TEMPLATE false")
+    admin.rows(f"DROP DATABASE IF EXISTS {quoted(name)} WITH (FORCE)")
 
 
 def _locale_options(admin: Session, properties: Mapping[str, Any]) -> str:
@@ -230,7 +245,10 @@ def _locale_options(admin: Session, properties: Mapping[str, Any]) -> str:
         "LC_CTYPE": literal(properties["ctype"]),
     }
     provider = {"c": "libc", "i": "icu", "b": "builtin"}[properties["provider"]]
-    if properties["tablespace"] in {name for (name,) in admin.rows("SELECT spcname FROM pg_catalog.pg_tablespace")}:
+    # Naming the usual one takes a right to it that plain roles do not have.
+    if properties["tablespace"] != "pg_default" and properties["tablespace"] in {
+        name for (name,) in admin.rows("SELECT spcname FROM pg_catalog.pg_tablespace")
+    }:
         options["TABLESPACE"] = quoted(properties["tablespace"])
     if admin.major > 14:
         options["LOCALE_PROVIDER"] = provider
@@ -244,12 +262,14 @@ def _locale_options(admin: Session, properties: Mapping[str, Any]) -> str:
 def apply_properties(admin: Session, name: str, properties: Mapping[str, Any]) -> None:
     """Give a database the owner, grants, settings, limit and comment of another one.
 
-    What belongs to roles that are not there is left out. All of it is done, or nothing.
+    What belongs to roles that are not there is left out, and it stays this role's where that may not give it away. All
+    of it is done, or nothing.
     """
     database = quoted(name)
-    roles = {name for (name,) in admin.rows("SELECT rolname FROM pg_catalog.pg_roles")}
+    able = dict(admin.rows("SELECT rolname, pg_has_role(current_user, oid, 'MEMBER') FROM pg_catalog.pg_roles"))
+    roles, current = able.keys(), admin.value("SELECT current_user")
     admin.rows("BEGIN")
-    if properties["owner"] in roles - {admin.value("SELECT current_user")}:
+    if able.get(properties["owner"]) and properties["owner"] != current:
         admin.rows(f"ALTER DATABASE {database} OWNER TO {quoted(properties['owner'])}")
     if properties["connection_limit"] != -1:
         admin.rows(f"ALTER DATABASE {database} CONNECTION LIMIT {properties['connection_limit']}")
@@ -260,16 +280,30 @@ def apply_properties(admin: Session, name: str, properties: Mapping[str, Any]) -
     if properties["has_grants"]:
         holders = {"PUBLIC"} | {quoted(name) for name in {properties["owner"]} & roles}
         admin.rows(f"REVOKE ALL ON DATABASE {database} FROM {', '.join(sorted(holders))}")
-    for role, privilege, grantable in properties["grants"]:
+    for role, privilege, grantable, grantor in _in_order(properties["grants"], properties["owner"]):
         if role in roles | {""}:
             to = quoted(role) if role else "PUBLIC"
+            if able.get(grantor) and grantor not in (properties["owner"], current):
+                admin.rows(f"SET LOCAL ROLE {quoted(grantor)}")
             admin.rows(f"GRANT {privilege} ON DATABASE {database} TO {to}{' WITH GRANT OPTION' if grantable else ''}")
+            admin.rows("RESET ROLE")
     for role, settings in properties["settings"]:
         if role in roles | {""}:
             whose = f"ROLE {quoted(role)} IN DATABASE {database}" if role else f"DATABASE {database}"
             for setting in settings:
                 _set(admin, whose, *setting.split("=", 1))
     admin.rows("COMMIT")
+
+
+def _in_order(grants: Iterable[Sequence[Any]], owner: str) -> Iterator[Sequence[Any]]:
+    """Put the grants of those who were given the right to them behind what gave it to them."""
+    left = list(grants)
+    holders = {(owner, privilege) for _, privilege, _, _ in left}
+    while left:
+        ready = [one for one in left if (one[3], one[1]) in holders] or left
+        yield from ready
+        holders |= {(role, privilege) for role, privilege, grantable, _ in ready if grantable}
+        left = [one for one in left if one not in ready]
 
 
 def _set(admin: Session, whose: str, name: str, value: str) -> None:

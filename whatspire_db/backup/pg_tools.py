@@ -102,19 +102,21 @@ def run(
 ) -> str:
     """Run a program to its end, call `tick` meanwhile, and return its output.
 
+    Bytes of the output that are not UTF-8, such as a name in LATIN1, are surrogates.
+
     :param target: what it connects to, where it does.
     :raises BackupFailed: with what it said, when it failed.
     """
     with (
         _passfile(target) as (environment, passed),
-        tempfile.TemporaryFile("w+") as errors,
-        tempfile.TemporaryFile("w+") as out,
+        tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors,
+        tempfile.TemporaryFile("w+", encoding="utf-8", errors="surrogateescape") as out,
     ):
         command = [tool.path, *arguments]
         if target is not None:
             command += ["--no-password", "--dbname", conninfo(target)]
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=out, stderr=errors, env=environment, pass_fds=passed, text=True
+            command, stdin=subprocess.DEVNULL, stdout=out, stderr=errors, env=environment, pass_fds=passed
         )
         try:
             while process.poll() is None:

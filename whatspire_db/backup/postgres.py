@@ -46,10 +46,11 @@ FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.rel
 WHERE c.relkind = 'r' AND c.relpersistence <> 't' AND (c.relpersistence = 'p' OR NOT pg_is_in_recovery()) AND {_OWN}
 ORDER BY 1
 """
+_ANY_LARGE_OBJECT = "SELECT EXISTS (SELECT FROM pg_catalog.pg_largeobject_metadata)"
 _ANY_RELATION = f"""
 SELECT EXISTS (
     SELECT FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace WHERE {_OWN}
-)
+) OR ({_ANY_LARGE_OBJECT})
 """
 _SEQUENCES = """
 SELECT format('%I.%I', schemaname, sequencename), last_value, increment_by
@@ -60,10 +61,23 @@ SELECT e.extname, e.extversion, n.nspname
 FROM pg_catalog.pg_extension AS e JOIN pg_catalog.pg_namespace AS n ON n.oid = e.extnamespace
 WHERE e.extname <> 'plpgsql' ORDER BY 1
 """
-_ROLES = """
-SELECT DISTINCT r.rolname FROM pg_catalog.pg_shdepend AS d JOIN pg_catalog.pg_roles AS r ON r.oid = d.refobjid
+# What the first superuser owns is in no catalog of dependencies. Objects of a user's own have an oid from 16384 on.
+_OWNED = " UNION ".join(
+    f"SELECT {owner} FROM pg_catalog.{catalog} AS o WHERE oid >= 16384 AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend "
+    f"AS d WHERE d.classid = 'pg_catalog.{catalog}'::regclass AND d.objid = o.oid AND d.deptype IN ('e', 'i'))"
+    for catalog, owner in {
+        "pg_class": "relowner",
+        "pg_namespace": "nspowner",
+        "pg_proc": "proowner",
+        "pg_type": "typowner",
+        "pg_largeobject_metadata": "lomowner",
+    }.items()
+)
+_ROLES = f"""
+SELECT r.rolname FROM pg_catalog.pg_shdepend AS d JOIN pg_catalog.pg_roles AS r ON r.oid = d.refobjid
 WHERE d.dbid = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
-    AND d.refclassid = 'pg_catalog.pg_authid'::regclass AND d.deptype IN ('o', 'a', 'r') ORDER BY 1
+    AND d.refclassid = 'pg_catalog.pg_authid'::regclass AND d.deptype IN ('o', 'a', 'r')
+UNION SELECT rolname FROM pg_catalog.pg_roles WHERE oid = 10 AND oid IN ({_OWNED}) ORDER BY 1
 """
 
 
@@ -288,7 +302,7 @@ def fill(target: PostgresTarget, file: Path, content: Content, work: Path, progr
         hint = f"restore it on a server of version {least}" if later else pg_tools.how_to_get("pg_restore", least)
         pg_tools.require_taken(tool, filling.major, hint)
         entries = work / "entries"
-        entries.write_text(_entries(tool, file, filling), encoding="utf-8")
+        entries.write_text(_entries(tool, file, filling), encoding="utf-8", errors="surrogateescape")
         arguments = ["--single-transaction", "--exit-on-error", f"--use-list={entries}"]
         if not _may_own(filling, content.details["roles"]):
             arguments += ["--no-owner", "--no-privileges"]
@@ -412,7 +426,9 @@ def _is_empty(target: PostgresTarget) -> bool:
 
 
 def _holds_rows(target: PostgresTarget) -> bool:
-    """Tell whether any table has a row, but for the migrator's own."""
+    """Tell whether any table has a row, but for the migrator's own, or there is a large object."""
     with session(target) as asked:
+        if asked.value(_ANY_LARGE_OBJECT):
+            return True
         names = [n for (n,) in asked.rows(_TABLES) if n.rpartition(".")[2] != "migration_versions"]
         return any(asked.value(f"SELECT EXISTS (SELECT FROM ONLY {name})") for name in names)
