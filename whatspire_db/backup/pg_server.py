@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import threading
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -217,18 +216,20 @@ def scratch(admin: Session, properties: Mapping[str, Any], template: str = "temp
     """
     for (name,) in admin.rows(_LEFT, f"^{SCRATCH}[0-9a-f]{{12}}$"):
         if admin.value("SELECT pg_try_advisory_lock(hashtextextended(%s, 0))", name):
-            drop(admin, name)
+            with suppress(Exception):  # it stops nobody
+                drop(admin, name)
             admin.rows("SELECT pg_advisory_unlock(hashtextextended(%s, 0))", name)
     name = SCRATCH + uuid.uuid4().hex[:12]
     admin.rows("SELECT pg_advisory_lock(hashtextextended(%s, 0))", name)
     try:
         admin.rows(f"CREATE DATABASE {quoted(name)} TEMPLATE {template} {_locale_options(admin, properties)}")
         yield name
-    finally:
-        if not admin.connection.closed:
-            with suppress(Exception):
-                admin.rows("ROLLBACK")
+    except BaseException:
+        with suppress(Exception):  # what went wrong is told, and the next restore drops it
+            admin.rows("ROLLBACK")
             drop(admin, name)
+        raise
+    drop(admin, name)
 
 
 def drop(admin: Session, name: str) -> None:

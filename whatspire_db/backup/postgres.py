@@ -20,9 +20,9 @@ from .pg_server import (
     apply_properties,
     database_of,
     database_properties,
+    drop,
     maintenance,
     old_name,
-    quoted,
     rename,
     scratch,
     session,
@@ -63,8 +63,9 @@ WHERE e.extname <> 'plpgsql' ORDER BY 1
 """
 # What the first superuser owns is in no catalog of dependencies. Objects of a user's own have an oid from 16384 on.
 _OWNED = " UNION ".join(
-    f"SELECT {owner} FROM pg_catalog.{catalog} AS o WHERE oid >= 16384 AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend "
-    f"AS d WHERE d.classid = 'pg_catalog.{catalog}'::regclass AND d.objid = o.oid AND d.deptype IN ('e', 'i'))"
+    f"SELECT {owner} FROM pg_catalog.{catalog} AS o WHERE oid >= 16384 AND NOT EXISTS ("
+    "SELECT FROM pg_catalog.pg_depend AS d "
+    f"WHERE d.classid = 'pg_catalog.{catalog}'::regclass AND d.objid = o.oid AND d.deptype IN ('e', 'i'))"
     for catalog, owner in {
         "pg_class": "relowner",
         "pg_namespace": "nspowner",
@@ -404,9 +405,10 @@ def restore(
             old = old_name(name, datetime.now(timezone.utc))
             progress("swapping", 0, 0)
             swap(admin, target, new, name, old)
-        if keep is None or _is_saved(target.to(old), safety):
-            admin.rows(f"DROP DATABASE {quoted(old)} WITH (FORCE)")
-            return Outcome(safety)
+        with suppress(Exception):  # the restore is done: what cannot be looked at, or dropped, is kept and told
+            if keep is None or _is_saved(target.to(old), safety):
+                drop(admin, old)
+                return Outcome(safety)
         return Outcome(safety, old)
 
 
