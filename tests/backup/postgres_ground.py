@@ -104,5 +104,11 @@ def files(folder: Path) -> list[str]:
 def dump_text(place: Place) -> list[str]:
     """Return schema and rows as pg_dump writes them, without the lines that differ from dump to dump."""
     dsn = psycopg2.extensions.make_dsn(**parse_postgres(place.dsn).arguments)
-    ran = subprocess.run([program("pg_dump"), f"--dbname={dsn}"], capture_output=True, text=True, check=True)
+    ran = subprocess.run(
+        [program("pg_dump"), f"--dbname={dsn}"],
+        capture_output=True,
+        encoding="utf-8",
+        errors="surrogateescape",
+        check=True,
+    )
     return [line for line in ran.stdout.splitlines() if not line.startswith(("\\restrict", "\\unrestrict"))]

@@ -435,7 +435,7 @@ def test_password_is_nowhere_to_be_read(
             [*command, *arguments], env=variables, cwd=folder, capture_output=True, text=True, check=False, timeout=60
         )
 
-    folder = Path(tempfile.mkdtemp(dir="/tmp"))  # noqa: S108  # where another user may go
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))  # where another user may go
     temporary = folder / "tmp"
     temporary.mkdir()
     for made in (folder, temporary):
