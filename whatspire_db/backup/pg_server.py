@@ -349,6 +349,8 @@ def swap(admin: Session, target: PostgresTarget, new: str, name: str, old: str) 
     import psycopg2
 
     oid = admin.value("SELECT oid FROM pg_catalog.pg_database WHERE datname = %s", name)
+    with suppress(psycopg2.Error):  # where the server can: it lets new sessions in as soon as this process is killed
+        admin.rows("SET client_connection_check_interval = '100ms'")
     ended = threading.Event()
     with maintenance(target, name) as ender:
         thread = threading.Thread(target=_end_sessions, args=(ender, admin.connection.info.backend_pid, oid, ended))
