@@ -17,6 +17,7 @@ from .archive import STAMP
 
 MAINTENANCE = ("postgres", "template1")  # databases to be connected to while another one is renamed
 SCRATCH = "whatspire_scratch_"
+RESTORING = "whatspire_db restore"  # the application name of the program that fills a database
 NAME_BYTES = 63
 # What is asked must come out alike on every server and for every role.
 SESSION = {
@@ -324,7 +325,7 @@ def old_name(name: str, time: datetime) -> str:
 
 @contextmanager
 def alone(admin: Session, name: str) -> Iterator[None]:
-    """Be the only restore of a database.
+    """Be the only restore of a database, and end what a killed one left at work in it.
 
     :raises TargetRefused: when there is another one.
     """
@@ -332,6 +333,13 @@ def alone(admin: Session, name: str) -> Iterator[None]:
     if not admin.value("SELECT pg_try_advisory_lock(hashtextextended(%s, 0))", key):
         raise TargetRefused(f"another restore of database {name} is under way", "wait for it to end")
     try:
+        # A program outlives the process that started it and was killed.
+        admin.rows(
+            "SELECT pg_terminate_backend(pid, 10000) FROM pg_catalog.pg_stat_activity "
+            "WHERE datname = %s AND application_name = %s",
+            name,
+            RESTORING,
+        )
         yield
     finally:
         if not admin.connection.closed:

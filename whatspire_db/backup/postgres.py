@@ -15,6 +15,7 @@ from ..errors import BackupFailed, BackupInvalid, NothingToBackUp, TargetRefused
 from . import pg_tools
 from .archive import Backup, Content, Progress, Table, differences, silent
 from .pg_server import (
+    RESTORING,
     Session,
     alone,
     apply_properties,
@@ -307,6 +308,7 @@ def fill(target: PostgresTarget, file: Path, content: Content, work: Path, progr
         arguments = ["--single-transaction", "--exit-on-error", f"--use-list={entries}"]
         if not _may_own(filling, content.details["roles"]):
             arguments += ["--no-owner", "--no-privileges"]
+        target = PostgresTarget({**target.arguments, "application_name": RESTORING})
         if content.details["hnsw"]:
             # In little memory a graph takes four times as long; in parallel it wants shared memory, of which
             # containers have little.
