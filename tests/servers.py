@@ -99,7 +99,8 @@ class Node:
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
         eventually(lambda: not any(map(parent, pids)), f"{self.folder} is gone")
-        self._lock.unlink()
+        for lock in (self._lock, *self.folder.glob(".s.PGSQL.*.lock")):  # nobody may reap those that it names
+            lock.unlink()
 
     def runs(self) -> bool:
         return self._lock.exists()

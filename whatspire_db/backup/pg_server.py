@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import re
 import threading
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from datetime import datetime
 from typing import Any
@@ -18,6 +17,7 @@ from .archive import STAMP
 
 MAINTENANCE = ("postgres", "template1")  # databases to be connected to while another one is renamed
 SCRATCH = "whatspire_scratch_"
+RESTORING = "whatspire_db restore"  # the application name of the program that fills a database
 NAME_BYTES = 63
 # What is asked must come out alike on every server and for every role.
 SESSION = {
@@ -40,6 +40,14 @@ _SET = """
 SELECT set_config(s.name, given.value, false)
 FROM json_each_text(%s) AS given (name, value)
 JOIN pg_catalog.pg_settings AS s ON lower(s.name) = lower(given.name)
+"""
+# A lock is of one database's sessions, but seen by all.
+_LEFT = """
+SELECT d.datname FROM pg_catalog.pg_database AS d
+WHERE d.datname ~ %s AND pg_has_role(current_user, d.datdba, 'USAGE') AND NOT EXISTS (
+    SELECT FROM pg_catalog.pg_locks AS l WHERE l.locktype = 'advisory' AND l.objsubid = 1
+        AND (l.classid::bigint << 32) | l.objid::bigint = hashtextextended(d.datname, 0)
+)
 """
 _END = """
 SELECT pg_terminate_backend(a.pid) FROM pg_catalog.pg_stat_activity AS a
@@ -106,6 +114,7 @@ def session(target: PostgresTarget) -> Iterator[Session]:
         connection.autocommit = True
         opened = Session(connection)
         try:
+            connection.set_client_encoding("UTF8")  # a server without an encoding names none
             opened.rows(_SET, json.dumps(SESSION))
             yield opened
         except psycopg2.Error as error:
@@ -135,8 +144,7 @@ def literal(value: str) -> str:
 
 def database_of(target: PostgresTarget) -> str:
     """Return the name of the database that a DSN leads to; asks the server where the DSN does not say."""
-    name = target.arguments.get("dbname")
-    if name and not re.match(r"postgres(ql)?://|.*=", name):
+    if name := target.arguments.get("dbname"):
         return name
     with session(target) as asked:
         return str(asked.value("SELECT current_database()"))
@@ -172,9 +180,10 @@ def database_properties(asked: Session, name: str) -> dict[str, Any] | None:
         name,
     )
     properties["grants"] = asked.rows(
-        "SELECT coalesce(r.rolname, ''), a.privilege_type, a.is_grantable FROM pg_catalog.pg_database AS d, "
-        "aclexplode(d.datacl) AS a LEFT JOIN pg_catalog.pg_roles AS r ON r.oid = a.grantee "
-        "WHERE d.datname = %s ORDER BY 1, 2",
+        "SELECT coalesce(r.rolname, ''), a.privilege_type, a.is_grantable, g.rolname "
+        "FROM pg_catalog.pg_database AS d, aclexplode(d.datacl) AS a "
+        "LEFT JOIN pg_catalog.pg_roles AS r ON r.oid = a.grantee "
+        "JOIN pg_catalog.pg_roles AS g ON g.oid = a.grantor WHERE d.datname = %s ORDER BY 1, 2, 4",
         name,
     )
     return properties
@@ -209,26 +218,34 @@ def maintenance(target: PostgresTarget, other_than: str = "") -> Iterator[Sessio
 def scratch(admin: Session, properties: Mapping[str, Any], template: str = "template0") -> Iterator[str]:
     """Make an empty database, and drop it after the block if it still has its name.
 
-    Its name is locked as long as somebody works on it; those of dead processes are dropped first.
+    Its name is locked as long as somebody works on it; those of dead processes that this role may drop are dropped
+    first.
 
     :param properties: those of the database that it is to be like.
     """
-    for (name,) in admin.rows(
-        "SELECT datname FROM pg_catalog.pg_database WHERE datname ~ %s", f"^{SCRATCH}[0-9a-f]{{12}}$"
-    ):
+    for (name,) in admin.rows(_LEFT, f"^{SCRATCH}[0-9a-f]{{12}}$"):
         if admin.value("SELECT pg_try_advisory_lock(hashtextextended(%s, 0))", name):
-            admin.rows(f"DROP DATABASE IF EXISTS {quoted(name)} WITH (FORCE)")
+            with suppress(Exception):  # it stops nobody
+                drop(admin, name)
             admin.rows("SELECT pg_advisory_unlock(hashtextextended(%s, 0))", name)
     name = SCRATCH + uuid.uuid4().hex[:12]
     admin.rows("SELECT pg_advisory_lock(hashtextextended(%s, 0))", name)
     try:
         admin.rows(f"CREATE DATABASE {quoted(name)} TEMPLATE {template} {_locale_options(admin, properties)}")
         yield name
-    finally:
-        if not admin.connection.closed:
-            with suppress(Exception):
-                admin.rows("ROLLBACK")
-            admin.rows(f"DROP DATABASE IF EXISTS {quoted(name)} WITH (FORCE)")
+    except BaseException:
+        with suppress(Exception):  # what went wrong is told, and the next restore drops it
+            admin.rows("ROLLBACK")
+            drop(admin, name)
+        raise
+    drop(admin, name)
+
+
+def drop(admin: Session, name: str) -> None:
+    """Drop a database that may not be there."""
+    if admin.value("SELECT EXISTS (SELECT FROM pg_catalog.pg_database WHERE datname = %s AND datistemplate)", name):
+        admin.rows(f"ALTER DATABASE {quoted(name)} IS_TEMPLATE false")
+    admin.rows(f"DROP DATABASE IF EXISTS {quoted(name)} WITH (FORCE)")
 
 
 def _locale_options(admin: Session, properties: Mapping[str, Any]) -> str:
@@ -238,7 +255,10 @@ def _locale_options(admin: Session, properties: Mapping[str, Any]) -> str:
         "LC_CTYPE": literal(properties["ctype"]),
     }
     provider = {"c": "libc", "i": "icu", "b": "builtin"}[properties["provider"]]
-    if properties["tablespace"] in {name for (name,) in admin.rows("SELECT spcname FROM pg_catalog.pg_tablespace")}:
+    # Naming the usual one takes a right to it that plain roles do not have.
+    if properties["tablespace"] != "pg_default" and properties["tablespace"] in {
+        name for (name,) in admin.rows("SELECT spcname FROM pg_catalog.pg_tablespace")
+    }:
         options["TABLESPACE"] = quoted(properties["tablespace"])
     if admin.major > 14:
         options["LOCALE_PROVIDER"] = provider
@@ -252,12 +272,14 @@ def _locale_options(admin: Session, properties: Mapping[str, Any]) -> str:
 def apply_properties(admin: Session, name: str, properties: Mapping[str, Any]) -> None:
     """Give a database the owner, grants, settings, limit and comment of another one.
 
-    What belongs to roles that are not there is left out. All of it is done, or nothing.
+    What belongs to roles that are not there is left out, and it stays this role's where that may not give it away. All
+    of it is done, or nothing.
     """
     database = quoted(name)
-    roles = {name for (name,) in admin.rows("SELECT rolname FROM pg_catalog.pg_roles")}
+    able = dict(admin.rows("SELECT rolname, pg_has_role(current_user, oid, 'MEMBER') FROM pg_catalog.pg_roles"))
+    roles, current = able.keys(), admin.value("SELECT current_user")
     admin.rows("BEGIN")
-    if properties["owner"] in roles - {admin.value("SELECT current_user")}:
+    if able.get(properties["owner"]) and properties["owner"] != current:
         admin.rows(f"ALTER DATABASE {database} OWNER TO {quoted(properties['owner'])}")
     if properties["connection_limit"] != -1:
         admin.rows(f"ALTER DATABASE {database} CONNECTION LIMIT {properties['connection_limit']}")
@@ -268,16 +290,30 @@ def apply_properties(admin: Session, name: str, properties: Mapping[str, Any]) -
     if properties["has_grants"]:
         holders = {"PUBLIC"} | {quoted(name) for name in {properties["owner"]} & roles}
         admin.rows(f"REVOKE ALL ON DATABASE {database} FROM {', '.join(sorted(holders))}")
-    for role, privilege, grantable in properties["grants"]:
+    for role, privilege, grantable, grantor in _in_order(properties["grants"], properties["owner"]):
         if role in roles | {""}:
             to = quoted(role) if role else "PUBLIC"
+            if able.get(grantor) and grantor not in (properties["owner"], current):
+                admin.rows(f"SET LOCAL ROLE {quoted(grantor)}")
             admin.rows(f"GRANT {privilege} ON DATABASE {database} TO {to}{' WITH GRANT OPTION' if grantable else ''}")
+            admin.rows("RESET ROLE")
     for role, settings in properties["settings"]:
         if role in roles | {""}:
             whose = f"ROLE {quoted(role)} IN DATABASE {database}" if role else f"DATABASE {database}"
             for setting in settings:
                 _set(admin, whose, *setting.split("=", 1))
     admin.rows("COMMIT")
+
+
+def _in_order(grants: Iterable[Sequence[Any]], owner: str) -> Iterator[Sequence[Any]]:
+    """Put the grants of those who were given the right to them behind what gave it to them."""
+    left = list(grants)
+    holders = {(owner, privilege) for _, privilege, _, _ in left}
+    while left:
+        ready = [one for one in left if (one[3], one[1]) in holders] or left
+        yield from ready
+        holders |= {(role, privilege) for role, privilege, grantable, _ in ready if grantable}
+        left = [one for one in left if one not in ready]
 
 
 def _set(admin: Session, whose: str, name: str, value: str) -> None:
@@ -297,7 +333,7 @@ def old_name(name: str, time: datetime) -> str:
 
 @contextmanager
 def alone(admin: Session, name: str) -> Iterator[None]:
-    """Be the only restore of a database.
+    """Be the only restore of a database, and end what a killed one left at work in it.
 
     :raises TargetRefused: when there is another one.
     """
@@ -305,6 +341,13 @@ def alone(admin: Session, name: str) -> Iterator[None]:
     if not admin.value("SELECT pg_try_advisory_lock(hashtextextended(%s, 0))", key):
         raise TargetRefused(f"another restore of database {name} is under way", "wait for it to end")
     try:
+        # A program outlives the process that started it and was killed.
+        admin.rows(
+            "SELECT pg_terminate_backend(pid, 10000) FROM pg_catalog.pg_stat_activity "
+            "WHERE datname = %s AND application_name = %s",
+            name,
+            RESTORING,
+        )
         yield
     finally:
         if not admin.connection.closed:
@@ -322,6 +365,8 @@ def swap(admin: Session, target: PostgresTarget, new: str, name: str, old: str) 
     import psycopg2
 
     oid = admin.value("SELECT oid FROM pg_catalog.pg_database WHERE datname = %s", name)
+    with suppress(psycopg2.Error):  # where the server can: it lets new sessions in as soon as this process is killed
+        admin.rows("SET client_connection_check_interval = '100ms'")
     ended = threading.Event()
     with maintenance(target, name) as ender:
         thread = threading.Thread(target=_end_sessions, args=(ender, admin.connection.info.backend_pid, oid, ended))

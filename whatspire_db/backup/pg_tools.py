@@ -19,6 +19,7 @@ from ..errors import BackupFailed, ConfigError, VersionMismatch
 FOLDER_VARIABLE = "WHATSPIRE_PG_BIN"
 DEBIAN = Path("/usr/lib/postgresql")
 POLL_SECONDS = 0.1
+SETS_TRANSACTION_TIMEOUT = 17  # what programs from this version on write; an older server refuses it
 
 
 @dataclass(frozen=True)
@@ -42,20 +43,39 @@ def find(name: str, at_least: int, what: str) -> Tool:
     fitting = [tool for tool in found if tool.major >= at_least]
     if fitting:
         return min(fitting, key=lambda tool: tool.major)
+    hint = how_to_get(name, at_least)
+    if not found:
+        where = f"in {os.environ[FOLDER_VARIABLE]}" if os.environ.get(FOLDER_VARIABLE) else "on PATH"
+        raise BackupFailed(f"there is no {name} {where}, and version {at_least} or later is needed", hint)
+    newest = max(found, key=lambda tool: tool.major)
+    raise VersionMismatch(f"{newest.path} is of version {newest.major}, older than {what} of version {at_least}", hint)
+
+
+def how_to_get(name: str, major: int) -> str:
+    """Return what to do for a program of a version."""
     hint = (
-        f"apt-get install postgresql-client-{at_least} (from apt.postgresql.org), or name the bin folder of version "
-        f"{at_least} by {FOLDER_VARIABLE}"
+        f"apt-get install postgresql-client-{major} (from apt.postgresql.org), or name the bin folder of version "
+        f"{major} by {FOLDER_VARIABLE}"
     )
     if name == "pg_dump":
         hint += (
             "; a dump without a manifest is to be had of the server's own: "
             "docker compose exec -T postgres pg_dump -U USER -Fc DATABASE > database.dump"
         )
-    if not found:
-        where = f"in {os.environ[FOLDER_VARIABLE]}" if os.environ.get(FOLDER_VARIABLE) else "on PATH"
-        raise BackupFailed(f"there is no {name} {where}, and version {at_least} or later is needed", hint)
-    newest = max(found, key=lambda tool: tool.major)
-    raise VersionMismatch(f"{newest.path} is of version {newest.major}, older than {what} of version {at_least}", hint)
+    return hint
+
+
+def require_taken(tool: Tool, server: int, hint: str) -> None:
+    """Refuse a program that writes what a server does not take.
+
+    :raises VersionMismatch: when it does.
+    """
+    if server < SETS_TRANSACTION_TIMEOUT <= tool.major:
+        raise VersionMismatch(
+            f"{tool.path} is of version {tool.major}, and what it writes cannot be restored on a server of version "
+            f"{server}",
+            hint,
+        )
 
 
 def _places(name: str) -> Iterator[str]:
@@ -89,19 +109,21 @@ def run(
 ) -> str:
     """Run a program to its end, call `tick` meanwhile, and return its output.
 
+    Bytes of the output that are not UTF-8, such as a name in LATIN1, are surrogates.
+
     :param target: what it connects to, where it does.
     :raises BackupFailed: with what it said, when it failed.
     """
     with (
         _passfile(target) as (environment, passed),
-        tempfile.TemporaryFile("w+") as errors,
-        tempfile.TemporaryFile("w+") as out,
+        tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors,
+        tempfile.TemporaryFile("w+", encoding="utf-8", errors="surrogateescape") as out,
     ):
         command = [tool.path, *arguments]
         if target is not None:
             command += ["--no-password", "--dbname", conninfo(target)]
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=out, stderr=errors, env=environment, pass_fds=passed, text=True
+            command, stdin=subprocess.DEVNULL, stdout=out, stderr=errors, env=environment, pass_fds=passed
         )
         try:
             while process.poll() is None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -15,14 +15,15 @@ from ..errors import BackupFailed, BackupInvalid, NothingToBackUp, TargetRefused
 from . import pg_tools
 from .archive import Backup, Content, Progress, Table, differences, silent
 from .pg_server import (
+    RESTORING,
     Session,
     alone,
     apply_properties,
     database_of,
     database_properties,
+    drop,
     maintenance,
     old_name,
-    quoted,
     rename,
     scratch,
     session,
@@ -31,6 +32,7 @@ from .pg_server import (
 
 SUFFIX = ".dump"
 MAGIC = b"PGDMP"
+POLL_SECONDS = 0.1
 LEVELS = {"none": "0", "gzip": "1", "zstd": "zstd:3"}
 # What belongs to an extension comes with it.
 _OWN = """
@@ -45,10 +47,11 @@ FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.rel
 WHERE c.relkind = 'r' AND c.relpersistence <> 't' AND (c.relpersistence = 'p' OR NOT pg_is_in_recovery()) AND {_OWN}
 ORDER BY 1
 """
+_ANY_LARGE_OBJECT = "SELECT EXISTS (SELECT FROM pg_catalog.pg_largeobject_metadata)"
 _ANY_RELATION = f"""
 SELECT EXISTS (
     SELECT FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace WHERE {_OWN}
-)
+) OR ({_ANY_LARGE_OBJECT})
 """
 _SEQUENCES = """
 SELECT format('%I.%I', schemaname, sequencename), last_value, increment_by
@@ -59,10 +62,24 @@ SELECT e.extname, e.extversion, n.nspname
 FROM pg_catalog.pg_extension AS e JOIN pg_catalog.pg_namespace AS n ON n.oid = e.extnamespace
 WHERE e.extname <> 'plpgsql' ORDER BY 1
 """
-_ROLES = """
-SELECT DISTINCT r.rolname FROM pg_catalog.pg_shdepend AS d JOIN pg_catalog.pg_roles AS r ON r.oid = d.refobjid
+# What the first superuser owns is in no catalog of dependencies. Objects of a user's own have an oid from 16384 on.
+_OWNED = " UNION ".join(
+    f"SELECT {owner} FROM pg_catalog.{catalog} AS o WHERE oid >= 16384 AND NOT EXISTS ("
+    "SELECT FROM pg_catalog.pg_depend AS d "
+    f"WHERE d.classid = 'pg_catalog.{catalog}'::regclass AND d.objid = o.oid AND d.deptype IN ('e', 'i'))"
+    for catalog, owner in {
+        "pg_class": "relowner",
+        "pg_namespace": "nspowner",
+        "pg_proc": "proowner",
+        "pg_type": "typowner",
+        "pg_largeobject_metadata": "lomowner",
+    }.items()
+)
+_ROLES = f"""
+SELECT r.rolname FROM pg_catalog.pg_shdepend AS d JOIN pg_catalog.pg_roles AS r ON r.oid = d.refobjid
 WHERE d.dbid = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
-    AND d.refclassid = 'pg_catalog.pg_authid'::regclass AND d.deptype IN ('o', 'a', 'r') ORDER BY 1
+    AND d.refclassid = 'pg_catalog.pg_authid'::regclass AND d.deptype IN ('o', 'a', 'r')
+UNION SELECT rolname FROM pg_catalog.pg_roles WHERE oid = 10 AND oid IN ({_OWNED}) ORDER BY 1
 """
 
 
@@ -87,6 +104,7 @@ def dump(target: PostgresTarget, draft: Path, method: str, wait: float, progress
     with session(target) as reading:
         target = reading.pinned(target)
         tool = pg_tools.find("pg_dump", reading.major, "the server")
+        pg_tools.require_taken(tool, reading.major, pg_tools.how_to_get("pg_dump", reading.major))
         reading.rows("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
         reading.rows(f"SET LOCAL lock_timeout = {int(wait * 1000)}")
         names = [name for (name,) in reading.rows(_TABLES)]
@@ -106,7 +124,9 @@ def dump(target: PostgresTarget, draft: Path, method: str, wait: float, progress
         ]
         if reading.value("SELECT pg_is_in_recovery()"):
             arguments.append("--no-unlogged-table-data")
-        with _beside(lambda: _content(reading, names, tool)) as content:
+        # No snapshot holds for sequences: the dump's must not be behind these.
+        sequences = _sequences(reading)
+        with _beside(reading, lambda: _content(reading, names, tool, sequences)) as content:
             pg_tools.run(tool, arguments, target, lambda: progress("dumping", draft.stat().st_size, size))
         reading.rows("ROLLBACK")
     check(draft, tool.major, progress)
@@ -114,16 +134,35 @@ def dump(target: PostgresTarget, draft: Path, method: str, wait: float, progress
 
 
 @contextmanager
-def _beside(work: Callable[[], Content]) -> Iterator[Callable[[], Content]]:
-    """Run something in a thread during the block; what is given returns its result, or raises its error."""
-    from concurrent.futures import ThreadPoolExecutor
+def _beside(reading: Session, work: Callable[[], Content]) -> Iterator[Callable[[], Content]]:
+    """Run what a session reads in a thread during the block; what is given returns its result, or raises its error.
+
+    When the block fails, nobody waits for the rest; when it failed because the session did, that error is raised.
+    """
+    from concurrent.futures import ThreadPoolExecutor, wait
 
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(work)
-        yield future.result
+        try:
+            yield future.result
+        except BaseException as error:
+            first = future.exception() if future.done() else None
+            while not future.done():  # between two statements there is nothing to cancel
+                with suppress(Exception):
+                    reading.connection.cancel()
+                wait([future], POLL_SECONDS)
+            if first is not None and isinstance(error, BackupFailed):
+                raise first from None
+            raise
 
 
-def _content(reading: Session, names: Sequence[str], tool: pg_tools.Tool) -> Content:
+def _sequences(reading: Session) -> dict[str, list[int]]:
+    return {name: [value, step] for name, value, step in reading.rows(_SEQUENCES)}
+
+
+def _content(
+    reading: Session, names: Sequence[str], tool: pg_tools.Tool, sequences: Mapping[str, list[int]]
+) -> Content:
     tables = {name: _table(reading, name) for name in names}
     count, fingerprint = reading.rows(
         "SELECT count(*), coalesce(sum(hashtextextended(oid || encode(lo_get(oid), 'hex'), 0)), 0)::text "
@@ -135,7 +174,7 @@ def _content(reading: Session, names: Sequence[str], tool: pg_tools.Tool) -> Con
     details = {
         "major": reading.major,
         "dumped_by": tool.major,
-        "sequences": {name: [value, step] for name, value, step in reading.rows(_SEQUENCES)},
+        "sequences": sequences,
         "extension_schemas": {name: schema for name, _, schema in extensions},
         "roles": [name for (name,) in reading.rows(_ROLES)],
         "database": database_properties(reading, reading.value("SELECT current_database()")),
@@ -151,8 +190,14 @@ def _content(reading: Session, names: Sequence[str], tool: pg_tools.Tool) -> Con
 
 
 def _table(reading: Session, name: str) -> Table:
+    # By name: what a parent got late stands elsewhere in a restored child.
+    columns = reading.value(
+        "SELECT coalesce(string_agg(format('one.%%I', attname), ', ' ORDER BY attname), '') "
+        "FROM pg_catalog.pg_attribute WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped",
+        name,
+    )
     rows, fingerprint = reading.rows(
-        f"SELECT count(*), coalesce(sum(hashtextextended(one.*::text, 0)), 0)::text FROM ONLY {name} AS one"
+        f"SELECT count(*), coalesce(sum(hashtextextended(ROW({columns})::text, 0)), 0)::text FROM ONLY {name} AS one"
     )[0]
     return Table(rows, fingerprint)
 
@@ -175,8 +220,7 @@ def _schema_version(reading: Session, names: Sequence[str]) -> int:
 def check(file: Path, dumped_by: int, progress: Progress = silent) -> None:
     """Read a dump to its end.
 
-    :param dumped_by: the major version of the pg_dump that made it.
-
+    :param dumped_by: the major version of the program that made it.
     :raises BackupInvalid: when it is none, or damaged.
     """
     with file.open("rb") as raw:
@@ -243,7 +287,7 @@ def compared(target: PostgresTarget, content: Content) -> list[str]:
     """Return in what a database differs from a backup's content."""
     with session(target) as reading:
         names = [name for (name,) in reading.rows(_TABLES)]
-        found = _content(reading, names, pg_tools.Tool("", 0))
+        found = _content(reading, names, pg_tools.Tool("", 0), _sequences(reading))
     return differences(
         replace(content, details=_compared_details(content)), replace(found, details=_compared_details(found))
     )
@@ -256,12 +300,17 @@ def _compared_details(content: Content) -> dict[str, Any]:
 def fill(target: PostgresTarget, file: Path, content: Content, work: Path, progress: Progress) -> None:
     """Restore a dump into an empty database, in one transaction, and analyze it."""
     with session(target) as filling:
-        tool = pg_tools.find("pg_restore", max(content.details["dumped_by"], filling.major), "the dump or the server")
+        least = max(content.details["dumped_by"], filling.major)
+        tool = pg_tools.find("pg_restore", least, "the dump or the server")
+        later = least > filling.major
+        hint = f"restore it on a server of version {least}" if later else pg_tools.how_to_get("pg_restore", least)
+        pg_tools.require_taken(tool, filling.major, hint)
         entries = work / "entries"
-        entries.write_text(_entries(tool, file, filling), encoding="utf-8")
+        entries.write_text(_entries(tool, file, filling), encoding="utf-8", errors="surrogateescape")
         arguments = ["--single-transaction", "--exit-on-error", f"--use-list={entries}"]
         if not _may_own(filling, content.details["roles"]):
             arguments += ["--no-owner", "--no-privileges"]
+        target = PostgresTarget({**target.arguments, "application_name": RESTORING})
         if content.details["hnsw"]:
             # In little memory a graph takes four times as long; in parallel it wants shared memory, of which
             # containers have little.
@@ -361,9 +410,10 @@ def restore(
             old = old_name(name, datetime.now(timezone.utc))
             progress("swapping", 0, 0)
             swap(admin, target, new, name, old)
-        if keep is None or _is_saved(target.to(old), safety):
-            admin.rows(f"DROP DATABASE {quoted(old)} WITH (FORCE)")
-            return Outcome(safety)
+        with suppress(Exception):  # the restore is done: what cannot be looked at, or dropped, is kept and told
+            if keep is None or _is_saved(target.to(old), safety):
+                drop(admin, old)
+                return Outcome(safety)
         return Outcome(safety, old)
 
 
@@ -383,7 +433,9 @@ def _is_empty(target: PostgresTarget) -> bool:
 
 
 def _holds_rows(target: PostgresTarget) -> bool:
-    """Tell whether any table has a row, but for the migrator's own."""
+    """Tell whether any table has a row, but for the migrator's own, or there is a large object."""
     with session(target) as asked:
+        if asked.value(_ANY_LARGE_OBJECT):
+            return True
         names = [n for (n,) in asked.rows(_TABLES) if n.rpartition(".")[2] != "migration_versions"]
         return any(asked.value(f"SELECT EXISTS (SELECT FROM ONLY {name})") for name in names)

@@ -1,0 +1,416 @@
+"""Whatever ends a backup or a restore of PostgreSQL: the database is the old or the new one, and nothing is half done."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+import pytest
+
+from tests.backup.postgres_ground import (
+    MODULE,
+    SCRATCH,
+    at,
+    done,
+    dump_text,
+    files,
+    kept_of,
+    name_of,
+    refused,
+    rows,
+    scratches,
+    two_lines,
+)
+from tests.conftest import Place, Server, postgres_programs
+from tests.servers import Node, eventually, give, new_node
+from whatspire_db.backup import list_backups, verify
+
+FEW, MANY = 6, 100
+TABLES = """
+CREATE TABLE part (id serial PRIMARY KEY, text text NOT NULL);
+CREATE TABLE note (part integer NOT NULL REFERENCES part, text text);
+CREATE VIEW noted AS SELECT part.text, note.text AS note FROM part JOIN note ON part = part.id;
+"""
+FILL = "INSERT INTO part (text) SELECT md5(n::text) FROM generate_series(1, {0}) AS n"
+NOTE = "INSERT INTO note SELECT id, text FROM part"
+
+
+@pytest.fixture(autouse=True)
+def programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WHATSPIRE_PG_BIN", postgres_programs())
+
+
+def furnish(place: Place, size: int) -> None:
+    rows(place, TABLES, FILL.format(size), NOTE, "CREATE INDEX ON note (text)")
+
+
+def state(place: Place) -> Any:
+    """Return what a database holds, asked over a connection that is to be had at once."""
+    with closing(psycopg2.connect(place.dsn, connect_timeout=2)) as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT relname, relkind FROM pg_class WHERE relnamespace = 'public'::regnamespace ORDER BY 1")
+        schema = cursor.fetchall()
+        cursor.execute("SELECT count(*), sum(hashtextextended(part::text, 0)) FROM part")
+        held = cursor.fetchall()
+        cursor.execute("SELECT count(*), sum(hashtextextended(noted::text, 0)) FROM noted")
+        return schema, held, cursor.fetchall()
+
+
+# kill -9 of a backup
+
+
+def kill_creates(place: Place, server: Server, kills: int) -> Counter[str]:
+    folder = place.folder / "backups"
+    done(place, "create")
+    began = time.monotonic()
+    done(place, "create", "--test-restore")
+    lasts = time.monotonic() - began
+    phases: Counter[str] = Counter()
+    for number in range(kills):
+        before = {path.name: path.read_bytes() for path in folder.iterdir()}
+        process = place.start("create", "--test-restore", module=MODULE)
+        if number % 3:
+            eventually(lambda before=before: len(files(folder)) > len(before), "the work begins")
+            time.sleep(random.uniform(0, lasts * 0.7))  # the moment is the subject
+        else:
+            time.sleep(random.uniform(0, lasts))
+        process.kill()
+        process.communicate()
+        phases[phase_of_create(folder, before, server)] += 1
+        backups, others = list_backups(folder)
+        for made in backups:
+            verify(made)
+        assert [other.reason for other in others if "has no manifest" not in other.reason] == []
+        assert {name: (folder / name).read_bytes() for name in before} == before
+        done(place, "create", "--test-restore")
+        after = files(folder)
+        assert list_backups(folder)[1] == []
+        assert len(after) == 2 * len(list_backups(folder)[0])
+        assert scratches(server) == []
+        for path in folder.iterdir():  # all but the earliest
+            if path.name not in sorted(before)[:2]:
+                path.unlink()
+    return phases
+
+
+def phase_of_create(folder: Path, before: dict[str, bytes], server: Server) -> str:
+    new = [name for name in files(folder) if name not in before]
+    if scratches(server):
+        return "test restore"
+    if not new:
+        return "before the work"
+    if any(name.endswith(".partial") for name in new):
+        return "publishing" if len(new) > 1 else "dumping or comparing"
+    return "after"
+
+
+def test_killed_backups_leave_a_good_one_or_none(postgres: Place, server: Server) -> None:
+    furnish(postgres, 2000)
+    assert kill_creates(postgres, server, FEW).total() == FEW
+
+
+@pytest.mark.soak
+def test_each_of_many_killed_backups_leaves_a_good_one_or_none(
+    postgres: Place, server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    furnish(postgres, 60_000)
+    phases = kill_creates(postgres, server, MANY)
+    with capsys.disabled():
+        sys.stdout.write(f"\n{MANY} killed backups: {dict(phases.most_common())}\n")
+    assert phases["test restore"] > 10
+    assert phases["dumping or comparing"] > 10
+
+
+# kill -9 of a restore
+
+RENAMING = """
+SELECT pid, query, state, pg_blocking_pids(pid) FROM pg_stat_activity
+WHERE query ~ '^(ALTER DATABASE .* RENAME|COMMIT|DROP DATABASE)' AND datname = 'postgres' AND backend_type = 'client backend'
+    AND application_name = %s
+"""
+
+
+def swap_begins(server: Server, process: subprocess.Popen[str], wanted: str) -> tuple[int, str] | None:
+    """Wait until a restore is at its renames, and return the session that is and its statement; None if it ended."""
+    with closing(server.admin()) as connection, connection.cursor() as cursor:
+        while process.poll() is None:
+            cursor.execute(RENAMING, ["the restore"])
+            for pid, query, *_ in cursor.fetchall():
+                if wanted in query:
+                    return pid, query
+    return None
+
+
+def disturb(place: Place, server: Server, process: subprocess.Popen[str], number: int, lasts: float) -> str:
+    """Kill a restore, or end its session, in one of many ways; return what it was doing."""
+    way = number % 5
+    if way == 0:
+        time.sleep(random.uniform(0, lasts))  # the moment is the subject
+    elif way == 1:
+        eventually(lambda: scratches(server) or process.poll() is not None, "the work begins")
+        time.sleep(random.uniform(0, lasts * 0.7))
+    else:
+        found = swap_begins(server, process, "" if number % 2 else "RENAME")
+        if found and way == 4:
+            server.execute(f"SELECT pg_terminate_backend({found[0]})")
+            process.communicate(timeout=60)
+            return f"session ended at {said(found[1])}"
+        if found:
+            time.sleep(random.choice([0, 0, 0.001, 0.005]))
+            process.kill()
+            return f"killed at {said(found[1])}"
+    process.kill()
+    return "killed after the work" if process.wait() == 0 else "killed before or at the work"
+
+
+def said(query: str) -> str:
+    if "RENAME" not in query:
+        return query.split(" ")[0]
+    return "the second rename" if query.startswith('ALTER DATABASE "whatspire_scratch') else "the first rename"
+
+
+def kill_restores(place: Place, server: Server, kills: int) -> Counter[str]:
+    named = replace(place, dsn=f"{place.dsn} application_name='the restore'")
+    made = done(place, "create")["path"]
+    new = state(place)
+    began = time.monotonic()
+    done(place, "restore", made, "--force")
+    lasts = time.monotonic() - began
+    phases: Counter[str] = Counter()
+    for number in range(kills):
+        rows(
+            place, FILL.format(5), "INSERT INTO note SELECT id, 'late' FROM part LIMIT 3", f"CREATE TABLE t{number} ()"
+        )
+        old = state(place)
+        assert old != new
+        idle = psycopg2.connect(place.dsn)
+        process = named.start("restore", made, "--force", module=MODULE)
+        what = disturb(place, server, process, number, lasts)
+        found = state(place)
+        process.communicate(timeout=60)
+        assert found in (old, new), what
+        assert state(place) == found
+        phases[f"{what}: {'old' if found == old else 'new'}"] += 1
+        idle.close()
+        done(place, "restore", made, "--force")
+        assert state(place) == new
+        assert scratches(server) == []
+        for kept in kept_of(server, name_of(place)):
+            server.execute(f'DROP DATABASE "{kept}" WITH (FORCE)')
+        assert [name for name in files(place.folder / "backups") if name.endswith(".partial")] == []
+    return phases
+
+
+def test_killed_restores_leave_the_old_or_the_new(postgres: Place, server: Server) -> None:
+    furnish(postgres, 1000)
+    assert kill_restores(postgres, server, FEW).total() == FEW
+
+
+@pytest.mark.soak
+def test_each_of_many_killed_restores_leaves_the_old_or_the_new(
+    postgres: Place, server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    furnish(postgres, 30_000)
+    phases = kill_restores(postgres, server, MANY)
+    with capsys.disabled():
+        sys.stdout.write(f"\n{MANY} ended restores: {dict(phases.most_common())}\n")
+    for what in ("first rename", "second rename", "session ended"):
+        assert sum(count for phase, count in phases.items() if what in phase) > 0, what
+
+
+def test_next_restore_succeeds_where_one_into_an_empty_database_was_killed(postgres: Place, server: Server) -> None:
+    furnish(postgres, 60_000)
+    made = done(postgres, "create")["path"]
+    wanted = state(postgres)
+    for _ in range(2):
+        rows(postgres, "DROP SCHEMA public CASCADE", "CREATE SCHEMA public")
+        process = postgres.start("restore", made, module=MODULE)
+        eventually(lambda: at_work(postgres, "COPY"), "it fills")
+        process.kill()
+        process.communicate()
+        done(postgres, "restore", made, "--force")  # the program that it started may have come to its end
+        assert state(postgres) == wanted
+        assert at_work(postgres, "") == []
+
+
+def at_work(place: Place, statement: str) -> list[tuple[Any, ...]]:
+    """Return the sessions that restore into a database, or a scratch one, and are at a statement."""
+    return rows(
+        at(place, "postgres"),
+        "SELECT pid FROM pg_stat_activity WHERE application_name = 'whatspire_db restore' AND query LIKE "
+        f"'{statement}%' AND (datname = '{name_of(place)}' OR datname LIKE 'whatspire\\_scratch\\_%')",
+    )
+
+
+def dumping(place: Place) -> list[tuple[Any, ...]]:
+    asked = f"SELECT pid FROM pg_stat_activity WHERE application_name = 'pg_dump' AND datname = '{name_of(place)}'"
+    return rows(at(place, "postgres"), f"{asked} AND query LIKE 'COPY%'")
+
+
+# Interrupted
+
+
+MOMENTS: dict[str, tuple[list[str], Callable[[Place], Any]]] = {
+    "dumping": (["create"], dumping),
+    "test restore": (["create", "--test-restore"], lambda place: at_work(place, "COPY")),
+    "restoring": (["restore", "latest", "--force"], lambda place: at_work(place, "COPY")),
+    "safety": (["restore", "latest", "--force"], dumping),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_run_leaves_nothing(postgres: Place, server: Server, moment: str, number: signal.Signals) -> None:
+    arguments, is_there = MOMENTS[moment]
+    furnish(postgres, 30_000)
+    done(postgres, "create")
+    rows(postgres, "INSERT INTO note (part, text) VALUES (1, 'late')")
+    before, held = files(postgres.folder / "backups"), state(postgres)
+    process = postgres.start(*arguments, module=MODULE)
+    eventually(lambda: is_there(postgres), moment)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, out) == (130, "")
+    assert err == "error: interrupted\nhint:  nothing is half done; run it again\n"
+    assert files(postgres.folder / "backups") == before
+    assert scratches(server) == kept_of(server, name_of(postgres)) == []
+    assert state(postgres) == held
+
+
+# A server that stops
+
+
+@pytest.fixture(scope="module")
+def node(server: Server) -> Iterator[Node]:
+    with new_node(server, "-c fsync=off -c autovacuum=off") as node:
+        node.make()
+        node.start()
+        yield node
+
+
+@pytest.fixture
+def there(node: Node, tmp_path: Path) -> Iterator[Place]:
+    admin = Place("postgres", node.dsn(), tmp_path)
+    rows(admin, "CREATE DATABASE there")
+    yield Place("postgres", node.dsn("there"), tmp_path)
+    rows(admin, "DROP DATABASE there WITH (FORCE)")
+
+
+@pytest.mark.parametrize("moment", ["dumping", "test restore", "restoring"])
+@pytest.mark.parametrize("how", ["immediate", "kill"])
+def test_server_that_stops_changes_nothing(there: Place, node: Node, moment: str, how: str) -> None:
+    arguments, is_there = MOMENTS[moment]
+    furnish(there, 60_000)
+    done(there, "create")
+    rows(there, "INSERT INTO note (part, text) VALUES (1, 'late')")
+    before, held = files(there.folder / "backups"), state(there)
+    process = there.start(*arguments, module=MODULE)
+    eventually(lambda: is_there(there), moment)
+    if how == "kill":
+        node.kill()
+    else:
+        node.stop(how)
+    out, err = process.communicate(timeout=30)
+    node.start()
+    two_lines(subprocess.CompletedProcess(process.args, process.returncode, out, err), 1)
+    assert files(there.folder / "backups") == before
+    assert state(there) == held
+    assert kept_of_node(there) == []
+    done(there, *arguments)
+    assert rows(there, SCRATCH) == []
+    assert (state(there) == held) == (arguments[0] == "create")
+
+
+def kept_of_node(place: Place) -> list[tuple[Any, ...]]:
+    return rows(place, f"SELECT datname FROM pg_database WHERE datname LIKE '{name_of(place)}\\_old\\_%'")
+
+
+# A disk that is full
+
+
+@contextmanager
+def small_disk(folder: Path, megabytes: float) -> Iterator[Path]:
+    """Give a disk of so many megabytes in memory; only root can make one."""
+    rights = [] if os.geteuid() == 0 else ["sudo", "-n"]
+    folder.mkdir()
+    size = f"size={megabytes * 1000:.0f}k,uid={os.geteuid()},mode=0755"
+    subprocess.run([*rights, "mount", "-t", "tmpfs", "-o", size, "tmpfs", str(folder)], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run([*rights, "umount", "--lazy", str(folder)], check=True)
+
+
+def test_backup_that_a_disk_does_not_take_leaves_nothing(postgres: Place, server: Server, tmp_path: Path) -> None:
+    furnish(postgres, 20_000)
+    for megabytes in (0.004, 0.2, 0.8):
+        with small_disk(tmp_path / f"disk{megabytes}", megabytes) as folder:
+            text = refused(postgres, 1, "create", "--to", str(folder))
+            assert "No space left on device" in text
+            assert "make room" in text
+            assert files(folder) == []
+    # Nor is anything overwritten of which there is no backup.
+    done(postgres, "create")
+    held = state(postgres)
+    with small_disk(tmp_path / "disk", 0.2) as folder:
+        text = refused(
+            postgres,
+            1,
+            "restore",
+            str(next((tmp_path / "backups").glob("*.dump"))),
+            "--force",
+            env={"WHATSAPP_DATABASE_BACKUP_DIR": str(folder)},
+        )
+        assert "No space left on device" in text
+        assert files(folder) == []
+    assert state(postgres) == held
+    assert scratches(server) == []
+
+
+def test_restore_that_the_servers_disk_does_not_take_changes_nothing(
+    postgres: Place, server: Server, tmp_path: Path
+) -> None:
+    rows(
+        postgres,
+        TABLES,
+        FILL.format(100),
+        NOTE,
+        "CREATE TABLE large AS SELECT repeat('x', 1000) AS text FROM generate_series(1, 60000)",
+    )
+    made = done(postgres, "create")["path"]
+    with (
+        new_node(server, "-c fsync=off -c wal_level=minimal -c max_wal_senders=0 -c max_wal_size=4MB") as node,
+        small_disk(node.data, 90),
+    ):
+        give(node.data, node.user)
+        node.data.chmod(0o700)
+        node.make()
+        node.start()
+        there = Place("postgres", node.dsn("there"), tmp_path / "there")
+        there.folder.mkdir()
+        rows(at(there, "postgres"), "CREATE DATABASE there")
+        furnish(there, 100)
+        held = dump_text(there)
+        text = refused(there, 1, "restore", made, "--force")
+        assert "No space left on device" in text
+        assert "make room" in text
+        assert dump_text(there) == held
+        assert rows(there, SCRATCH) == []
+        assert kept_of_node(there) == []
+        assert rows(there, FILL.format(1) + " RETURNING id") == [(101,)]
+        rows(at(there, "postgres"), "CREATE DATABASE empty")
+        refused(there, 1, "restore", made, "--to", "empty")
+        assert (
+            rows(at(there, "empty"), "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace") == []
+        )
+        node.stop("immediate")

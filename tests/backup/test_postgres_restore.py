@@ -1,0 +1,560 @@
+"""A restore over a database of PostgreSQL: all that belongs to it stays, and no row that was acknowledged is lost."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+import psycopg2.extensions
+import pytest
+
+from tests import writer
+from tests.backup.postgres_ground import (
+    MODULE,
+    SCRATCH,
+    at,
+    done,
+    dump_text,
+    files,
+    identifier,
+    kept_of,
+    name_of,
+    refused,
+    rows,
+    scratches,
+    spare,
+    two_lines,
+)
+from tests.conftest import POSTGRES_VERSION, Place, Server
+from tests.servers import GONE as ENDED
+from tests.servers import Node, eventually, new_node, psql
+
+ROW = ("CREATE TABLE kept (a integer)", "INSERT INTO kept VALUES (1)")
+GONE = [f"DROP OWNED BY {role} CASCADE" for role in ("owner", "second", "third")]
+CATALOG = """
+    SELECT r.rolname, d.encoding, d.datcollate, d.datctype, d.datconnlimit, d.datistemplate,
+        (SELECT array_agg(a::text ORDER BY a::text) FROM unnest(d.datacl) AS a),
+        shobj_description(d.oid, 'pg_database'), to_jsonb(d) -> 'datlocprovider', to_jsonb(d) -> 'datlocale',
+        (SELECT array_agg(s.setrole::regrole || ' ' || s.setconfig::text ORDER BY 1)
+            FROM pg_db_role_setting AS s WHERE s.setdatabase = d.oid)
+    FROM pg_database AS d JOIN pg_roles AS r ON r.oid = d.datdba WHERE d.datname = %s
+"""
+
+
+def belongings(server: Server, name: str) -> Any:
+    """Return what belongs to a database and is in no dump."""
+    with closing(server.admin()) as connection, connection.cursor() as cursor:
+        cursor.execute(CATALOG, [name])
+        return cursor.fetchone()
+
+
+@contextmanager
+def roles(server: Server, **options: str) -> Iterator[None]:
+    """Make roles for the block; what they own must be gone by its end."""
+    for name, given in options.items():
+        server.execute(f"CREATE ROLE {name} {given}")
+    try:
+        yield
+    finally:
+        for name in options:
+            server.execute(f"DROP OWNED BY {name} CASCADE")
+        for name in options:
+            server.execute(f"DROP ROLE {name}")
+
+
+GONE_OR_RENAMED = re.compile(f'{ENDED}|database ".*" does not exist')
+
+
+# What belongs to a database
+
+
+def furnish(server: Server, name: str) -> None:
+    database = identifier(name)
+    server.execute(
+        f"ALTER DATABASE {database} OWNER TO owner",
+        f"ALTER DATABASE {database} CONNECTION LIMIT 50",
+        f"COMMENT ON DATABASE {database} IS 'it''s a \\ comment'",
+        f'ALTER DATABASE {database} SET search_path = "$user", "Odd ""Schema, one", public',
+        f"ALTER DATABASE {database} SET statement_timeout = '90s'",
+        f"ALTER DATABASE {database} SET application_name = E'it''s a \\\\ \"name\"'",
+        f"ALTER DATABASE {database} SET \"own.Setting\" = 'a=b, c'",
+        f"ALTER DATABASE {database} SET default_transaction_isolation = 'repeatable read'",
+        f"ALTER ROLE third IN DATABASE {database} SET search_path = 'none'",
+        f"ALTER ROLE third IN DATABASE {database} SET work_mem = '7MB'",
+        f"REVOKE CONNECT ON DATABASE {database} FROM PUBLIC",
+        f"GRANT CONNECT ON DATABASE {database} TO third",
+        f"GRANT CREATE, TEMPORARY ON DATABASE {database} TO second WITH GRANT OPTION",
+        f"REVOKE TEMPORARY ON DATABASE {database} FROM owner",
+        f"SET ROLE second; GRANT TEMPORARY ON DATABASE {database} TO third",
+    )
+
+
+def test_all_that_belongs_to_a_database_stays_with_its_name(postgres: Place, server: Server) -> None:
+    name = name_of(postgres)
+    with ExitStack() as cleanup:
+        cleanup.enter_context(roles(server, owner="", second="", third="LOGIN"))
+        cleanup.callback(server.execute, f"ALTER DATABASE {name} OWNER TO postgres")
+        cleanup.callback(rows, postgres, *GONE)
+        furnish(server, name)
+        psql(
+            postgres.dsn,
+            "CREATE SCHEMA hers AUTHORIZATION second; GRANT USAGE ON SCHEMA hers TO owner; CREATE TABLE hers.kept (a integer, b text);"
+            "INSERT INTO hers.kept VALUES (1, 'x'); ALTER TABLE hers.kept OWNER TO owner;"
+            "SET ROLE owner; GRANT SELECT, INSERT ON hers.kept TO second WITH GRANT OPTION;"
+            "GRANT UPDATE (b) ON hers.kept TO third; RESET ROLE;"
+            "ALTER DEFAULT PRIVILEGES FOR ROLE owner IN SCHEMA hers GRANT SELECT ON TABLES TO third;",
+        )
+        before, content = belongings(server, name), dump_text(postgres)
+        made = done(postgres, "create")
+        rows(postgres, "INSERT INTO hers.kept VALUES (2, 'late')")
+        done(postgres, "restore", made["path"], "--force")
+        assert belongings(server, name) == before
+        assert dump_text(postgres) == content
+        assert kept_of(server, name) == []
+        # Where there is no such database, all is as the manifest tells.
+        with spare(server) as other:
+            done(postgres, "restore", made["path"], "--to", other)
+            assert belongings(server, other) == before
+            assert dump_text(at(postgres, other)) == content
+            rows(at(postgres, other), *GONE)
+        # What belongs to roles that are not there is left out.
+        rows(postgres, "DROP OWNED BY third CASCADE")
+        server.execute(f"ALTER ROLE third IN DATABASE {name} RESET ALL")
+        server.execute("ALTER ROLE third RENAME TO fourth")
+        cleanup.callback(server.execute, "ALTER ROLE fourth RENAME TO third")
+        with spare(server) as other:
+            done(postgres, "restore", made["path"], "--to", other)
+            assert "third" not in repr(belongings(server, other))
+            assert belongings(server, other)[0] == "owner"
+            rows(at(postgres, other), *GONE[:2])
+            server.execute(f"ALTER DATABASE {other} OWNER TO postgres")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "UPPER case",
+        'a "quoted" one',
+        "it's = \\ odd",
+        "ünï 🎉",
+        "n" * 63,
+        "ü" * 31 + "x",
+        "postgres://u:p@h/d",
+        "-c x=y",
+    ],
+)
+def test_any_name_is_backed_up_and_restored(postgres: Place, server: Server, name: str) -> None:
+    place = at(postgres, name)
+    server.execute(f"CREATE DATABASE {identifier(name)}")
+    try:
+        rows(place, *ROW)
+        made = done(place, "create", "--test-restore")
+        rows(place, "INSERT INTO kept VALUES (2)")
+        told = done(place, "restore", "latest", "--force")
+        assert rows(place, "SELECT a FROM kept") == [(1,)]
+        server.execute(f"DROP DATABASE {identifier(name)}")
+        done(place, "restore", told["safety_backup"])
+        assert rows(place, "SELECT a FROM kept") == [(1,), (2,)]
+        assert made["source"].endswith(f" {name}")
+    finally:
+        server.execute(f"DROP DATABASE IF EXISTS {identifier(name)} WITH (FORCE)")
+
+
+LIKENESSES = ["ENCODING 'LATIN1' LOCALE 'C'", "ENCODING 'SQL_ASCII' LOCALE 'C'", "ENCODING 'UTF8' LOCALE 'C'"]
+if POSTGRES_VERSION >= 17:
+    LIKENESSES += ["LOCALE_PROVIDER builtin BUILTIN_LOCALE 'C.UTF-8'", "LOCALE_PROVIDER builtin BUILTIN_LOCALE 'C'"]
+
+
+@pytest.mark.parametrize("likeness", LIKENESSES)
+def test_encoding_and_locale_stay(postgres: Place, server: Server, likeness: str) -> None:
+    with spare(server, f"TEMPLATE template0 {likeness}") as name, spare(server) as other:
+        place = at(postgres, name)
+        psql(
+            place.dsn,
+            'SET client_encoding = \'UTF8\'; CREATE TABLE "Ünï" ("ä" text COLLATE "C", b text);'
+            "INSERT INTO \"Ünï\" VALUES ('ö', 'z'), ('o', 'Ä')",
+        )
+        before = belongings(server, name)
+        made = done(place, "create", "--test-restore")
+        done(place, "restore", made["path"], "--force")
+        done(place, "restore", made["path"], "--to", other)
+        assert belongings(server, name) == belongings(server, other) == before
+        assert dump_text(at(postgres, other)) == dump_text(place)
+
+
+# What a database holds
+
+
+def test_views_on_tables_never_double_rows(postgres: Place, server: Server) -> None:
+    rows(
+        postgres,
+        *ROW,
+        "CREATE VIEW seen AS SELECT a FROM kept",
+        "CREATE MATERIALIZED VIEW counted AS SELECT count(*) FROM seen",
+        "CREATE VIEW again AS SELECT * FROM counted, seen",
+    )
+    made = done(postgres, "create", "--test-restore")
+    content = dump_text(postgres)
+    for _ in range(2):
+        rows(
+            postgres,
+            "CREATE VIEW late AS SELECT a FROM kept",
+            "INSERT INTO kept VALUES (2)",
+            "REFRESH MATERIALIZED VIEW counted",
+        )
+        done(postgres, "restore", made["path"], "--force")
+        assert dump_text(postgres) == content
+        assert rows(postgres, "SELECT (SELECT count(*) FROM kept), count FROM counted") == [(1, 1)]
+
+
+def test_large_objects_are_data_too(postgres: Place) -> None:
+    rows(postgres, "CREATE TABLE empty (a integer)")
+    made = done(postgres, "create")
+    rows(postgres, "SELECT lo_from_bytea(4711, '\\x00ff')")
+    text = refused(postgres, 4, "restore", made["path"])
+    assert "holds data" in text
+    told = done(postgres, "restore", made["path"], "--force")
+    assert rows(postgres, "SELECT count(*) FROM pg_largeobject_metadata") == [(0,)]
+    rows(postgres, "DROP TABLE empty", "SELECT lo_from_bytea(4712, '\\x00')")
+    assert "holds data" in refused(postgres, 4, "restore", told["safety_backup"])
+    done(postgres, "restore", told["safety_backup"], "--force")
+    assert rows(postgres, "SELECT lo_get(4711)::text, count(*) OVER () FROM pg_largeobject_metadata") == [
+        ("\\x00ff", 1)
+    ]
+
+
+# Roles that may not do everything
+
+
+def test_role_without_the_right_to_make_databases_is_refused(postgres: Place, server: Server) -> None:
+    name = name_of(postgres)
+    with roles(server, clerk="LOGIN NOSUPERUSER NOCREATEDB"):
+        server.execute(f"ALTER DATABASE {name} OWNER TO clerk")
+        place = at(postgres, name, user="clerk")
+        rows(place, *ROW)
+        made = done(place, "create")
+        assert "permission denied to create database" in refused(place, 1, "restore", made["path"], "--force")
+        assert "permission denied to create database" in refused(place, 1, "create", "--test-restore")
+        assert rows(place, "SELECT a FROM kept") == [(1,)]
+        assert scratches(server) == []
+        rows(place, "DROP TABLE kept")
+        done(place, "restore", made["path"])
+        assert rows(place, "SELECT a FROM kept") == [(1,)]
+        server.execute(f"ALTER DATABASE {name} OWNER TO postgres")
+        rows(postgres, "DROP TABLE kept")
+
+
+def test_plain_role_restores_a_superusers_backup_as_its_own(postgres: Place, server: Server) -> None:
+    rows(postgres, *ROW, "CREATE VIEW seen AS SELECT a FROM kept", "GRANT SELECT ON kept TO PUBLIC")
+    made = done(postgres, "create")
+    with roles(server, plain="LOGIN NOSUPERUSER CREATEDB"), spare(server) as other:
+        place = at(postgres, name_of(postgres), user="plain")
+        done(place, "restore", made["path"], "--to", other)
+        assert rows(
+            at(place, other),
+            "SELECT a, (SELECT relowner::regrole::text FROM pg_class WHERE relname = 'kept') FROM seen",
+        ) == [(1, "plain")]
+        assert belongings(server, other)[0] == "plain"
+        server.execute(f"DROP DATABASE {other}")
+
+
+def test_backup_of_a_server_with_another_superuser_restores(postgres: Place, server: Server, node: Node) -> None:
+    # There all is the first superuser's, of whom the catalog of dependencies says nothing.
+    there = Place("postgres", node.dsn("source"), postgres.folder)
+    node.ask("SELECT 1")
+    with closing(psycopg2.connect(node.dsn())) as connection:
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            cursor.execute("CREATE DATABASE source")
+            cursor.execute("CREATE ROLE root_of_another SUPERUSER LOGIN")
+    rows(there, *ROW, "CREATE SCHEMA hers", "CREATE TYPE hers.mood AS ENUM ('ok')")
+    with closing(psycopg2.connect(f"{node.dsn()} user=root_of_another")) as connection:
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            cursor.execute("ALTER ROLE postgres RENAME TO whatspire")
+    there = at(there, "source", user="root_of_another")
+    try:
+        made = done(there, "create")
+    finally:
+        rows(there, "ALTER ROLE whatspire RENAME TO postgres")
+    with spare(server) as other:
+        done(postgres, "restore", made["path"], "--to", other)
+        assert rows(at(postgres, other), "SELECT a FROM kept") == [(1,)]
+
+
+def test_what_another_role_left_behind_stops_nobody(postgres: Place, server: Server) -> None:
+    rows(postgres, *ROW)
+    left = "whatspire_scratch_0123456789ab"
+    with roles(server, plain="LOGIN NOSUPERUSER CREATEDB"), spare(server, "OWNER plain") as name:
+        place = at(postgres, name, user="plain")
+        rows(place, *ROW)
+        server.execute(f"CREATE DATABASE {left} IS_TEMPLATE true")
+        try:
+            done(place, "create", "--test-restore")
+            assert scratches(server) == [left]
+            done(postgres, "create", "--test-restore")
+            assert scratches(server) == []
+        finally:
+            server.execute(
+                *[f"ALTER DATABASE {n} IS_TEMPLATE false" for n in scratches(server)],
+                f"DROP DATABASE IF EXISTS {left}",
+                f"DROP DATABASE {name}",
+            )
+
+
+NEAREST = "SELECT array_agg(id) FROM (SELECT id FROM near ORDER BY e <-> '[0.1,{},0.5]' LIMIT 9) AS n"
+
+
+@pytest.fixture
+def template(server: Server) -> Iterator[Place]:
+    """template1, which is left as it was."""
+    place = Place("postgres", server.of_database("template1"), Path())
+    yield place
+    rows(place, "DROP EXTENSION IF EXISTS vector")
+
+
+def test_extension_that_the_role_may_not_create(postgres: Place, server: Server, template: Place) -> None:
+    with roles(server, plain="LOGIN NOSUPERUSER CREATEDB"), spare(server, "OWNER plain") as name:
+        rows(at(postgres, name), "CREATE EXTENSION vector")
+        place = at(postgres, name, user="plain")
+        rows(
+            place,
+            "CREATE TABLE near (id serial PRIMARY KEY, e vector(3))",
+            "INSERT INTO near (e) SELECT ARRAY[sin(n), cos(n), n / 100.0]::real[]::vector "
+            "FROM generate_series(1, 300) AS n",
+            "CREATE INDEX ON near USING hnsw (e vector_l2_ops)",
+        )
+        nearest = ["SET enable_seqscan = off", *[NEAREST.format(n / 7) for n in range(5)]]
+        wanted = [rows(place, nearest[0], asked) for asked in nearest[1:]]
+        made = done(place, "create")
+        for verb in (
+            ["create", "--test-restore"],
+            ["restore", made["path"], "--force"],
+            ["restore", made["path"], "--to", "elsewhere"],
+        ):
+            text = refused(place, 1, *verb)
+            assert "may not create the extension vector" in text
+            assert "CREATE EXTENSION vector in template1" in text
+        assert scratches(server) == []
+        with spare(server, "OWNER plain") as other:
+            rows(at(postgres, other), "CREATE EXTENSION vector")
+            done(place, "restore", made["path"], "--to", other)
+            assert [rows(at(place, other), nearest[0], asked) for asked in nearest[1:]] == wanted
+            server.execute(f"DROP DATABASE {other}")
+        rows(template, "CREATE EXTENSION vector")
+        rows(place, "DELETE FROM near WHERE id < 200")
+        assert done(place, "create", "--test-restore")["tested_at"]
+        done(place, "restore", made["path"], "--force")
+        assert [rows(place, nearest[0], asked) for asked in nearest[1:]] == wanted
+        server.execute(f"DROP DATABASE {name}")
+
+
+@pytest.fixture(scope="module")
+def node(server: Server) -> Iterator[Node]:
+    with new_node(server, "-c max_prepared_transactions=5 -c wal_level=logical -c fsync=off") as node:
+        node.make()
+        node.start()
+        yield node
+
+
+# Others at work
+
+
+@contextmanager
+def worker(dsn: str, folder: Path, *writers: str) -> Iterator[subprocess.Popen[str]]:
+    """Let a process write through the package's pool for the block."""
+    command = [sys.executable, "-m", "tests.writer", dsn, str(folder), *writers]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        yield process
+        out, _ = process.communicate(timeout=90)
+        told = json.loads(out)
+        assert (told["hanging"], told["pool"]["in_use"]) == ([], 0)
+
+
+def notes(folder: Path, *writers: str) -> list[list[Any]]:
+    """Return what writers noted of each attempt: its key, when it began and ended, and the error."""
+    lines = [line for writer in writers for line in (folder / writer).read_text().splitlines(keepends=True)]
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def acknowledged(folder: Path, *writers: str) -> set[str]:
+    return {key for key, _, _, error, _ in notes(folder, *writers) if not error}
+
+
+class Standing:
+    """Sessions of every kind in a database, held open in threads."""
+
+    STATEMENTS = ("SELECT 1", "SELECT count(*), pg_sleep(600) FROM entry", "LOCK TABLE tally IN ACCESS SHARE MODE")
+
+    def __init__(self, place: Place) -> None:
+        self.connections = [psycopg2.connect(place.dsn) for _ in self.STATEMENTS]
+        self.connections[0].autocommit = True
+        self.threads = []
+        for connection, statement in zip(self.connections, self.STATEMENTS, strict=True):
+            self.threads.append(threading.Thread(target=self._run, args=(connection, statement)))
+            self.threads[-1].start()
+        asked = f"SELECT count(*) FROM pg_stat_activity WHERE datname = '{name_of(place)}' AND query LIKE '%{{}}%'"
+        for statement in self.STATEMENTS:
+            eventually(lambda s=statement: rows(at(place, "postgres"), asked.format(s)) == [(1,)], statement)
+
+    @staticmethod
+    def _run(connection: Any, statement: str) -> None:
+        try:
+            connection.cursor().execute(statement)
+        except psycopg2.Error:
+            pass
+
+    def ended(self) -> bool:
+        """Tell whether all of them have been ended, and close them."""
+        for thread in self.threads:
+            thread.join(30)
+        alive = 0
+        for connection in self.connections:
+            try:
+                connection.cursor().execute("SELECT 1")
+                alive += 1
+            except psycopg2.Error:
+                connection.close()
+        return not alive
+
+
+def keys(place: Place) -> list[str]:
+    return [key for (key,) in rows(place, "SELECT key FROM entry")]
+
+
+def restored_under_writers(postgres: Place, server: Server, folder: Path) -> dict[str, int]:
+    """Restore while others write; return how many acknowledged rows were found where."""
+    writers = [f"w{number}" for number in range(4)]
+    rows(postgres, writer.TABLES, *[f"INSERT INTO tally VALUES ('{name}', 0)" for name in writers])
+    rows(postgres, "INSERT INTO entry SELECT 'before ' || n, 'w0' FROM generate_series(1, 5000) AS n")
+    done(postgres, "create")
+    for name in writers:
+        (folder / name).touch()
+    with worker(postgres.dsn, folder, *writers):
+        for name in writers:
+            eventually(lambda name=name: len(acknowledged(folder, name)) > 5, f"{name} writes")
+        standing = Standing(postgres)
+        told = done(postgres, "restore", "latest", "--force")
+        assert standing.ended()
+        swapped = {name: len(acknowledged(folder, name)) for name in writers}
+        for name in writers:
+            eventually(lambda name=name: len(acknowledged(folder, name)) > swapped[name] + 3, f"{name} goes on")
+    found = {"new": keys(postgres), "safety": [], "old": []}
+    with spare(server) as other:
+        done(postgres, "restore", told["safety_backup"], "--to", other)
+        found["safety"] = keys(at(postgres, other))
+    kept = kept_of(server, name_of(postgres))
+    assert kept == told["kept"]
+    for name in kept:
+        found["old"] = keys(at(postgres, name))
+        server.execute(f'DROP DATABASE "{name}"')
+        assert set(found["old"]) >= set(found["safety"])
+    assert all(len(place) == len(set(place)) for place in found.values())
+    written = acknowledged(folder, *writers)
+    assert written - set().union(*found.values()) == set()
+    assert not set(found["new"]) & set(found["safety"]) & written
+    assert sum(key.startswith("before ") for key in found["new"]) == 5000
+    errors = {f"{error}: {text}" for _, _, _, error, text in notes(folder, *writers) if error}
+    assert all(GONE_OR_RENAMED.search(error) for error in errors), errors
+    only_old = len(set(found["old"]) & written - set(found["safety"]))
+    return {
+        "acknowledged": len(written),
+        "safety": len(set(found["safety"]) & written),
+        "only in the old database": only_old,
+        "new": len(set(found["new"]) & written),
+        "failed attempts": sum(bool(error) for _, _, _, error, _ in notes(folder, *writers)),
+    }
+
+
+def test_acknowledged_rows_are_never_lost_and_workers_go_on(postgres: Place, server: Server, tmp_path: Path) -> None:
+    found = restored_under_writers(postgres, server, tmp_path)
+    assert min(found["safety"], found["new"]) > 0
+
+
+@pytest.mark.soak
+def test_acknowledged_rows_are_never_lost_by_any_of_many_restores(
+    postgres: Place, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = []
+    for number in range(20):
+        (tmp_path / str(number)).mkdir()
+        told.append(restored_under_writers(postgres, server, tmp_path / str(number)))
+    with capsys.disabled():
+        sys.stdout.write(f"\n20 restores: { {key: sum(one[key] for one in told) for key in told[0]} }\n")
+    assert sum(one["only in the old database"] for one in told) > 0
+
+
+def test_database_that_others_hold_is_refused_and_unchanged(server: Server, node: Node, tmp_path: Path) -> None:
+    places = {name: Place("postgres", f"{node.dsn(name)}", tmp_path / name) for name in ("prepared", "held")}
+    admin = Place("postgres", node.dsn(), tmp_path)
+    rows(admin, "CREATE ROLE plain LOGIN CREATEDB")
+    content = {}
+    for name, place in places.items():
+        place.folder.mkdir()
+        rows(admin, f"CREATE DATABASE {name} OWNER plain")
+        rows(at(place, name, user="plain"), *ROW)
+        rows(admin, f"ALTER DATABASE {name} IS_TEMPLATE true")
+        done(place, "create")
+        rows(place, "INSERT INTO kept VALUES (2)")
+        content[name] = dump_text(place)
+    rows(places["prepared"], "BEGIN; INSERT INTO kept VALUES (3); PREPARE TRANSACTION 'one'")
+    with closing(psycopg2.connect(node.dsn("held"))) as holding:
+        holding.cursor().execute("SELECT 1")
+        started = {
+            "prepared": places["prepared"].start("restore", "latest", "--force", module=MODULE),
+            "held": at(places["held"], "held", user="plain").start("restore", "latest", "--force", module=MODULE),
+        }
+        for name, process in started.items():
+            out, err = process.communicate(timeout=60)
+            text = two_lines(subprocess.CompletedProcess([], process.returncode, out, err), 4)
+            assert f"database {name} is in use" in text
+            assert "There is 1 prepared transaction" if name == "prepared" else "There is 1 other session" in text
+            # The backup that was made before stays.
+            assert len([f for f in files(places[name].folder / "backups") if f.endswith(".dump")]) == 2
+        holding.cursor().execute("SELECT 1")
+    rows(places["prepared"], "ROLLBACK PREPARED 'one'")
+    for name, place in places.items():
+        assert dump_text(place) == content[name]
+        done(place, "restore", "latest", "--force")
+        assert rows(place, "SELECT a FROM kept") == [(1,)]
+        rows(admin, f"ALTER DATABASE {name} IS_TEMPLATE false", f"DROP DATABASE {name}")
+    assert rows(admin, SCRATCH) == []
+    rows(admin, "DROP ROLE plain")
+
+
+def test_old_database_that_cannot_be_dropped_is_kept_and_told(server: Server, node: Node, tmp_path: Path) -> None:
+    place = Place("postgres", node.dsn("subscribed"), tmp_path)
+    rows(at(place, "postgres"), "CREATE DATABASE subscribed")
+    rows(place, *ROW)
+    done(place, "create")
+    rows(
+        place,
+        "SET client_min_messages = error",
+        "INSERT INTO kept VALUES (2)",
+        "CREATE SUBSCRIPTION news CONNECTION '' PUBLICATION news WITH (connect = false, slot_name = NONE)",
+    )
+    told = done(place, "restore", "latest", "--force")
+    assert rows(place, "SELECT a FROM kept") == [(1,)]
+    (old,) = told["kept"]
+    assert rows(at(place, old), "SELECT a FROM kept") == [(1,), (2,)]
+    rows(at(place, old), "DROP SUBSCRIPTION news")
+    rows(place, f'DROP DATABASE "{old}"')
+
+
+def test_restore_over_the_database_to_which_others_connect_first(node: Node, tmp_path: Path) -> None:
+    place = Place("postgres", node.dsn("postgres"), tmp_path)
+    rows(place, *ROW)
+    done(place, "create", "--test-restore")
+    rows(place, "INSERT INTO kept VALUES (2)")
+    told = done(place, "restore", "latest", "--force")
+    assert rows(place, "SELECT a FROM kept") == [(1,)]
+    assert told["kept"] == []
+    rows(place, "DROP TABLE kept")
