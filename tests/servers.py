@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,7 +97,8 @@ class Node:
         postmaster = int(self._lock.read_text().split()[0])
         pids = [postmaster, *children(postmaster)]
         for pid in pids:
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # a worker that ended by itself meanwhile
+                os.kill(pid, signal.SIGKILL)
         eventually(lambda: not any(map(parent, pids)), f"{self.folder} is gone")
         for lock in (self._lock, *self.folder.glob(".s.PGSQL.*.lock")):  # nobody may reap those that it names
             lock.unlink()

@@ -22,7 +22,7 @@ from ..command_line import (
     read_settings,
     say,
 )
-from ..errors import ConfigError
+from ..errors import ConfigError, WhatspireDBError
 from ..settings import Settings, read_duration
 from . import operations
 from .archive import Backup, Progress
@@ -176,7 +176,11 @@ def _create(settings: Settings, options: argparse.Namespace, progress: Progress)
     made = _Answer(backup.to_json(), [f"{DONE}Backup made: {_described(backup)}"])
     if not policy:
         return made
-    pruned = operations.prune(settings, options.dir, policy, name=options.name, proved=backup, progress=progress)
+    try:
+        pruned = operations.prune(settings, options.dir, policy, name=options.name, proved=backup, progress=progress)
+    except WhatspireDBError as error:
+        error.fact = f"the backup {backup.file} is made, but others were not pruned: {error.fact}"
+        raise
     return _Answer(made.document | {"pruned": [p.to_json() for p in pruned]}, made.lines + _fates(pruned))
 
 

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ..dsn import PostgresTarget, SqliteTarget
+from ..dsn import PostgresTarget, SqliteTarget, parse_sqlite
 from ..settings import Settings
 from . import compression, sqlite
 from .archive import Content, Manifest, Progress
@@ -85,7 +85,8 @@ def engine_at(settings: Settings, place: str) -> Engine:
     """Return the engine for another place: a file, or another database of the server."""
     target = settings.target
     if isinstance(target, SqliteTarget):
-        return SqliteEngine(SqliteTarget(place, place))
+        is_uri = place == ":memory:" or place.lower().startswith("file:")
+        return SqliteEngine(parse_sqlite(place) if is_uri else SqliteTarget(place, place))
     return PostgresEngine(target.to(place))
 
 

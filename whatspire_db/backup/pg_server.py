@@ -57,6 +57,8 @@ WHERE EXISTS (
         AND l.mode = 'AccessExclusiveLock' AND l.granted
 ) AND a.datid = %s AND a.backend_type = 'client backend'
 """
+# By SQLSTATE.
+HINTS = {"42501": "take a role with the right to it", "53100": "make room on the server"}
 # Settings that hold a list of names, each quoted by itself.
 LISTS = {
     "local_preload_libraries",
@@ -103,6 +105,7 @@ def session(target: PostgresTarget) -> Iterator[Session]:
 
     :raises ConnectionFailed: when there is none to be had.
     :raises BackupFailed: when the server refuses a statement.
+    :raises TargetRefused: when others hold a lock for too long.
     """
     import psycopg2
 
@@ -119,16 +122,10 @@ def session(target: PostgresTarget) -> Iterator[Session]:
             yield opened
         except psycopg2.Error as error:
             text = redact(" ".join(str(error).split()), target.secrets)
-            raise BackupFailed(text, _hint(error.pgcode, text)) from None
-
-
-def _hint(code: str | None, text: str) -> str:
-    hints = {
-        "42501": "take a role with the right to it",
-        "53100": "make room on the server",
-        "55P03": "wait for the session that holds it, or raise --lock-timeout",
-    }
-    return hints.get(code or "", "see the server's log; nothing was changed")
+            if isinstance(error, psycopg2.errors.LockNotAvailable):
+                fact = f"another session held a lock for too long: {text}"
+                raise TargetRefused(fact, "wait for that session to end, or raise --lock-timeout") from None
+            raise BackupFailed(text, HINTS.get(error.pgcode, "see the server's log; nothing was changed")) from None
 
 
 def quoted(name: str) -> str:

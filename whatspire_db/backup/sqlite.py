@@ -49,7 +49,7 @@ Keep = Callable[[Path], None]  # is given a copy of what is about to be overwrit
 def opened(path: Path, mode: str = "rw", busy: float = 5.0, **options: str) -> Iterator[sqlite3.Connection]:
     """Open a file that must be there, in the mode of its URI; transactions are begun by hand."""
     parameters = "&".join(f"{key}={value}" for key, value in {"mode": mode, **options}.items())
-    uri = f"file:{quote(str(path.absolute()))}?{parameters}"
+    uri = f"file:{quote(os.fsencode(path.absolute()))}?{parameters}"
     connection = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=busy, check_same_thread=False)
     with closing(connection):
         yield connection

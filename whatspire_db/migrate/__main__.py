@@ -116,6 +116,10 @@ class _CommandLineWatcher(Watcher):
         if self.says:
             say("📊", f"Current migration version: {version}")
 
+    def backed_up(self, file: str) -> None:
+        if self.says:
+            say("💾", f"Backup made: {file}")
+
     def step_progress(self, step: Step, progress: Progress) -> None:
         if not self.draws:
             super().step_progress(step, progress)
@@ -148,8 +152,6 @@ def _up(runner: MigrationRunner, options: argparse.Namespace) -> int:
 
 
 def _report(report: Report) -> None:
-    if report.backup:
-        say("💾", f"Backup made: {report.backup}")
     for step in report.applied:
         print(f"   {step.title}")
     if report.version != report.previous_version:

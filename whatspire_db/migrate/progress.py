@@ -39,6 +39,10 @@ class Watcher:
     def started(self, version: int) -> None:
         """Hear the version that is recorded before the run."""
 
+    def backed_up(self, file: str) -> None:
+        """Hear of the backup that was made before anything is changed."""
+        logger.info("backup made: %s", file)
+
     def step_started(self, step: Step) -> None:
         """Hear of a step before it runs; it is told again when its transaction is tried again."""
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import peewee
 
 from .. import errors
+from ..dsn import SqliteTarget
 from ..errors import (
     MigrationRefused,
     ModelError,
@@ -259,6 +260,8 @@ class MigrationRunner:
                     _check(plan, declared)
                 plan = replace(plan, version=now.version) if now else plan  # somebody may just have recorded one
                 backup = self.before_changes() if plan.pending else None
+                if backup:
+                    self.watcher.backed_up(backup)
                 return plan, self._apply_locked(declared, plan, now), backup
         except peewee.PeeweeException as error:
             if is_right_missing(error):
@@ -493,6 +496,8 @@ def backup_before(settings: Settings) -> Callable[[], str | None]:
     def make() -> str | None:
         from ..backup import create  # not for a run that makes none
 
+        if isinstance(settings.target, SqliteTarget) and settings.target.path is None:
+            return None  # what is in memory only is gone with this process
         try:
             return str(create(settings, purpose="before a migration").file)
         except NothingToBackUp:
