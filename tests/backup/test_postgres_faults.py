@@ -33,7 +33,7 @@ from tests.backup.postgres_ground import (
     two_lines,
 )
 from tests.conftest import Place, Server, postgres_programs
-from tests.servers import Node, eventually, give, new_node
+from tests.servers import Node, children, eventually, give, new_node
 from whatspire_db.backup import list_backups, verify
 
 FEW, MANY = 6, 100
@@ -232,15 +232,20 @@ def test_next_restore_succeeds_where_one_into_an_empty_database_was_killed(postg
     furnish(postgres, 60_000)
     made = done(postgres, "create")["path"]
     wanted = state(postgres)
-    for _ in range(2):
-        rows(postgres, "DROP SCHEMA public CASCADE", "CREATE SCHEMA public")
-        process = postgres.start("restore", made, module=MODULE)
-        eventually(lambda: at_work(postgres, "COPY"), "it fills")
-        process.kill()
-        process.communicate()
-        done(postgres, "restore", made, "--force")  # the program that it started may have come to its end
+    rows(postgres, "DROP SCHEMA public CASCADE", "CREATE SCHEMA public")
+    process = postgres.start("restore", made, module=MODULE)
+    eventually(lambda: at_work(postgres, "COPY"), "it fills")
+    (orphan,) = children(process.pid)
+    os.kill(orphan, signal.SIGSTOP)  # a program outlives who started it, and may take its time
+    process.kill()
+    process.wait()
+    try:
+        done(postgres, "restore", made)
         assert state(postgres) == wanted
         assert at_work(postgres, "") == []
+    finally:
+        os.kill(orphan, signal.SIGKILL)
+        process.communicate()
 
 
 def at_work(place: Place, statement: str) -> list[tuple[Any, ...]]:
@@ -268,8 +273,24 @@ MOMENTS: dict[str, tuple[list[str], Callable[[Place], Any]]] = {
 }
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def some(all_of: dict[tuple[str, Any], Any]) -> list[Any]:
+    """Return cases of which the ordinary run takes those that are marked."""
+    return [pytest.param(*case, marks=[] if usual else pytest.mark.soak) for case, usual in all_of.items()]
+
+
+INTERRUPTED = {
+    ("dumping", signal.SIGINT): True,
+    ("dumping", signal.SIGTERM): False,
+    ("test restore", signal.SIGINT): False,
+    ("test restore", signal.SIGTERM): True,
+    ("restoring", signal.SIGINT): True,
+    ("restoring", signal.SIGTERM): False,
+    ("safety", signal.SIGINT): False,
+    ("safety", signal.SIGTERM): True,
+}
+
+
+@pytest.mark.parametrize(("moment", "number"), some(INTERRUPTED))
 def test_interrupted_run_leaves_nothing(postgres: Place, server: Server, moment: str, number: signal.Signals) -> None:
     arguments, is_there = MOMENTS[moment]
     furnish(postgres, 30_000)
@@ -306,8 +327,17 @@ def there(node: Node, tmp_path: Path) -> Iterator[Place]:
     rows(admin, "DROP DATABASE there WITH (FORCE)")
 
 
-@pytest.mark.parametrize("moment", ["dumping", "test restore", "restoring"])
-@pytest.mark.parametrize("how", ["immediate", "kill"])
+STOPPED = {
+    ("dumping", "immediate"): True,
+    ("dumping", "kill"): False,
+    ("test restore", "immediate"): False,
+    ("test restore", "kill"): False,
+    ("restoring", "immediate"): False,
+    ("restoring", "kill"): True,
+}
+
+
+@pytest.mark.parametrize(("moment", "how"), some(STOPPED))
 def test_server_that_stops_changes_nothing(there: Place, node: Node, moment: str, how: str) -> None:
     arguments, is_there = MOMENTS[moment]
     furnish(there, 60_000)

@@ -138,19 +138,11 @@ def test_all_that_belongs_to_a_database_stays_with_its_name(postgres: Place, ser
             server.execute(f"ALTER DATABASE {other} OWNER TO postgres")
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "UPPER case",
-        'a "quoted" one',
-        "it's = \\ odd",
-        "ünï 🎉",
-        "n" * 63,
-        "ü" * 31 + "x",
-        "postgres://u:p@h/d",
-        "-c x=y",
-    ],
-)
+NAMES = ['UPPER "quoted" it\'s \\', "postgres://u:p@h/d", "ü" * 31 + "x"]
+MORE_NAMES = ["a b", "ünï 🎉", "n" * 63, "-c x=y", "%s %(name)s", "$x;--"]
+
+
+@pytest.mark.parametrize("name", [*NAMES, *[pytest.param(name, marks=pytest.mark.soak) for name in MORE_NAMES]])
 def test_any_name_is_backed_up_and_restored(postgres: Place, server: Server, name: str) -> None:
     place = at(postgres, name)
     server.execute(f"CREATE DATABASE {identifier(name)}")
@@ -168,9 +160,9 @@ def test_any_name_is_backed_up_and_restored(postgres: Place, server: Server, nam
         server.execute(f"DROP DATABASE IF EXISTS {identifier(name)} WITH (FORCE)")
 
 
-LIKENESSES = ["ENCODING 'LATIN1' LOCALE 'C'", "ENCODING 'SQL_ASCII' LOCALE 'C'", "ENCODING 'UTF8' LOCALE 'C'"]
+LIKENESSES = ["ENCODING 'LATIN1' LOCALE 'C'", "ENCODING 'SQL_ASCII' LOCALE 'C'"]
 if POSTGRES_VERSION >= 17:
-    LIKENESSES += ["LOCALE_PROVIDER builtin BUILTIN_LOCALE 'C.UTF-8'", "LOCALE_PROVIDER builtin BUILTIN_LOCALE 'C'"]
+    LIKENESSES += ["LOCALE_PROVIDER builtin BUILTIN_LOCALE 'C.UTF-8'"]
 
 
 @pytest.mark.parametrize("likeness", LIKENESSES)
