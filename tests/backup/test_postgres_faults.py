@@ -134,49 +134,58 @@ def test_each_of_many_killed_backups_leaves_a_good_one_or_none(
 # kill -9 of a restore
 
 RENAMING = """
-SELECT pid, query, state, pg_blocking_pids(pid) FROM pg_stat_activity
-WHERE query ~ '^(ALTER DATABASE .* RENAME|COMMIT|DROP DATABASE)' AND datname = 'postgres' AND backend_type = 'client backend'
-    AND application_name = %s
+SELECT pid FROM pg_stat_activity WHERE datname = 'postgres' AND application_name = 'the restore' AND query LIKE %s
 """
+FIRST, SECOND = "ALTER DATABASE % RENAME TO %\\_old\\_%", 'ALTER DATABASE "whatspire\\_scratch\\_% RENAME TO %'
 
 
-def swap_begins(server: Server, process: subprocess.Popen[str], wanted: str) -> tuple[int, str] | None:
-    """Wait until a restore is at its renames, and return the session that is and its statement; None if it ended."""
+def renaming(server: Server, process: subprocess.Popen[str], statement: str) -> int | None:
+    """Wait until the session of a restore that renames is at a statement, and return the session that is; None if the restore ended."""
     with closing(server.admin()) as connection, connection.cursor() as cursor:
         while process.poll() is None:
-            cursor.execute(RENAMING, ["the restore"])
-            for pid, query, *_ in cursor.fetchall():
-                if wanted in query:
-                    return pid, query
+            cursor.execute(RENAMING, [statement])
+            for (pid,) in cursor.fetchall():
+                return pid
     return None
 
 
+@contextmanager
+def second_rename_held_up(server: Server, process: subprocess.Popen[str]) -> Iterator[None]:
+    """Let a restore come no further than to its second rename, by a session in the new database when that is ready."""
+    assert renaming(server, process, "COMMIT")  # of what belongs to it; the backup of the old one is next
+    (new,) = scratches(server)
+    with closing(psycopg2.connect(server.of_database(new))):
+        yield
+
+
 def disturb(place: Place, server: Server, process: subprocess.Popen[str], number: int, lasts: float) -> str:
-    """Kill a restore, or end its session, in one of many ways; return what it was doing."""
-    way = number % 5
+    """Kill a restore, or end its session, in one of many ways; return where it was."""
+    way, end = number % 6, process.kill
+
+    def end_session() -> None:
+        server.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = {pid}")
+
     if way == 0:
         time.sleep(random.uniform(0, lasts))  # the moment is the subject
+        where = "any time"
     elif way == 1:
         eventually(lambda: scratches(server) or process.poll() is not None, "the work begins")
         time.sleep(random.uniform(0, lasts * 0.7))
+        where = "at the work"
+    elif way in (2, 3):
+        pid = renaming(server, process, FIRST)
+        time.sleep(random.uniform(0, 0.2))
+        where = "from the first rename on"
+        end = end_session if way == 3 else end
     else:
-        found = swap_begins(server, process, "" if number % 2 else "RENAME")
-        if found and way == 4:
-            server.execute(f"SELECT pg_terminate_backend({found[0]})")
-            process.communicate(timeout=60)
-            return f"session ended at {said(found[1])}"
-        if found:
-            time.sleep(random.choice([0, 0, 0.001, 0.005]))
-            process.kill()
-            return f"killed at {said(found[1])}"
-    process.kill()
-    return "killed after the work" if process.wait() == 0 else "killed before or at the work"
-
-
-def said(query: str) -> str:
-    if "RENAME" not in query:
-        return query.split(" ")[0]
-    return "the second rename" if query.startswith('ALTER DATABASE "whatspire_scratch') else "the first rename"
+        with second_rename_held_up(server, process):
+            pid = renaming(server, process, SECOND)
+            assert pid
+            end = end_session if way == 5 else end
+            end()
+        where = "at the second rename"
+    end()
+    return f"{'session ended' if end == end_session else 'killed'} {where}"
 
 
 def kill_restores(place: Place, server: Server, kills: int) -> Counter[str]:
@@ -199,6 +208,8 @@ def kill_restores(place: Place, server: Server, kills: int) -> Counter[str]:
         found = state(place)
         process.communicate(timeout=60)
         assert found in (old, new), what
+        if process.returncode >= 0:
+            assert (process.returncode == 0) == (found == new), what
         assert state(place) == found
         phases[f"{what}: {'old' if found == old else 'new'}"] += 1
         idle.close()
@@ -224,8 +235,32 @@ def test_each_of_many_killed_restores_leaves_the_old_or_the_new(
     phases = kill_restores(postgres, server, MANY)
     with capsys.disabled():
         sys.stdout.write(f"\n{MANY} ended restores: {dict(phases.most_common())}\n")
-    for what in ("first rename", "second rename", "session ended"):
+    for what in ("from the first rename on: old", "from the first rename on: new", "second rename", "session ended"):
         assert sum(count for phase, count in phases.items() if what in phase) > 0, what
+
+
+@pytest.mark.parametrize("how", ["kill", "end the session"])
+def test_restore_that_ends_between_its_two_renames_leaves_the_old(postgres: Place, server: Server, how: str) -> None:
+    furnish(postgres, 20_000)
+    made = done(postgres, "create")["path"]
+    rows(postgres, "INSERT INTO note (part, text) VALUES (1, 'late')")
+    held = state(postgres)
+    named = replace(postgres, dsn=f"{postgres.dsn} application_name='the restore'")
+    process = named.start("restore", made, "--force", module=MODULE)
+    with second_rename_held_up(server, process):
+        pid = renaming(server, process, SECOND)
+        assert pid
+        if how == "kill":
+            process.kill()
+        else:
+            server.execute(f"SELECT pg_terminate_backend({pid})")
+        assert state(postgres) == held
+        process.communicate(timeout=30)
+        assert process.returncode == (-signal.SIGKILL if how == "kill" else 1)
+    assert state(postgres) == held
+    done(postgres, "restore", made, "--force")
+    assert state(postgres) != held
+    assert scratches(server) == kept_of(server, name_of(postgres)) == []
 
 
 def test_next_restore_succeeds_where_one_into_an_empty_database_was_killed(postgres: Place, server: Server) -> None:
@@ -258,8 +293,8 @@ def at_work(place: Place, statement: str) -> list[tuple[Any, ...]]:
 
 
 def dumping(place: Place) -> list[tuple[Any, ...]]:
-    asked = f"SELECT pid FROM pg_stat_activity WHERE application_name = 'pg_dump' AND datname = '{name_of(place)}'"
-    return rows(at(place, "postgres"), f"{asked} AND query LIKE 'COPY%'")
+    asked = f"SELECT pid FROM pg_stat_activity WHERE datname = '{name_of(place)}' AND query LIKE 'COPY %TO stdout%'"
+    return rows(at(place, "postgres"), asked)
 
 
 # Interrupted

@@ -235,7 +235,20 @@ def scratch(admin: Session, properties: Mapping[str, Any], template: str = "temp
             admin.rows("ROLLBACK")
             drop(admin, name)
         raise
-    drop(admin, name)
+    with _unless_gone(admin):
+        drop(admin, name)
+
+
+@contextmanager
+def _unless_gone(admin: Session) -> Iterator[None]:
+    """Leave undone in the block what a session that was ended cannot do: it was of no weight any more."""
+    import psycopg2
+
+    try:
+        yield
+    except psycopg2.Error:
+        if not admin.connection.closed:
+            raise
 
 
 def drop(admin: Session, name: str) -> None:
@@ -347,7 +360,7 @@ def alone(admin: Session, name: str) -> Iterator[None]:
         )
         yield
     finally:
-        if not admin.connection.closed:
+        with _unless_gone(admin):
             admin.rows("SELECT pg_advisory_unlock(hashtextextended(%s, 0))", key)
 
 
