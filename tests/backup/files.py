@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import io
 import json
+import logging
 import os
 import signal
 import sqlite3
@@ -34,15 +35,27 @@ def run(place: Place, *arguments: str, **options: Any) -> Done:
     """Run the command line of backups: in this process, which saves starting one, or as another with its options."""
     if options:
         return place.run(*arguments, module="whatspire_db.backup", **options)
-    out, err, handler = io.StringIO(), io.StringIO(), signal.getsignal(signal.SIGTERM)
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err), _as_before():
+        patch.chdir(place.folder)
+        patch.setattr(os, "environ", place.variables())
+        code = main(list(arguments))
+    return Done(arguments, code, out.getvalue(), err.getvalue())
+
+
+@contextmanager
+def _as_before() -> Iterator[None]:
+    """Undo what a command line sets for its whole process: the signal, and the package's logging."""
+    handler = signal.getsignal(signal.SIGTERM)
+    loggers = [logging.getLogger(name) for name in ("whatspire_db", "whatspire_db.backup")]
+    before = [(logger.handlers, logger.propagate, logger.level) for logger in loggers]
     try:
-        with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-            patch.chdir(place.folder)
-            patch.setattr(os, "environ", place.variables())
-            code = main(list(arguments))
+        yield
     finally:
         signal.signal(signal.SIGTERM, handler)
-    return Done(arguments, code, out.getvalue(), err.getvalue())
+        for logger, (handlers, propagate, level) in zip(loggers, before, strict=True):
+            logger.handlers, logger.propagate = handlers, propagate
+            logger.setLevel(level)
 
 
 def start(place: Place, *arguments: str, **options: Any) -> subprocess.Popen[str]:
