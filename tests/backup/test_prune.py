@@ -35,7 +35,7 @@ from tests.servers import eventually
 from whatspire_db import Settings, backup
 from whatspire_db.backup import Policy
 from whatspire_db.backup.durable import locked
-from whatspire_db.backup.operations import SAFETY
+from whatspire_db.backup.making import SAFETY
 from whatspire_db.errors import BackupFailed
 
 NOON = datetime(2026, 11, 20, 12, tzinfo=timezone.utc)

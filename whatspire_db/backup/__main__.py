@@ -24,7 +24,7 @@ from ..command_line import (
 )
 from ..errors import ConfigError, WhatspireDBError
 from ..settings import Settings, read_duration
-from . import operations
+from . import making, proving, pruning, restoring
 from .archive import Backup, Progress
 from .retention import Policy
 
@@ -164,7 +164,7 @@ class _Shown:
 
 def _create(settings: Settings, options: argparse.Namespace, progress: Progress) -> _Answer:
     policy = _policy(options)
-    backup = operations.create(
+    backup = making.create(
         settings,
         options.dir,
         name=options.name,
@@ -177,7 +177,7 @@ def _create(settings: Settings, options: argparse.Namespace, progress: Progress)
     if not policy:
         return made
     try:
-        pruned = operations.prune(settings, options.dir, policy, name=options.name, proved=backup, progress=progress)
+        pruned = pruning.prune(settings, options.dir, policy, name=options.name, proved=backup, progress=progress)
     except WhatspireDBError as error:
         error.fact = f"the backup {backup.file} is made, but others were not pruned: {error.fact}"
         raise
@@ -185,7 +185,7 @@ def _create(settings: Settings, options: argparse.Namespace, progress: Progress)
 
 
 def _list(settings: Settings, options: argparse.Namespace, progress: Progress) -> _Answer:
-    backups, others = operations.list_backups(options.dir, settings)
+    backups, others = proving.list_backups(options.dir, settings)
     document = {
         "backups": [{**b.to_json(), "problem": b.missing} for b in backups],
         "others": [{"path": str(o.path), "reason": o.reason} for o in others],
@@ -196,16 +196,16 @@ def _list(settings: Settings, options: argparse.Namespace, progress: Progress) -
 
 
 def _verify(settings: Settings, options: argparse.Namespace, progress: Progress) -> _Answer:
-    backup = operations.find(options.file, options.dir, settings, name=options.name)
-    operations.verify(backup, settings, test_restore=options.test_restore, progress=progress)
+    backup = proving.find(options.file, options.dir, settings, name=options.name)
+    proving.verify(backup, settings, test_restore=options.test_restore, progress=progress)
     did = "verified, restored and compared" if options.test_restore else "verified"
     document = {**backup.to_json(), "verified": True, "test_restored": options.test_restore}
     return _Answer(document, [f"{DONE}Backup {did}: {_described(backup)}"])
 
 
 def _restore(settings: Settings, options: argparse.Namespace, progress: Progress) -> _Answer:
-    backup = operations.find(options.file, options.dir, settings, name=options.name)
-    done = operations.restore(
+    backup = proving.find(options.file, options.dir, settings, name=options.name)
+    done = restoring.restore(
         backup,
         settings,
         options.dir,
@@ -223,14 +223,14 @@ def _restore(settings: Settings, options: argparse.Namespace, progress: Progress
 
 
 def _prune(settings: Settings, options: argparse.Namespace, progress: Progress) -> _Answer:
-    pruned = operations.prune(
+    pruned = pruning.prune(
         settings, options.dir, _policy(options), name=options.name, dry_run=options.dry_run, progress=progress
     )
     document = {"dry_run": options.dry_run, "backups": [p.to_json() for p in pruned]}
     return _Answer(document, _fates(pruned, options.dry_run))
 
 
-def _fates(pruned: list[operations.Pruned], dry_run: bool = False) -> list[str]:
+def _fates(pruned: list[pruning.Pruned], dry_run: bool = False) -> list[str]:
     fates = {"deleted": "would be deleted"} if dry_run else {}
     return [f"   {fates.get(p.fate, p.fate)}: {p.backup.file.name} ({'; '.join(p.reasons)})" for p in pruned]
 
@@ -244,7 +244,7 @@ def _policy(options: argparse.Namespace) -> Policy:
 
 def _wait(options: argparse.Namespace) -> float:
     if options.lock_timeout is None:
-        return operations.LOCK_SECONDS
+        return making.LOCK_SECONDS
     # The engines count milliseconds in 32 bits.
     return min(read_duration("--lock-timeout", options.lock_timeout).total_seconds(), LONGEST_SECONDS)
 
