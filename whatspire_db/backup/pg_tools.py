@@ -52,6 +52,7 @@ def find(name: str, at_least: int, what: str) -> Tool:
 
 
 def how_to_get(name: str, major: int) -> str:
+    """Say how to come by a program of a major version."""
     return (
         f"apt-get install postgresql-client-{major}, or name the folder of version {major} by {FOLDER_VARIABLE}, "
         f"or run this where the server's programs are: docker compose exec postgres {name} --version"
