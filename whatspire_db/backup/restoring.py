@@ -130,8 +130,6 @@ def _restore_sqlite(
         if place is not None:
             made.append(_adopted(engine, old, content, place))
 
-    if engine.path.exists() and engine.path.samefile(backup.file):
-        raise ConfigError(f"{engine.path} is the backup itself", "restore it to another place")
     plain = sqlite.plain_file(backup.file, backup.manifest, work, progress)
     sqlite.require_same(backup.file, backup.manifest, plain, progress)
     stamp = datetime.now(timezone.utc).strftime(STAMP)
