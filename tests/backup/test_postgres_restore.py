@@ -131,7 +131,7 @@ def test_all_that_belongs_to_a_database_stays_with_its_name(postgres: Place, ser
         server.execute("ALTER ROLE third RENAME TO fourth")
         cleanup.callback(server.execute, "ALTER ROLE fourth RENAME TO third")
         with spare(server) as other:
-            done(postgres, "restore", made["path"], "--to", other)
+            done(postgres, "restore", made["path"], "--to", other, warns="belongs to this role")
             assert "third" not in repr(belongings(server, other))
             assert belongings(server, other)[0] == "owner"
             rows(at(postgres, other), *GONE[:2])
@@ -249,7 +249,7 @@ def test_plain_role_restores_a_superusers_backup_as_its_own(postgres: Place, ser
     made = done(postgres, "create")
     with roles(server, plain="LOGIN NOSUPERUSER CREATEDB"), spare(server) as other:
         place = at(postgres, name_of(postgres), user="plain")
-        done(place, "restore", made["path"], "--to", other)
+        done(place, "restore", made["path"], "--to", other, warns="belongs to this role")
         assert rows(
             at(place, other),
             "SELECT a, (SELECT relowner::regrole::text FROM pg_class WHERE relname = 'kept') FROM seen",
@@ -278,7 +278,7 @@ def test_backup_of_a_server_with_another_superuser_restores(postgres: Place, ser
     finally:
         rows(there, "ALTER ROLE whatspire RENAME TO postgres")
     with spare(server) as other:
-        done(postgres, "restore", made["path"], "--to", other)
+        done(postgres, "restore", made["path"], "--to", other, warns="belongs to this role")
         assert rows(at(postgres, other), "SELECT a FROM kept") == [(1,)]
 
 
