@@ -7,7 +7,7 @@ import threading
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from ..dsn import PostgresTarget, redact
@@ -336,10 +336,15 @@ def _set(admin: Session, whose: str, name: str, value: str) -> None:
         admin.rows(f"ALTER {whose} SET {parameter} = {literal(value)}")
 
 
-def old_name(name: str, time: datetime) -> str:
-    """Return the name under which a database is kept that another one takes the place of."""
-    suffix = f"_old_{time.strftime(STAMP)}"
-    return name.encode()[: NAME_BYTES - len(suffix)].decode(errors="ignore") + suffix
+def old_name(admin: Session, name: str, time: datetime) -> str:
+    """Return a free name under which a database is kept that another one takes the place of."""
+    taken = {other for (other,) in admin.rows("SELECT datname FROM pg_catalog.pg_database")}
+    while True:
+        suffix = f"_old_{time.strftime(STAMP)}"
+        old = name.encode()[: NAME_BYTES - len(suffix)].decode(errors="ignore") + suffix
+        if old not in taken:
+            return old
+        time += timedelta(seconds=1)
 
 
 @contextmanager

@@ -412,7 +412,7 @@ def restore(
                 rename(admin, new, name)
                 return Outcome()
             safety = keep() if keep and holds_rows else None
-            old = old_name(name, datetime.now(timezone.utc))
+            old = old_name(admin, name, datetime.now(timezone.utc))
             progress("swapping", 0, 0)
             swap(admin, target, new, name, old)
         with suppress(Exception):  # the restore is done: what cannot be looked at, or dropped, is kept and told
