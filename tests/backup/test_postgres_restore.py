@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ from tests.backup.postgres_ground import (
 from tests.conftest import POSTGRES_VERSION, Place, Server
 from tests.servers import GONE as ENDED
 from tests.servers import Node, eventually, new_node, psql
+from whatspire_db.backup.pg_server import old_name, session
+from whatspire_db.dsn import parse_postgres
 
 ROW = ("CREATE TABLE kept (a integer)", "INSERT INTO kept VALUES (1)")
 GONE = [f"DROP OWNED BY {role} CASCADE" for role in ("owner", "second", "third")]
@@ -550,3 +553,16 @@ def test_restore_over_the_database_to_which_others_connect_first(node: Node, tmp
     assert rows(place, "SELECT a FROM kept") == [(1,)]
     assert told["kept"] == []
     rows(place, "DROP TABLE kept")
+
+
+def test_two_restores_in_a_second_keep_two_databases(postgres: Place, server: Server) -> None:
+    name, now = name_of(postgres), datetime(2026, 11, 22, 11, 9, 30, tzinfo=timezone.utc)
+    taken = f"{name}_old_20261122T110930Z"
+    server.execute(f'CREATE DATABASE "{taken}"')
+    try:
+        with session(parse_postgres(server.dsn)) as admin:
+            assert old_name(admin, name, now) == f"{name}_old_20261122T110931Z"
+            long = "é" * 31
+            assert len(old_name(admin, long, now).encode()) <= 63
+    finally:
+        server.execute(f'DROP DATABASE "{taken}"')
