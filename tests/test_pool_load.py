@@ -89,6 +89,7 @@ def test_sessions_that_are_replaced_are_never_one_too_many(postgres: Place) -> N
 
 
 @pytest.mark.soak
+@pytest.mark.alone
 def test_a_minute_of_short_transactions(postgres: Place) -> None:
     db, workers = prove(postgres, SECONDS)
     stats = db.pool_stats()

@@ -79,6 +79,7 @@ def test_workers_go_on_by_themselves_after_a_restart(node: Node, tmp_path: Path,
 
 
 @pytest.mark.soak
+@pytest.mark.alone
 def test_workers_go_on_by_themselves_after_each_of_many_restarts(
     node: Node, tmp_path: Path, record_property: Property
 ) -> None:

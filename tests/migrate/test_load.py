@@ -233,6 +233,7 @@ def test_a_migration_takes_the_locks_that_its_plan_showed_and_fails_no_statement
 
 
 @pytest.mark.soak
+@pytest.mark.alone
 @pytest.mark.parametrize("others", [[], [linger]], ids=["alone", "beside_long_transactions"])
 def test_a_service_at_work_feels_no_more_of_a_migration_than_of_the_machine(
     postgres: Place, server: Server, capsys: pytest.CaptureFixture[str], others: list[Act]
