@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -213,7 +214,8 @@ def kill_restores(place: Place, server: Server, kills: int) -> Counter[str]:
         assert state(place) == found
         phases[f"{what}: {'old' if found == old else 'new'}"] += 1
         idle.close()
-        done(place, "restore", made, "--force")
+        kept = kept_of(server, name_of(place))
+        done(place, "restore", made, "--force", warns="holds what a restore replaced" if kept else "")
         assert state(place) == new
         assert scratches(server) == []
         for kept in kept_of(server, name_of(place)):
@@ -261,6 +263,34 @@ def test_restore_that_ends_between_its_two_renames_leaves_the_old(postgres: Plac
     done(postgres, "restore", made, "--force")
     assert state(postgres) != held
     assert scratches(server) == kept_of(server, name_of(postgres)) == []
+
+
+def test_restore_whose_connection_is_lost_as_it_commits_tells_what_is_so(server: Server, tmp_path: Path) -> None:
+    """The commit waits for a standby that is not there: it is done, and whoever waits for it does not hear so."""
+    with new_node(server, "-c synchronous_standby_names=nobody -c fsync=off") as node:
+        node.make()
+        (node.data / "postgresql.auto.conf").write_text("synchronous_commit = local\n")
+        node.start()
+        own = replace(server, dsn=node.dsn(), folder=node.folder)
+        own.execute("CREATE DATABASE app")
+        place = Place("postgres", node.dsn("app"), tmp_path)
+        furnish(place, 20_000)
+        made = done(place, "create")["path"]
+        wanted = state(place)
+        rows(place, "INSERT INTO note (part, text) VALUES (1, 'late')")
+        named = replace(place, dsn=f"{place.dsn} application_name='the restore'")
+        process = named.start("restore", made, "--force", "--json", module=MODULE)
+        with second_rename_held_up(own, process):
+            pid = renaming(own, process, SECOND)
+            own.execute("ALTER SYSTEM SET synchronous_commit = on", "SELECT pg_reload_conf()")
+            eventually(lambda: node.ask("SHOW synchronous_commit") == [("on",)], "the setting holds")
+        waits = f"SELECT FROM pg_stat_activity WHERE pid = {pid} AND wait_event = 'SyncRep'"
+        eventually(lambda: node.ask(waits), "the commit waits")
+        own.execute(f"SELECT pg_terminate_backend({pid})")
+        out, err = process.communicate(timeout=60)
+        assert (process.returncode, err) == (0, "")
+        assert json.loads(out)["kept"] == kept_of(own, "app") != []
+        assert state(place) == wanted
 
 
 def test_next_restore_succeeds_where_one_into_an_empty_database_was_killed(postgres: Place, server: Server) -> None:

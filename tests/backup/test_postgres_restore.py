@@ -34,9 +34,10 @@ from tests.backup.postgres_ground import (
     spare,
     two_lines,
 )
-from tests.conftest import POSTGRES_VERSION, Place, Server
+from tests.conftest import POSTGRES_VERSION, Place, Server, postgres_programs
 from tests.servers import GONE as ENDED
 from tests.servers import Node, eventually, new_node, psql
+from whatspire_db import Settings, backup
 from whatspire_db.backup.pg_server import old_name, session
 from whatspire_db.dsn import parse_postgres
 
@@ -566,3 +567,56 @@ def test_two_restores_in_a_second_keep_two_databases(postgres: Place, server: Se
             assert len(old_name(admin, long, now).encode()) <= 63
     finally:
         server.execute(f'DROP DATABASE "{taken}"')
+
+
+# What is there besides rows
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        "CREATE VIEW seen AS SELECT a FROM kept",
+        "CREATE FUNCTION one() RETURNS integer LANGUAGE sql RETURN 1",
+        "CREATE INDEX found ON kept (a)",
+        "COMMENT ON TABLE kept IS 'mine'",
+        "GRANT SELECT ON kept TO PUBLIC",
+    ],
+)
+def test_what_is_made_at_the_last_moment_stays_in_the_old_database(
+    postgres: Place, server: Server, monkeypatch: pytest.MonkeyPatch, made: str
+) -> None:
+    monkeypatch.setenv("WHATSPIRE_PG_BIN", postgres_programs())
+    rows(postgres, *ROW)
+    settings = Settings(driver="postgres", dsn=postgres.dsn)
+    folder = postgres.folder / "backups"
+    taken = backup.create(settings, folder)
+
+    def make(what: str, done: int, total: int) -> None:
+        if what == "swapping":
+            rows(postgres, made)
+
+    told = backup.restore(taken, settings, folder, force=True, progress=make)
+    assert told.kept == tuple(kept_of(server, name_of(postgres)))
+    assert len(told.kept) == 1
+    assert "holds what a restore replaced" in backup_by_hand(postgres)
+    server.execute(f'DROP DATABASE "{told.kept[0]}"')
+    assert backup_by_hand(postgres) == ""
+    assert backup.restore(taken, settings, folder, force=True).kept == ()
+
+
+def backup_by_hand(place: Place) -> str:
+    """Make a backup by the command line and return what it says besides."""
+    ran = place.run("create", "--json", module=MODULE)
+    assert ran.returncode == 0, ran
+    return ran.stderr
+
+
+def test_database_without_rows_is_replaced_without_force_and_kept_all_the_same(postgres: Place, server: Server) -> None:
+    rows(postgres, *ROW)
+    made = done(postgres, "create")["path"]
+    rows(postgres, "DROP TABLE kept", "CREATE VIEW work AS SELECT 1 AS one")
+    bare = dump_text(postgres)
+    safety = done(postgres, "restore", made)["safety_backup"]
+    assert rows(postgres, "SELECT a FROM kept") == [(1,)]
+    done(postgres, "restore", str(postgres.folder / safety), "--force")
+    assert dump_text(postgres) == bare

@@ -321,6 +321,7 @@ def p99(notes: Path) -> float:
 
 
 @pytest.mark.soak
+@pytest.mark.alone
 def test_a_writer_is_hardly_slower_while_backups_are_made(sqlite: Place, capsys: pytest.CaptureFixture[str]) -> None:
     """The median of the rounds' p99, each with backups and without, in one run: under three times as much."""
     filled(sqlite.dsn, rows=50_000, length=250)  # 30 MB

@@ -270,12 +270,15 @@ def test_an_empty_file_is_no_data(sqlite: Place) -> None:
     assert state(sqlite.dsn) == before
 
 
-def test_a_database_without_rows_is_no_data(sqlite: Place) -> None:
+def test_a_database_without_rows_is_replaced_without_force_and_kept_all_the_same(sqlite: Place) -> None:
     file, old, _ = two_states(sqlite, "wal")
     Path(sqlite.dsn).unlink()
-    script(sqlite.dsn, "PRAGMA journal_mode = wal", "CREATE TABLE entry (key text)")
-    assert restored(sqlite, str(file))["safety_backup"] is None
+    script(sqlite.dsn, "PRAGMA journal_mode = wal", "CREATE VIEW work AS SELECT 1 AS one")
+    bare = state(sqlite.dsn)
+    safety = restored(sqlite, str(file))["safety_backup"]
     assert state(sqlite.dsn) == old
+    restored(sqlite, str(sqlite.folder / safety), "--force")
+    assert state(sqlite.dsn) == bare
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -19,6 +21,7 @@ MAINTENANCE = ("postgres", "template1")  # databases to be connected to while an
 SCRATCH = "whatspire_scratch_"
 RESTORING = "whatspire_db restore"  # the application name of the program that fills a database
 NAME_BYTES = 63
+LOST_LOOKS, LOST_LOOK_SECONDS = 100, 0.1  # at a session that was lost, until it has ended
 # What is asked must come out alike on every server and for every role.
 SESSION = {
     "search_path": "",
@@ -336,15 +339,31 @@ def _set(admin: Session, whose: str, name: str, value: str) -> None:
         admin.rows(f"ALTER {whose} SET {parameter} = {literal(value)}")
 
 
-def old_name(admin: Session, name: str, time: datetime) -> str:
+def old_name(admin: Session, name: str, moment: datetime) -> str:
     """Return a free name under which a database is kept that another one takes the place of."""
-    taken = {other for (other,) in admin.rows("SELECT datname FROM pg_catalog.pg_database")}
-    while True:
-        suffix = f"_old_{time.strftime(STAMP)}"
-        old = name.encode()[: NAME_BYTES - len(suffix)].decode(errors="ignore") + suffix
-        if old not in taken:
-            return old
-        time += timedelta(seconds=1)
+    taken = _names(admin)
+    while (old := _old_name(name, moment.strftime(STAMP))) in taken:
+        moment += timedelta(seconds=1)
+    return old
+
+
+def replaced(asked: Session, name: str) -> list[str]:
+    """Return the databases that restores of a database put aside, and that are there still."""
+    stamps = {other: other.rpartition("_old_")[2] for other in sorted(_names(asked))}
+    return [
+        other
+        for other, stamp in stamps.items()
+        if re.fullmatch(r"\d{8}T\d{6}Z", stamp) and other == _old_name(name, stamp)
+    ]
+
+
+def _names(asked: Session) -> set[str]:
+    return {name for (name,) in asked.rows("SELECT datname FROM pg_catalog.pg_database")}
+
+
+def _old_name(name: str, stamp: str) -> str:
+    suffix = f"_old_{stamp}"
+    return name.encode()[: NAME_BYTES - len(suffix)].decode(errors="ignore") + suffix
 
 
 @contextmanager
@@ -380,12 +399,13 @@ def swap(admin: Session, target: PostgresTarget, new: str, name: str, old: str) 
     """
     import psycopg2
 
+    pid = admin.connection.info.backend_pid
     oid = admin.value("SELECT oid FROM pg_catalog.pg_database WHERE datname = %s", name)
     with suppress(psycopg2.Error):  # where the server can: it lets new sessions in as soon as this process is killed
         admin.rows("SET client_connection_check_interval = '100ms'")
     ended = threading.Event()
     with maintenance(target, name) as ender:
-        thread = threading.Thread(target=_end_sessions, args=(ender, admin.connection.info.backend_pid, oid, ended))
+        thread = threading.Thread(target=_end_sessions, args=(ender, pid, oid, ended))
         admin.rows("BEGIN")
         thread.start()
         try:
@@ -399,9 +419,33 @@ def swap(admin: Session, target: PostgresTarget, new: str, name: str, old: str) 
                 f"database {name} is in use: {detail or 'others are connected'}",
                 "end those sessions and prepared transactions, or restore with a role that may; nothing was changed",
             ) from None
+        except psycopg2.Error:
+            if not admin.connection.closed or not _was_renamed(target, pid, oid, name, old):
+                raise
         finally:
             ended.set()
             thread.join()
+
+
+def _was_renamed(target: PostgresTarget, lost: int, oid: int, name: str, old: str) -> bool:
+    """Tell whether a transaction that renames was committed, when the session that ran it was lost.
+
+    :param lost: the process of that session.
+    :raises BackupFailed: when the server does not tell.
+    """
+    try:
+        with maintenance(target, name) as asked:
+            for _ in range(LOST_LOOKS):
+                if not asked.rows("SELECT FROM pg_catalog.pg_stat_activity WHERE pid = %s", lost):
+                    names = dict(asked.rows("SELECT oid, datname FROM pg_catalog.pg_database"))
+                    return names.get(oid) == old
+                time.sleep(LOST_LOOK_SECONDS)
+    except (BackupFailed, ConnectionFailed):
+        pass
+    raise BackupFailed(
+        f"the connection was lost while database {name} was replaced",
+        f"{name} is whole: the new one if there is a database {old}, which then is the old one; else the old one",
+    )
 
 
 def _end_sessions(ender: Session, renaming: int, oid: int, ended: threading.Event) -> None:

@@ -15,6 +15,7 @@ from ..dsn import PostgresTarget
 from ..errors import BackupFailed, BackupInvalid, NothingToBackUp, TargetRefused, VersionMismatch
 from . import pg_tools
 from .archive import Backup, Content, Progress, Table, differences, silent
+from .durable import new_file
 from .pg_server import (
     RESTORING,
     Session,
@@ -26,6 +27,7 @@ from .pg_server import (
     maintenance,
     old_name,
     rename,
+    replaced,
     scratch,
     session,
     swap,
@@ -115,6 +117,8 @@ def dump(target: PostgresTarget, draft: Path, method: str, wait: float, progress
             raise NothingToBackUp(
                 f"database {database_of(target)} holds nothing to back up", "migrate it first, or check the DSN"
             )
+        for other in replaced(reading, reading.value("SELECT current_database()")):
+            logger.warning("database %s holds what a restore replaced: drop it when nothing of it is needed", other)
         if names and reading.value("SELECT NOT pg_is_in_recovery()"):
             reading.rows(f"LOCK TABLE ONLY {', ONLY '.join(names)} IN ACCESS SHARE MODE")
         (size,) = reading.rows("SELECT pg_database_size(current_database())")[0]
@@ -411,12 +415,12 @@ def restore(
             if properties is None:
                 rename(admin, new, name)
                 return Outcome()
-            safety = keep() if keep and holds_rows else None
+            safety = keep() if keep else None
             old = old_name(admin, name, datetime.now(timezone.utc))
             progress("swapping", 0, 0)
             swap(admin, target, new, name, old)
         with suppress(Exception):  # the restore is done: what cannot be looked at, or dropped, is kept and told
-            if keep is None or _is_saved(target.to(old), safety):
+            if safety is None or _is_saved(target.to(old), safety, work):
                 drop(admin, old)
                 return Outcome(safety)
         return Outcome(safety, old)
@@ -427,9 +431,24 @@ def _require_same(target: PostgresTarget, content: Content, hint: str) -> None:
         raise BackupFailed(f"what was restored differs: {lines[0]}", hint)
 
 
-def _is_saved(old: PostgresTarget, safety: Backup | None) -> bool:
-    """Tell whether a database that was replaced holds nothing that was written after its backup."""
-    return not (compared(old, safety.manifest.content) if safety else _holds_rows(old))
+def _is_saved(old: PostgresTarget, safety: Backup, work: Path) -> bool:
+    """Tell whether a database that was replaced holds nothing that was written, or made, after its backup."""
+    if compared(old, safety.manifest.content):
+        return False
+    with session(old) as asked:
+        tool = pg_tools.find("pg_dump", asked.major, "the server")
+    now = new_file(work / "schema")
+    pg_tools.run(tool, ["--format=custom", "--schema-only", f"--file={now}"], old)
+    return _schema(now, tool.major) == _schema(safety.file, tool.major)
+
+
+def _schema(file: Path, dumped_by: int) -> list[str]:
+    """Return the statements of a dump that make what holds no data, in an order of their own."""
+    tool = pg_tools.find("pg_restore", dumped_by, "the dump")
+    text = pg_tools.run(tool, ["--schema-only", "--file=-", str(file)], None)
+    # The key of these lines is another one in each run.
+    parts = re.split(r"\n--\n(?=-- (?:Name: |PostgreSQL ))", re.sub(r"(?m)^\\(un)?restrict .*$", "", text))
+    return sorted(part for part in parts if "; Type: MATERIALIZED VIEW DATA; " not in part.partition("\n")[0])
 
 
 def _is_empty(target: PostgresTarget) -> bool:

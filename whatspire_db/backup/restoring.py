@@ -123,9 +123,8 @@ def _restore_sqlite(
             if place is not None:
                 damaged.append(str(_kept_damaged(engine, old, place)))
             return
-        if not any(table.rows for name, table in content.tables.items() if name != "migration_versions"):
-            return
-        if not force:
+        holds_rows = any(table.rows for name, table in content.tables.items() if name != "migration_versions")
+        if holds_rows and not force:
             raise TargetRefused(f"{engine.path} holds data", "--force makes a backup of it, and overwrites it")
         if place is not None:
             made.append(_adopted(engine, old, content, place))
