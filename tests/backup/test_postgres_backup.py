@@ -408,8 +408,9 @@ class Watch(threading.Thread):
 # The interpreter may be where only root may go, so all of it is loaded before.
 AS_ANOTHER = """
 import os, sys
-import concurrent.futures.thread, email.parser, psycopg2.extensions, whatspire_db.backup.postgres
+import concurrent.futures.thread, email.parser, importlib.metadata, psycopg2.extensions, whatspire_db.backup.postgres
 from whatspire_db.backup.__main__ import main
+importlib.metadata.version("peewee")
 user, group = map(int, sys.argv[1:3])
 os.setgroups([]); os.setgid(group); os.setuid(user)
 sys.exit(main(sys.argv[3:]))
