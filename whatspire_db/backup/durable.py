@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import threading
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -42,7 +43,7 @@ def workspace(folder: Path) -> Iterator[Path]:
     sweep(folder)
     claimed: list[tuple[Path, int]] = []
     try:
-        with _undisturbed():
+        with undisturbed():
             claimed.append(_claimed(folder))
         yield claimed[0][0]
     finally:
@@ -54,7 +55,7 @@ def workspace(folder: Path) -> Iterator[Path]:
 
 
 def _clear(claimed: list[tuple[Path, int]]) -> None:
-    with _undisturbed():
+    with undisturbed():
         while claimed:
             path, descriptor = claimed.pop()
             _remove(path)
@@ -62,13 +63,24 @@ def _clear(claimed: list[tuple[Path, int]]) -> None:
 
 
 @contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Let signals that end a run wait for the end of a block, which is short."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+def undisturbed() -> Iterator[None]:
+    """Let signals that end a run wait for the end of a block, which is short; then the first of them does its work.
+
+    Python runs its handlers in the main thread alone, so others are never disturbed.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not None]
+    before = {number: signal.signal(number, lambda given, frame: came.append(given)) for number in numbers}
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if came:
+            signal.raise_signal(came[0])
 
 
 def _claimed(folder: Path) -> tuple[Path, int]:
