@@ -35,8 +35,8 @@ from tests.backup.files import (
 from tests.conftest import Place
 from tests.servers import eventually
 from whatspire_db import Settings, backup
-from whatspire_db.backup.archive import silent
-from whatspire_db.backup.sqlite import _keep_old
+from whatspire_db.backup.archive import differences, silent
+from whatspire_db.backup.sqlite import _keep_old, examine
 from whatspire_db.errors import TargetRefused
 
 COUNT = "SELECT count(*) FROM entry"
@@ -197,6 +197,52 @@ def test_pages_of_another_size_are_no_hindrance(sqlite: Place, mode: str, of_bac
         other.run("DELETE FROM entry WHERE id = 4", "UPDATE sqlite_sequence SET seq = 3")
     assert state(sqlite.dsn) == before
     assert words(sqlite.folder / safety) == ["new"]
+
+
+ROWIDS = """
+CREATE TABLE doc (body text);
+CREATE TABLE hidden (rowid text, "OID" text, body text);
+CREATE TABLE keyed (k text PRIMARY KEY, body text);
+CREATE TABLE bare (k text PRIMARY KEY, body text) WITHOUT ROWID;
+CREATE TABLE numbered (id integer PRIMARY KEY, rowid text, _rowid_ text, oid text);
+CREATE TABLE made (body text, rowid AS (body || '!'));
+INSERT INTO doc VALUES ('one'), ('two'), ('three');
+INSERT INTO hidden (body) VALUES ('one'), ('two'), ('three');
+INSERT INTO keyed VALUES ('c', 'one'), ('b', 'two'), ('a', 'three');
+INSERT INTO bare VALUES ('c', 'one'), ('b', 'two'), ('a', 'three');
+INSERT INTO numbered (id) VALUES (7), (9);
+INSERT INTO made (body) VALUES ('one'), ('two'), ('three');
+DELETE FROM doc WHERE body = 'one';
+DELETE FROM hidden WHERE body = 'one';
+DELETE FROM keyed WHERE body = 'one';
+DELETE FROM made WHERE body = 'one';
+CREATE VIRTUAL TABLE found USING fts5 (body, content = 'doc');
+INSERT INTO found (found) VALUES ('rebuild');
+"""
+ROWIDS_OF = {"doc": "rowid", "hidden": "_rowid_", "keyed": "rowid", "made": "oid"}
+
+
+def test_pages_of_another_size_leave_the_rowids(sqlite: Place) -> None:
+    """Of what an index for full text refers to, too."""
+    script(sqlite.dsn, ROWIDS)
+    file = made(sqlite)
+    Path(sqlite.dsn).unlink()
+    script(sqlite.dsn, "PRAGMA page_size = 8192", "PRAGMA journal_mode = wal", "CREATE TABLE other (text text)")
+    restored(sqlite, str(file), "--force")
+    assert ask(sqlite.dsn, "PRAGMA page_size") == [(8192,)]
+    assert ask(sqlite.dsn, "SELECT rowid, body FROM found WHERE found MATCH 'three'") == [(3, "three")]
+    script(sqlite.dsn, "INSERT INTO found (found, rank) VALUES ('integrity-check', 1)")
+    for table, rowid in ROWIDS_OF.items():
+        assert ask(sqlite.dsn, f"SELECT {rowid} FROM {table} ORDER BY {rowid}") == [(2,), (3,)]
+
+
+@pytest.mark.parametrize("table", ROWIDS_OF)
+def test_other_rowids_are_another_fingerprint(tmp_path: Path, table: str) -> None:
+    path = script(tmp_path / "rows.db", ROWIDS)
+    before = examine(path)
+    assert differences(before, examine(script(tmp_path / "same.db", ROWIDS))) == []
+    script(path, f"UPDATE {table} SET {ROWIDS_OF[table]} = 77 WHERE body = 'three'")
+    assert differences(before, examine(path)) == [f"table {table} has other rows"]
 
 
 def no_database(path: Path) -> None:

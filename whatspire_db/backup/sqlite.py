@@ -32,6 +32,7 @@ RESTORED_PAGES_A_STEP = 256
 CACHE_KIB = 32768  # room for a step of the largest pages
 ROWS_A_STEP = 2000
 MARK_OF_WAL = 18  # its place in the header: 1, or 2 with a WAL
+ROWID_NAMES = ("rowid", "_rowid_", "oid")
 MANY_LINES = 2**31 - 1
 BUSY = 5  # SQLITE_BUSY; the module names it from Python 3.11 on
 SIDE_FILES = ("-wal", "-shm", "-journal")
@@ -49,10 +50,14 @@ Keep = Callable[[Path], None]  # is given a copy of what is about to be overwrit
 def opened(path: Path, mode: str = "rw", busy: float = 5.0, **options: str) -> Iterator[sqlite3.Connection]:
     """Open a file that must be there, in the mode of its URI; transactions are begun by hand."""
     parameters = "&".join(f"{key}={value}" for key, value in {"mode": mode, **options}.items())
-    uri = f"file:{quote(os.fsencode(path.absolute()))}?{parameters}"
+    uri = f"{_uri(path)}?{parameters}"
     connection = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=busy, check_same_thread=False)
     with closing(connection):
         yield connection
+
+
+def _uri(path: Path) -> str:
+    return f"file:{quote(os.fsencode(path.absolute()))}"
 
 
 def file_of(target: SqliteTarget) -> Path:
@@ -236,11 +241,33 @@ def _hashed(connection: sqlite3.Connection, name: str) -> Table:
     """Hash the rows in the order in which they lie, by Python's own serialization, whose version 2 is one to one."""
     quoted = '"' + name.replace('"', '""') + '"'
     found, rows = hashlib.sha256(), 0
-    cursor = connection.execute(f"SELECT * FROM {quoted} NOT INDEXED")
+    columns = ", ".join([*_rowid(connection, quoted), "*"])
+    cursor = connection.execute(f"SELECT {columns} FROM {quoted} NOT INDEXED")
     while chunk := cursor.fetchmany(ROWS_A_STEP):
         rows += len(chunk)
         found.update(marshal.dumps(chunk, 2))
     return Table(rows, found.hexdigest())
+
+
+def _rowid(connection: sqlite3.Connection, quoted: str) -> list[str]:
+    """Return the name of a rowid that is no column: an index for full text, for one, may refer to it.
+
+    Nothing is returned where the primary key is the rowid, where there is none, or where columns hide all its names.
+    """
+    columns = connection.execute(f"PRAGMA table_xinfo({quoted})").fetchall()
+    indexes = connection.execute(f"PRAGMA index_list({quoted})").fetchall()
+    if any(column[5] for column in columns) and not any(index[3] == "pk" for index in indexes):
+        return []  # only a key that is the rowid needs no index
+    taken = {column[1].lower() for column in columns}
+    names = [name for name in ROWID_NAMES if name not in taken][:1]
+    try:
+        for name in names:
+            connection.execute(f"SELECT {name} FROM {quoted} LIMIT 0")
+    except sqlite3.OperationalError as error:
+        if "no such column" not in str(error):
+            raise
+        return []  # WITHOUT ROWID
+    return names
 
 
 def _version(path: Path) -> int:
@@ -437,12 +464,16 @@ def _empty_wal(live: sqlite3.Connection) -> None:
 
 
 def _with_pages_of(page_size: int, plain: Path, content: Content, work: Path, progress: Progress) -> Path:
-    """Return a copy with other pages, for in WAL mode a file keeps its page size."""
+    """Return a copy with other pages, for in WAL mode a file keeps its page size.
+
+    Nothing but VACUUM INTO makes one that keeps the rowids which are no columns.
+    """
     copy = new_file(work / "pages")
-    with opened(plain, "ro", immutable="1") as source, opened(copy) as target:
-        _backup(source, target, PAGES_A_STEP, lambda done, total: progress("copying", done, total))
-        target.execute(f"PRAGMA page_size = {page_size}")
-        target.execute("VACUUM")
+    progress("copying", 0, 1)
+    with opened(plain, "ro") as source:  # an immutable one would keep its page size
+        source.execute(f"PRAGMA page_size = {page_size}")
+        source.execute("VACUUM INTO ?", (_uri(copy),))
+    progress("copying", 1, 1)
     if lines := differences(content, examine(copy, progress)):
         raise BackupFailed(
             f"with pages of {page_size} bytes the backup differs: {lines[0]}", "restore elsewhere by --to"
