@@ -40,6 +40,7 @@ from whatspire_db.backup.sqlite import _keep_old, examine
 from whatspire_db.errors import TargetRefused
 
 COUNT = "SELECT count(*) FROM entry"
+FEW_ROWS = {"rows": 3, "word": "old", "length": 10}
 SHORT = ("--lock-timeout", "300ms")
 
 
@@ -243,6 +244,33 @@ def test_other_rowids_are_another_fingerprint(tmp_path: Path, table: str) -> Non
     assert differences(before, examine(script(tmp_path / "same.db", ROWIDS))) == []
     script(path, f"UPDATE {table} SET {ROWIDS_OF[table]} = 77 WHERE body = 'three'")
     assert differences(before, examine(path)) == [f"table {table} has other rows"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_database_of_another_encoding_is_left_alone(sqlite: Place, mode: str) -> None:
+    """Who has it open could not read it any more."""
+    origin = script(sqlite.folder / "from.db", "PRAGMA encoding = 'UTF-16le'", ENTRY, ROWS.format(**FEW_ROWS))
+    file = made(sqlite, "--dsn", str(origin))
+    before = state(filled(sqlite.dsn, mode))
+    with client(sqlite.dsn) as other:
+        fact = refused(run(sqlite, "restore", str(file), "--force"), 4)
+        assert "UTF-16le" in fact
+        assert other.run(COUNT) == [[100]]
+    assert state(sqlite.dsn) == before
+    assert backups(sqlite) == [file.with_suffix(".json")]
+    restored(sqlite, str(file), "--to", "new.db")
+    assert state(sqlite.folder / "new.db") == state(origin)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_database_without_tables_takes_any_encoding(sqlite: Place, mode: str) -> None:
+    origin = script(sqlite.folder / "from.db", "PRAGMA encoding = 'UTF-16le'", ENTRY, ROWS.format(**FEW_ROWS))
+    file = made(sqlite, "--dsn", str(origin))
+    script(sqlite.dsn, f"PRAGMA journal_mode = {mode}", "PRAGMA user_version = 3")
+    with client(sqlite.dsn) as other:
+        restored(sqlite, str(file))
+        assert other.run(COUNT) == [[3]]
+    assert state(sqlite.dsn) == state(origin)
 
 
 def no_database(path: Path) -> None:

@@ -421,6 +421,7 @@ def _restore_new(
 
 def _restore_live(plain: Path, content: Content, target: Path, wait: float, keep: Keep, progress: Progress) -> None:
     with workspace(target.parent) as work, opened(target, busy=wait) as live:
+        _require_encoding(live, content, target)
         live.execute("PRAGMA synchronous = FULL")
         live.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
         is_wal = live.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
@@ -454,6 +455,17 @@ def _restore_live(plain: Path, content: Content, target: Path, wait: float, keep
             raise BackupFailed(
                 f"{target} is damaged after the restore", "look at the disk, and restore elsewhere by --to"
             )
+
+
+def _require_encoding(live: sqlite3.Connection, content: Content, target: Path) -> None:
+    """Refuse a database that stores text otherwise: a connection that has read its schema could read nothing then."""
+    (encoding,) = live.execute("PRAGMA encoding").fetchone()
+    (found,) = live.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    if found and encoding != content.details["encoding"]:
+        raise TargetRefused(
+            f"{target} stores text as {encoding}, and the backup as {content.details['encoding']}",
+            "restore into a new file by --to; nothing was changed",
+        )
 
 
 def _empty_wal(live: sqlite3.Connection) -> None:
