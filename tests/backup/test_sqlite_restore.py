@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sqlite3
 import sys
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from tests.backup.files import (
     ENTRY,
     MODES,
     ROWS,
+    Done,
     ask,
     backups,
     clerk,
@@ -35,8 +37,10 @@ from tests.backup.files import (
 from tests.conftest import Place
 from tests.servers import eventually
 from whatspire_db import Settings, backup
+from whatspire_db.backup import durable
+from whatspire_db.backup import sqlite as engine
 from whatspire_db.backup.archive import differences, silent
-from whatspire_db.backup.sqlite import _keep_old, examine
+from whatspire_db.backup.sqlite import _keep_old, examine, opened
 from whatspire_db.errors import TargetRefused
 
 COUNT = "SELECT count(*) FROM entry"
@@ -152,6 +156,84 @@ def test_no_row_that_was_acknowledged_is_lost_in_many_restores(
     before, after = acknowledged_rows_are_kept(sqlite, mode, 50)
     with capsys.disabled():
         sys.stdout.write(f"\n{mode}: 50 restores, {before} rows kept in their backups, {after} in the database\n")
+
+
+# Interrupted at the last moment
+
+
+def interrupted(place: Place) -> Done:
+    """Restore by force and return how that ended: it was interrupted, and yet all that it had to do was done."""
+    done = run(place, "restore", "latest", "--force", "--json")
+    assert (done.returncode, "before the interrupt" in done.stderr) == (0, True), done
+    return done
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("mode", MODES)
+def test_an_interrupt_in_the_last_step_waits_for_it(
+    sqlite: Place, mode: str, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, old, _ = two_states(sqlite, mode)
+
+    @contextmanager
+    def disturbed() -> Iterator[None]:
+        with durable.undisturbed():
+            signal.raise_signal(number)
+            yield
+
+    monkeypatch.setattr(engine, "undisturbed", disturbed)
+    done = interrupted(sqlite)
+    assert words(sqlite.folder / json.loads(done.stdout)["safety_backup"]) == ["new"]
+    assert state(sqlite.dsn) == old
+    assert left(sqlite.folder) == left(sqlite.folder / "backups") == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_after_the_last_step_is_too_late(
+    sqlite: Place, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, old, _ = two_states(sqlite, "wal")
+    monkeypatch.setattr(engine, "_require_whole", lambda *given: signal.raise_signal(number))
+    interrupted(sqlite)
+    assert state(sqlite.dsn) == old
+    assert left(sqlite.folder) == left(sqlite.folder / "backups") == []
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_interrupt_in_a_last_step_that_fails_is_not_lost(
+    sqlite: Place, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, _, new = two_states(sqlite, mode)
+
+    @contextmanager
+    def failing() -> Iterator[None]:
+        with durable.undisturbed():
+            signal.raise_signal(signal.SIGINT)
+            raise OSError("failed")
+        yield
+
+    monkeypatch.setattr(engine, "undisturbed", failing)
+    assert refused(run(sqlite, "restore", "latest", "--force"), 130) == "interrupted"
+    assert state(sqlite.dsn) == new
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_as_a_new_file_gets_its_name_is_too_late(
+    sqlite: Place, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, old, _ = two_states(sqlite, "wal")
+    Path(sqlite.dsn).write_text("no database")
+    monkeypatch.setattr(engine, "sync", lambda path: path.is_dir() and signal.raise_signal(number))
+    done = interrupted(sqlite)
+    assert Path(json.loads(done.stdout)["kept"][0]).read_text() == "no database"
+    assert state(sqlite.dsn) == old
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_lock_right_after_the_last_step_is_no_failure(sqlite: Place, mode: str) -> None:
+    path = filled(sqlite.dsn, mode)
+    with client(path, "PRAGMA locking_mode = exclusive", "BEGIN EXCLUSIVE"), opened(path, busy=0.1) as live:
+        engine._require_whole(live, path)
 
 
 # What lies in the way

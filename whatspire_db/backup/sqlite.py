@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import marshal
 import os
 import re
@@ -12,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ from ..dsn import SqliteTarget
 from ..errors import BackupFailed, BackupInvalid, ConfigError, NothingToBackUp, TargetRefused
 from . import compression
 from .archive import Content, Manifest, Progress, Table, differences, digest, silent
-from .durable import new_file, sync, workspace
+from .durable import new_file, sync, undisturbed, workspace
 
 SUFFIX = ".sqlite3"
 HEADER = b"SQLite format 3\0"
@@ -34,13 +35,16 @@ ROWS_A_STEP = 2000
 MARK_OF_WAL = 18  # its place in the header: 1, or 2 with a WAL
 ROWID_NAMES = ("rowid", "_rowid_", "oid")
 MANY_LINES = 2**31 - 1
-BUSY = 5  # SQLITE_BUSY; the module names it from Python 3.11 on
+BUSY, DONE = 5, 101  # SQLITE_BUSY, SQLITE_DONE; the module names them from Python 3.11 on
 SIDE_FILES = ("-wal", "-shm", "-journal")
 
 # What integrity_check says of rows that were stored so on purpose, or before a constraint was there: it is data.
 _OF_ROWS = re.compile(r"(NULL|TEXT|NUMERIC|non-\w+) value in |CHECK constraint failed in ")
 _LACKING = re.compile(r"(no such collation sequence|unknown function|no such function): (\w+)")
+_LOCKED = re.compile(r"database (table |schema )?is locked")
 _BROKEN = re.compile(r"not a database|malformed")
+
+logger = logging.getLogger("whatspire_db.backup")
 
 T = TypeVar("T")
 Keep = Callable[[Path], None]  # is given a copy of what is about to be overwritten
@@ -381,6 +385,24 @@ def _side_files(path: Path) -> list[Path]:
     return [side for end in SIDE_FILES if (side := path.with_name(path.name + end)).exists()]
 
 
+class Commit:
+    """Whether a restore is done for good."""
+
+    done = False
+
+
+@contextmanager
+def _once_and_for_all(target: Path) -> Iterator[Commit]:
+    """Let an interrupt that comes after the commit change nothing: what was done is told as done."""
+    commit = Commit()
+    try:
+        yield commit
+    except KeyboardInterrupt:
+        if not commit.done:
+            raise
+        logger.warning("%s was restored before the interrupt", target)
+
+
 def _restore_new(
     plain: Path, content: Content, target: Path, moved_name: str, progress: Progress, *, replaces: bool
 ) -> Outcome:
@@ -389,7 +411,7 @@ def _restore_new(
     :param replaces: what is no database, and is moved away at the last moment.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    with workspace(target.parent) as work:
+    with _once_and_for_all(target) as commit, workspace(target.parent) as work:
         scratch = new_file(work / "scratch")
         if lines := _copied(plain, content, scratch, progress):
             raise BackupFailed(f"what was restored differs: {lines[0]}", "look at the disk; nothing was changed")
@@ -403,24 +425,25 @@ def _restore_new(
         # What a database of this name left behind would be taken for a part of this one.
         away = [*([target] if replaces else []), *_side_files(target)]
         moved = {path: path.with_name(f"{path.name}.{moved_name}") for path in away}
-        try:
-            for path, other in moved.items():
-                path.rename(other)
-            os.link(scratch, target)
-        except BaseException as error:
-            if not (target.exists() and target.samefile(scratch)):
+        with undisturbed():
+            try:
+                for path, other in moved.items():
+                    path.rename(other)
+                os.link(scratch, target)
+            except OSError as error:
                 for path, other in moved.items():
                     if other.exists() and not path.exists():
                         other.rename(path)
-            if isinstance(error, FileExistsError):
-                raise meanwhile from None
-            raise
-        sync(target.parent)
+                if isinstance(error, FileExistsError):
+                    raise meanwhile from None
+                raise
+            commit.done = True
+            sync(target.parent)
     return Outcome(tuple(moved.values()))
 
 
 def _restore_live(plain: Path, content: Content, target: Path, wait: float, keep: Keep, progress: Progress) -> None:
-    with workspace(target.parent) as work, opened(target, busy=wait) as live:
+    with _once_and_for_all(target) as commit, workspace(target.parent) as work, opened(target, busy=wait) as live:
         _require_encoding(live, content, target)
         live.execute("PRAGMA synchronous = FULL")
         live.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
@@ -428,33 +451,63 @@ def _restore_live(plain: Path, content: Content, target: Path, wait: float, keep
         (page_size,) = live.execute("PRAGMA page_size").fetchone()
         if is_wal and page_size != content.details["page_size"]:
             plain = _with_pages_of(page_size, plain, content, work, progress)
-        with opened(plain, "ro", immutable="1") as source:
-            (pages,) = source.execute("PRAGMA page_count").fetchone()
-            held = False
+        try:
+            kept = partial(_keep_old, target, is_wal, work, keep, progress)
+            _overwrite(live, plain, target, wait, kept, commit, progress)
+        finally:
+            if is_wal:
+                _empty_wal(live)
+        _require_whole(live, target)
 
-            def stepped(status: int, remaining: int, total: int) -> None:
-                nonlocal held
-                if status == BUSY:
-                    raise TargetRefused(
-                        f"{target} was in use by another transaction for {wait:g} s",
-                        "wait for it to end, raise --lock-timeout, or stop who holds it; nothing was changed",
-                    )
-                if not held:
-                    # From here to the end nobody else can write, and nothing has been written yet.
-                    held = True
-                    _keep_old(target, is_wal, work, keep, progress)
-                progress("restoring", total - remaining, total)
 
-            try:
-                # The last step commits, so there must be one before it.
-                source.backup(live, pages=min(RESTORED_PAGES_A_STEP, max(1, pages - 1)), progress=stepped)
-            finally:
-                if is_wal:
-                    _empty_wal(live)
-        if _found_by(live, "quick_check"):
-            raise BackupFailed(
-                f"{target} is damaged after the restore", "look at the disk, and restore elsewhere by --to"
-            )
+def _overwrite(
+    live: sqlite3.Connection,
+    plain: Path,
+    target: Path,
+    wait: float,
+    kept: Callable[[], None],
+    commit: Commit,
+    progress: Progress,
+) -> None:
+    """Write all pages in one transaction.
+
+    :param kept: is called when nobody else can write any more, and nothing has been written yet.
+    """
+    with opened(plain, "ro", immutable="1") as source, ExitStack() as undivided:
+        (pages,) = source.execute("PRAGMA page_count").fetchone()
+        a_step = min(RESTORED_PAGES_A_STEP, max(1, pages - 1))  # the last step commits, so there must be one before it
+        held = False
+
+        def stepped(status: int, remaining: int, total: int) -> None:
+            nonlocal held
+            if status == BUSY:
+                raise TargetRefused(
+                    f"{target} was in use by another transaction for {wait:g} s",
+                    "wait for it to end, raise --lock-timeout, or stop who holds it; nothing was changed",
+                )
+            if not held:
+                held = True
+                kept()
+            if status == DONE:
+                commit.done = True
+                return
+            progress("restoring", total - remaining, total)
+            if remaining <= a_step:
+                undivided.enter_context(undisturbed())  # else an interrupt could hide whether the last step was done
+
+        source.backup(live, pages=a_step, progress=stepped)
+
+
+def _require_whole(live: sqlite3.Connection, target: Path) -> None:
+    """Look at what was restored, but where somebody else holds it by now."""
+    try:
+        problem = _found_by(live, "quick_check")
+    except sqlite3.DatabaseError as error:
+        problem = None if _LOCKED.search(str(error)) else str(error)
+    if problem:
+        raise BackupFailed(
+            f"{target} is damaged after the restore: {problem}", "look at the disk, and restore elsewhere by --to"
+        )
 
 
 def _require_encoding(live: sqlite3.Connection, content: Content, target: Path) -> None:
@@ -519,7 +572,7 @@ def _told(path: Path) -> Iterator[None]:
         yield
     except sqlite3.DatabaseError as error:
         text = str(error)
-        if "locked" in text:
+        if _LOCKED.search(text):
             raise TargetRefused(
                 f"{path} is locked by another process", "wait for it to end, raise --lock-timeout, or stop who holds it"
             ) from None
