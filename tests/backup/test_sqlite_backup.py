@@ -8,6 +8,7 @@ import stat
 import statistics
 import subprocess
 import sys
+import tracemalloc
 from contextlib import closing
 from pathlib import Path
 
@@ -35,6 +36,8 @@ from tests.backup.files import (
 from tests.conftest import Place
 from tests.servers import eventually
 from whatspire_db import Settings, backup
+from whatspire_db.backup import sqlite as engine
+from whatspire_db.backup.sqlite import examine
 
 A_SECOND = 200  # transactions of the writer
 WRITER_THAT_IS_KILLED = """
@@ -361,3 +364,25 @@ def test_what_another_program_registers_is_not_needed(sqlite: Place) -> None:
     assert sqlite.run("create", "--test-restore", module="whatspire_db.backup").returncode == 0
     done = sqlite.run("restore", "latest", "--force", module="whatspire_db.backup")
     assert done.returncode == 0, done.stderr
+
+
+def test_large_rows_are_not_held_together(tmp_path: Path) -> None:
+    large = "INSERT INTO entry (key, text) SELECT key || '.large', zeroblob(1048576) FROM entry"
+    path = filled(tmp_path / "large.db", rows=48)
+    script(path, large)
+    tracemalloc.start()
+    try:
+        assert examine(path).tables["entry"].rows == 96
+        assert tracemalloc.get_traced_memory()[1] < 64 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_the_fingerprint_does_not_depend_on_how_many_rows_are_read_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = filled(tmp_path / "rows.db", rows=100)
+    before = examine(path)
+    for rows in (1, 7, 1000):
+        monkeypatch.setattr(engine, "ROWS_A_STEP", rows)
+        assert examine(path) == before

@@ -31,7 +31,9 @@ HEADER = b"SQLite format 3\0"
 PAGES_A_STEP = 4096
 RESTORED_PAGES_A_STEP = 256
 CACHE_KIB = 32768  # room for a step of the largest pages
-ROWS_A_STEP = 2000
+ROWS_A_STEP = 20  # few, for each may be large, and more are hardly faster
+LARGE_STEP = 2**20
+HEAD_OF_LIST = 5  # in Python's serialization: its type, and its length
 MARK_OF_WAL = 18  # its place in the header: 1, or 2 with a WAL
 ROWID_NAMES = ("rowid", "_rowid_", "oid")
 MANY_LINES = 2**31 - 1
@@ -247,9 +249,12 @@ def _hashed(connection: sqlite3.Connection, name: str) -> Table:
     found, rows = hashlib.sha256(), 0
     columns = ", ".join([*_rowid(connection, quoted), "*"])
     cursor = connection.execute(f"SELECT {columns} FROM {quoted} NOT INDEXED")
-    while chunk := cursor.fetchmany(ROWS_A_STEP):
+    at_once = ROWS_A_STEP
+    while chunk := cursor.fetchmany(at_once):
         rows += len(chunk)
-        found.update(marshal.dumps(chunk, 2))
+        written = memoryview(marshal.dumps(chunk, 2))
+        found.update(written[HEAD_OF_LIST:])  # the rows alone, so that it does not matter how many come at once
+        at_once = ROWS_A_STEP if len(written) < LARGE_STEP else 1
     return Table(rows, found.hexdigest())
 
 
