@@ -403,6 +403,20 @@ def test_what_cannot_be_read_is_moved_away_by_force_alone(
     assert left(sqlite.folder) == left(sqlite.folder / "backups") == []
 
 
+def test_what_replaces_an_unreadable_file_is_its_owners(sqlite: Place) -> None:
+    path = filled(sqlite.dsn)
+    file = made(sqlite)
+    no_database(path)
+    path.chmod(0o640)
+    if os.geteuid() == 0:
+        os.chown(path, 1234, 4321)
+    before = path.stat()
+    restored(sqlite, str(file), "--force")
+    after = path.stat()
+    assert (after.st_uid, after.st_gid, after.st_mode) == (before.st_uid, before.st_gid, before.st_mode)
+    assert after.st_ino != before.st_ino
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_a_copy_of_a_damaged_database_is_kept(sqlite: Place, mode: str) -> None:
     path = filled(sqlite.dsn, mode, rows=2000)

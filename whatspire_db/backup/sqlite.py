@@ -9,6 +9,7 @@ import marshal
 import os
 import re
 import sqlite3
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -390,6 +391,14 @@ def _side_files(path: Path) -> list[Path]:
     return [side for end in SIDE_FILES if (side := path.with_name(path.name + end)).exists()]
 
 
+def _give_rights_of(replaced: Path, scratch: Path) -> None:
+    """Let those open a file who could open the one that it replaces; where that cannot be, it stays this user's."""
+    old = replaced.stat()
+    with suppress(PermissionError):
+        os.chown(scratch, old.st_uid, old.st_gid)
+        scratch.chmod(stat.S_IMODE(old.st_mode))
+
+
 class Commit:
     """Whether a restore is done for good."""
 
@@ -421,7 +430,9 @@ def _restore_new(
         if lines := _copied(plain, content, scratch, progress):
             raise BackupFailed(f"what was restored differs: {lines[0]}", "look at the disk; nothing was changed")
         sync(scratch)
-        if os.geteuid() == 0:  # else a service that is not root could not open it
+        if replaces:
+            _give_rights_of(target, scratch)
+        elif os.geteuid() == 0:  # else a service that is not root could not open it
             owner = target.parent.stat()
             os.chown(scratch, owner.st_uid, owner.st_gid)
         meanwhile = TargetRefused(f"{target} was made meanwhile", "stop who makes it, or restore again")
