@@ -158,6 +158,19 @@ def test_no_row_that_was_acknowledged_is_lost_in_many_restores(
         sys.stdout.write(f"\n{mode}: 50 restores, {before} rows kept in their backups, {after} in the database\n")
 
 
+def test_what_cannot_be_written_is_not_backed_up_either(sqlite: Place) -> None:
+    """It is not locked then, so a backup of it could miss what is written next."""
+    two_states(sqlite, "delete")
+    path = Path(sqlite.dsn)
+    with path.open("r+b") as file:
+        file.seek(18)
+        file.write(b"\x09")  # a version that this SQLite reads, and does not write
+    content = path.read_bytes()
+    assert "readonly" in refused(run(sqlite, "restore", "latest", "--force"), 1)
+    assert path.read_bytes() == content
+    assert safety_backups(sqlite) == []
+
+
 # Interrupted at the last moment
 
 

@@ -38,7 +38,7 @@ HEAD_OF_LIST = 5  # in Python's serialization: its type, and its length
 MARK_OF_WAL = 18  # its place in the header: 1, or 2 with a WAL
 ROWID_NAMES = ("rowid", "_rowid_", "oid")
 MANY_LINES = 2**31 - 1
-BUSY, DONE = 5, 101  # SQLITE_BUSY, SQLITE_DONE; the module names them from Python 3.11 on
+OK, BUSY, LOCKED, DONE = 0, 5, 6, 101  # SQLITE_OK and so on; the module names them from Python 3.11 on
 SIDE_FILES = ("-wal", "-shm", "-journal")
 
 # What integrity_check says of rows that were stored so on purpose, or before a constraint was there: it is data.
@@ -124,7 +124,7 @@ def _backup(
     target.execute("PRAGMA synchronous = OFF")
 
     def stepped(status: int, remaining: int, total: int) -> None:
-        if status == BUSY:
+        if status in (BUSY, LOCKED):
             raise sqlite3.OperationalError("database is locked")
         tell(total - remaining, total)
 
@@ -496,11 +496,13 @@ def _overwrite(
 
         def stepped(status: int, remaining: int, total: int) -> None:
             nonlocal held
-            if status == BUSY:
+            if status in (BUSY, LOCKED):
                 raise TargetRefused(
                     f"{target} was in use by another transaction for {wait:g} s",
                     "wait for it to end, raise --lock-timeout, or stop who holds it; nothing was changed",
                 )
+            if status not in (OK, DONE):
+                return  # nothing is held, and the backup is about to fail by this
             if not held:
                 held = True
                 kept()
