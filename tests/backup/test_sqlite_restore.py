@@ -505,6 +505,14 @@ def test_a_file_that_is_switched_to_wal_meanwhile_is_not_copied_without_it(sqlit
     assert kept == []
 
 
+def test_nothing_of_the_current_folder_is_run(sqlite: Place) -> None:
+    _, old, _ = two_states(sqlite, "delete")
+    (sqlite.folder / "shutil.py").write_text("from pathlib import Path\nPath('run').touch()\nraise SystemExit(1)\n")
+    restored(sqlite, "latest", "--force")
+    assert state(sqlite.dsn) == old
+    assert not (sqlite.folder / "run").exists()
+
+
 def test_the_locks_of_this_process_outlast_a_restore(sqlite: Place) -> None:
     """An application that restores may have the file open itself; closing a file ends all locks of its process."""
     file, _, new = two_states(sqlite, "delete")

@@ -572,7 +572,9 @@ def _keep_old(target: Path, is_wal: bool, work: Path, keep: Keep, progress: Prog
     else:
         # Readers are locked out too, but the pages of the first step are in memory still. Another process reads
         # them, for closing the file here would lose this process's locks on it.
-        command = [sys.executable, "-c", "import shutil, sys; shutil.copyfile(*sys.argv[1:])", str(target), str(old)]
+        # It is isolated (-I), for else it would import what lies in the current folder.
+        script = "import shutil, sys; shutil.copyfile(*sys.argv[1:])"
+        command = [sys.executable, "-I", "-c", script, str(target), str(old)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             reason = (done.stderr.strip().splitlines() or ["it was ended"])[-1]
