@@ -386,3 +386,26 @@ def test_the_fingerprint_does_not_depend_on_how_many_rows_are_read_at_once(
     for rows in (1, 7, 1000):
         monkeypatch.setattr(engine, "ROWS_A_STEP", rows)
         assert examine(path) == before
+
+
+@pytest.mark.parametrize("word", ["locked", "full", "is locked by"])
+def test_a_name_in_a_message_is_not_taken_for_the_message(sqlite: Place, word: str) -> None:
+    script(
+        sqlite.dsn,
+        f'CREATE TABLE "{word}" (x int)',
+        "PRAGMA writable_schema = on",
+        f"UPDATE sqlite_master SET sql = 'CREATE TABLE \"{word}\" (x int,,)'",
+    )
+    done = run(sqlite, "create")
+    assert "malformed database schema" in refused(done, 1)
+    assert "restore a backup" in done.stderr
+
+
+def test_what_a_program_registers_may_have_any_name(sqlite: Place) -> None:
+    path = Path(sqlite.dsn)
+    with closing(sqlite3.connect(path)) as connection:
+        connection.create_collation("de-DE (phone book)", lambda one, other: (one > other) - (one < other))
+        connection.execute('CREATE TABLE name (name text COLLATE "de-DE (phone book)" UNIQUE)')
+        connection.execute("INSERT INTO name VALUES ('Ann'), ('Bob')")
+        connection.commit()
+    assert examine(made(sqlite)).tables["name"].rows == 2

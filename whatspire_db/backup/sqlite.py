@@ -43,9 +43,11 @@ SIDE_FILES = ("-wal", "-shm", "-journal")
 
 # What integrity_check says of rows that were stored so on purpose, or before a constraint was there: it is data.
 _OF_ROWS = re.compile(r"(NULL|TEXT|NUMERIC|non-\w+) value in |CHECK constraint failed in ")
-_LACKING = re.compile(r"(no such collation sequence|unknown function|no such function): (\w+)")
+# Whole messages, for names of tables and columns may be in others.
+_LACKING = re.compile(r"^(no such collation sequence|unknown function|no such function): (.+?)(?:\(\))?$")
 _LOCKED = re.compile(r"database (table |schema )?is locked")
-_BROKEN = re.compile(r"not a database|malformed")
+_FULL = re.compile(r"database or disk is full")
+_BROKEN = re.compile(r"is not a database|disk image is malformed|^malformed database schema")
 
 logger = logging.getLogger("whatspire_db.backup")
 
@@ -592,11 +594,13 @@ def _told(path: Path) -> Iterator[None]:
         yield
     except sqlite3.DatabaseError as error:
         text = str(error)
+        if _BROKEN.search(text):
+            raise BackupFailed(f"{path}: {text}", "restore a backup: restore --force keeps the damaged file") from None
         if _LOCKED.search(text):
             raise TargetRefused(
                 f"{path} is locked by another process", "wait for it to end, raise --lock-timeout, or stop who holds it"
             ) from None
-        if "full" in text:
+        if _FULL.search(text):
             raise BackupFailed(f"no room left: {text}", "make room; nothing was changed") from None
         if not path.exists():
             raise BackupFailed(f"{path} does not exist", "check WHATSAPP_DATABASE_DSN") from None
@@ -605,6 +609,4 @@ def _told(path: Path) -> Iterator[None]:
         hint = "give this user the right to read and write the file and its folder"
         if "I/O error" in text:
             hint = "make room, also within the limits of this user, or look at the disk"
-        if _BROKEN.search(text):
-            hint = "restore a backup: restore --force keeps the damaged file"
         raise BackupFailed(f"{path}: {text}", hint) from None
