@@ -38,6 +38,7 @@ from tests.servers import eventually
 from whatspire_db import Settings, backup
 from whatspire_db.backup import sqlite as engine
 from whatspire_db.backup.sqlite import examine
+from whatspire_db.errors import BackupInvalid
 
 A_SECOND = 200  # transactions of the writer
 WRITER_THAT_IS_KILLED = """
@@ -409,3 +410,26 @@ def test_what_a_program_registers_may_have_any_name(sqlite: Place) -> None:
         connection.execute("INSERT INTO name VALUES ('Ann'), ('Bob')")
         connection.commit()
     assert examine(made(sqlite)).tables["name"].rows == 2
+
+
+@pytest.mark.parametrize("version", ["9e999", "-9e999", "'?'", "x'ff'"])
+def test_a_version_that_is_no_number_is_none(sqlite: Place, version: str) -> None:
+    script(
+        sqlite.dsn, "CREATE TABLE migration_versions (version)", f"INSERT INTO migration_versions VALUES ({version})"
+    )
+    assert examine(made(sqlite)).schema_version == 0
+
+
+def test_a_schema_that_is_no_utf_8_is_told_as_damaged(sqlite: Place) -> None:
+    good = made(sqlite, "--dsn", str(filled(sqlite.folder / "from.db")))
+    with closing(sqlite3.connect(sqlite.dsn)) as connection:
+        connection.execute("CREATE TABLE entry (x int)")
+        connection.execute("PRAGMA writable_schema = on")
+        connection.execute("UPDATE sqlite_master SET sql = CAST(x'4352454154452054414242ff' AS text)")
+        connection.commit()
+    assert "malformed database schema" in refused(run(sqlite, "create"), 1)
+    assert "malformed database schema" in refused(run(sqlite, "restore", str(good)), 4)
+    with pytest.raises(BackupInvalid, match="malformed database schema"):
+        examine(Path(sqlite.dsn))
+    told(run(sqlite, "restore", str(good), "--force", "--json"))
+    assert state(sqlite.dsn) == state(sqlite.folder / "from.db")

@@ -158,7 +158,7 @@ def examine(path: Path, progress: Progress = silent) -> Content:
         details = _details(path)
         version = _version(path)
     except (sqlite3.DatabaseError, ValueError) as error:
-        raise BackupInvalid(f"{path.name} is damaged: {error}", "take another backup") from None
+        raise BackupInvalid(f"{path.name} is damaged: {_text(error)}", "take another backup") from None
     if problem:
         raise BackupInvalid(f"{path.name} is damaged: {problem}", "take another backup")
     return Content("sqlite", sqlite3.sqlite_version, version, tables, details=details)
@@ -286,7 +286,7 @@ def _version(path: Path) -> int:
     with _reading(path) as connection:
         try:
             return int(connection.execute("SELECT max(version) FROM migration_versions").fetchone()[0] or 0)
-        except (sqlite3.OperationalError, ValueError):
+        except (sqlite3.OperationalError, ValueError, OverflowError):
             return 0
 
 
@@ -382,9 +382,9 @@ def _unreadable(path: Path, wait: float) -> str | None:
     try:
         with opened(path, busy=wait) as connection:
             connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    except sqlite3.DatabaseError as error:
-        if _BROKEN.search(str(error)):
-            return str(error)
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+        if _BROKEN.search(_text(error)):
+            return _text(error)
         raise
     return None
 
@@ -587,13 +587,23 @@ def _keep_old(target: Path, is_wal: bool, work: Path, keep: Keep, progress: Prog
     keep(old)
 
 
+def _text(error: Exception) -> str:
+    """Return what SQLite says; where it quotes what is no UTF-8, that is a schema which it cannot read.
+
+    Of that, Python 3.10 leaves an error without a word, and others fail to decode it.
+    """
+    if isinstance(error, UnicodeDecodeError) or not str(error):
+        return "malformed database schema, which is no UTF-8"
+    return str(error)
+
+
 @contextmanager
 def _told(path: Path) -> Iterator[None]:
     """Put SQLite's errors in words."""
     try:
         yield
-    except sqlite3.DatabaseError as error:
-        text = str(error)
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+        text = _text(error)
         if _BROKEN.search(text):
             raise BackupFailed(f"{path}: {text}", "restore a backup: restore --force keeps the damaged file") from None
         if _LOCKED.search(text):
