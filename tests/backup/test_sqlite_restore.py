@@ -332,6 +332,25 @@ def test_pages_of_another_size_leave_the_rowids(sqlite: Place) -> None:
         assert ask(sqlite.dsn, f"SELECT {rowid} FROM {table} ORDER BY {rowid}") == [(2,), (3,)]
 
 
+def test_pages_of_another_size_and_an_order_that_is_not_known_here_need_a_new_file(sqlite: Place) -> None:
+    path = Path(sqlite.dsn)
+    with closing(sqlite3.connect(path)) as connection:
+        connection.create_collation("german", lambda one, other: (one < other) - (one > other))
+        connection.execute("CREATE TABLE name (name text COLLATE german UNIQUE)")
+        connection.execute("INSERT INTO name VALUES ('Ann'), ('Bob')")
+        connection.commit()
+    file = made(sqlite)
+    path.unlink()
+    script(path, "PRAGMA page_size = 8192", "PRAGMA journal_mode = wal", "CREATE TABLE other (text text)")
+    before = state(path)
+    done = run(sqlite, "restore", str(file), "--force")
+    assert "german" in refused(done, 1)
+    assert "by --to" in done.stderr
+    assert state(path) == before
+    restored(sqlite, str(file), "--to", "new.db")
+    assert ask(sqlite.folder / "new.db", "SELECT name FROM name NOT INDEXED") == [("Ann",), ("Bob",)]
+
+
 @pytest.mark.parametrize("table", ROWIDS_OF)
 def test_other_rowids_are_another_fingerprint(tmp_path: Path, table: str) -> None:
     path = script(tmp_path / "rows.db", ROWIDS)
@@ -436,7 +455,8 @@ def test_a_copy_of_a_damaged_database_is_kept(sqlite: Place, mode: str) -> None:
     file, before = made(sqlite), state(path)
     damage(path)
     damaged = path.read_bytes()
-    assert "damaged" in refused(run(sqlite, "restore", str(file)), 4)
+    assert refused(run(sqlite, "restore", str(file)), 4).startswith(f"{path} is damaged: ")
+    assert refused(run(sqlite, "create"), 1).startswith(f"{path} is damaged: ")
     assert path.read_bytes() == damaged
     (kept,) = restored(sqlite, str(file), "--force")["kept"]
     assert (sqlite.folder / kept).read_bytes()[4096:] == damaged[4096:]

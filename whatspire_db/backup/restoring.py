@@ -116,10 +116,10 @@ def _restore_sqlite(
         if not old.stat().st_size:
             return  # a file that SQLite opened, and nobody wrote
         try:
-            content = sqlite.examine(old)
+            content = sqlite.examine(old, named=engine.path)
         except BackupInvalid as error:
             if not force:
-                raise TargetRefused(f"{engine.path}: {error.fact}", "--force keeps a copy, and overwrites it") from None
+                raise TargetRefused(error.fact, "--force keeps a copy, and overwrites it") from None
             if place is not None:
                 damaged.append(str(_kept_damaged(engine, old, place)))
             return

@@ -89,9 +89,9 @@ def dump(source: Path, draft: Path, method: str, wait: float, progress: Progress
     with _told(source):
         _copy(source, plain, progress, wait)
     try:
-        content = examine(plain, progress)
+        content = examine(plain, progress, source)
     except BackupInvalid as error:
-        raise BackupFailed(f"{source} is damaged: {error.fact}", "restore a backup, or look at the disk") from None
+        raise BackupFailed(error.fact, "restore a backup, or look at the disk") from None
     if not content.tables:
         raise NothingToBackUp(
             f"{source} has no tables: there is nothing to back up", "migrate it first, or check the DSN"
@@ -141,14 +141,15 @@ def _without_wal(path: Path) -> None:
             file.write(b"\x01\x01")
 
 
-def examine(path: Path, progress: Progress = silent) -> Content:
+def examine(path: Path, progress: Progress = silent, named: str | Path | None = None) -> Content:
     """Return what a file that nobody else has open holds.
 
+    :param named: what errors call the file, which may be a copy; default: its name.
     :raises BackupInvalid: when it is no database, or damaged.
     """
     with path.open("rb") as file:
         if file.read(len(HEADER)) != HEADER:
-            raise BackupInvalid(f"{path.name} is not a SQLite database", "take another backup")
+            raise BackupInvalid(f"{named or path.name} is not a SQLite database", "take another backup")
     try:
         # Each of both reads the whole file, and lets the other go on meanwhile.
         with ThreadPoolExecutor(2) as pool:
@@ -158,9 +159,9 @@ def examine(path: Path, progress: Progress = silent) -> Content:
         details = _details(path)
         version = _version(path)
     except (sqlite3.DatabaseError, ValueError) as error:
-        raise BackupInvalid(f"{path.name} is damaged: {_text(error)}", "take another backup") from None
+        raise BackupInvalid(f"{named or path.name} is damaged: {_text(error)}", "take another backup") from None
     if problem:
-        raise BackupInvalid(f"{path.name} is damaged: {problem}", "take another backup")
+        raise BackupInvalid(f"{named or path.name} is damaged: {problem}", "take another backup")
     return Content("sqlite", sqlite3.sqlite_version, version, tables, details=details)
 
 
@@ -318,7 +319,7 @@ def require_same(file: Path, manifest: Manifest, plain: Path, progress: Progress
 
     :raises BackupInvalid: when it is damaged, or holds something else.
     """
-    if lines := differences(manifest.content, examine(plain, progress)):
+    if lines := differences(manifest.content, examine(plain, progress, file)):
         raise BackupInvalid(f"{file} is not what its manifest tells: {lines[0]}", "take another backup")
 
 
@@ -332,7 +333,7 @@ def _copied(plain: Path, content: Content, scratch: Path, progress: Progress) ->
     """Copy a backup's plain file into another that is there, and return in what that differs from its content."""
     with _told(scratch), opened(plain, "ro", immutable="1") as source, opened(scratch) as target:
         _backup(source, target, PAGES_A_STEP, lambda done, total: progress("restoring", done, total))
-    return differences(content, examine(scratch, progress))
+    return differences(content, examine(scratch, progress, "what was restored"))
 
 
 # Restoring
@@ -468,7 +469,7 @@ def _restore_live(plain: Path, content: Content, target: Path, wait: float, keep
         is_wal = live.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
         (page_size,) = live.execute("PRAGMA page_size").fetchone()
         if is_wal and page_size != content.details["page_size"]:
-            plain = _with_pages_of(page_size, plain, content, work, progress)
+            plain = _with_pages_of(page_size, plain, content, target, work, progress)
         try:
             kept = partial(_keep_old, target, is_wal, work, keep, progress)
             _overwrite(live, plain, target, wait, kept, commit, progress)
@@ -548,20 +549,30 @@ def _empty_wal(live: sqlite3.Connection) -> None:
         live.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
 
 
-def _with_pages_of(page_size: int, plain: Path, content: Content, work: Path, progress: Progress) -> Path:
+def _with_pages_of(page_size: int, plain: Path, content: Content, target: Path, work: Path, progress: Progress) -> Path:
     """Return a copy with other pages, for in WAL mode a file keeps its page size.
 
     Nothing but VACUUM INTO makes one that keeps the rowids which are no columns.
     """
     copy = new_file(work / "pages")
     progress("copying", 0, 1)
-    with opened(plain, "ro") as source:  # an immutable one would keep its page size
-        source.execute(f"PRAGMA page_size = {page_size}")
-        source.execute("VACUUM INTO ?", (_uri(copy),))
-    progress("copying", 1, 1)
-    if lines := differences(content, examine(copy, progress)):
+    try:
+        with opened(plain, "ro") as source:  # an immutable one would keep its page size
+            source.execute(f"PRAGMA page_size = {page_size}")
+            source.execute("VACUUM INTO ?", (_uri(copy),))
+    except sqlite3.OperationalError as error:
+        if not _LACKING.search(str(error)):
+            raise
+        # A stand-in would do for reading, and here it would put the rows of an index in its own order.
         raise BackupFailed(
-            f"with pages of {page_size} bytes the backup differs: {lines[0]}", "restore elsewhere by --to"
+            f"{target} has pages of {page_size} bytes, and to bring the backup to these is not possible here: {error}",
+            "restore into a new file by --to; nothing was changed",
+        ) from None
+    progress("copying", 1, 1)
+    if lines := differences(content, examine(copy, progress, "what was restored")):
+        raise BackupFailed(
+            f"with pages of {page_size} bytes the backup differs: {lines[0]}",
+            "restore into a new file by --to; nothing was changed",
         )
     return copy
 
