@@ -484,6 +484,17 @@ def test_a_database_without_rows_is_replaced_without_force_and_kept_all_the_same
     assert state(sqlite.dsn) == bare
 
 
+def test_what_sqlite_notes_for_itself_is_no_data(sqlite: Place) -> None:
+    """Statistics, and how far a counter is."""
+    file, old, _ = two_states(sqlite, "wal")
+    script(sqlite.dsn, "ANALYZE", "DELETE FROM entry")
+    assert ask(sqlite.dsn, "SELECT count(*) FROM sqlite_stat1") != [(0,)]
+    assert ask(sqlite.dsn, "SELECT count(*) FROM sqlite_sequence") == [(1,)]
+    safety = restored(sqlite, str(file))["safety_backup"]
+    assert ask(sqlite.folder / safety, COUNT) == [(0,)]
+    assert state(sqlite.dsn) == old
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_data_is_replaced_by_force_alone(sqlite: Place, mode: str) -> None:
     file, old, new = two_states(sqlite, mode)

@@ -123,7 +123,7 @@ def _restore_sqlite(
             if place is not None:
                 damaged.append(str(_kept_damaged(engine, old, place)))
             return
-        holds_rows = any(table.rows for name, table in content.tables.items() if name != "migration_versions")
+        holds_rows = any(table.rows for name, table in content.tables.items() if _is_for_data(name))
         if holds_rows and not force:
             raise TargetRefused(f"{engine.path} holds data", "--force makes a backup of it, and overwrites it")
         if place is not None:
@@ -143,6 +143,11 @@ def _restore_sqlite(
         progress=progress,
     )
     return (made[0] if made else None), (*damaged, *map(str, outcome.moved))
+
+
+def _is_for_data(table: str) -> bool:
+    """Tell a table from one for notes: the package's of its migrations, or SQLite's of statistics and counters."""
+    return table != "migration_versions" and not table.startswith(("sqlite_stat", "sqlite_sequence"))
 
 
 def _adopted(engine: SqliteEngine, copy: Path, content: Content, folder: Path) -> Backup:
