@@ -432,12 +432,12 @@ def _restore_new(
         scratch = new_file(work / "scratch")
         if lines := _copied(plain, content, scratch, progress):
             raise BackupFailed(f"what was restored differs: {lines[0]}", "look at the disk; nothing was changed")
-        sync(scratch)
         if replaces:
             _give_rights_of(target, scratch)
         elif os.geteuid() == 0:  # else a service that is not root could not open it
             owner = target.parent.stat()
             os.chown(scratch, owner.st_uid, owner.st_gid)
+        sync(scratch)
         meanwhile = TargetRefused(f"{target} was made meanwhile", "stop who makes it, or restore again")
         if target.exists() and not replaces:
             raise meanwhile  # and what lies beside it is its own
