@@ -22,7 +22,7 @@ from ..command_line import (
     read_settings,
     say,
 )
-from ..errors import ConfigError, WhatspireDBError
+from ..errors import WhatspireDBError
 from ..settings import Settings, read_duration
 from . import making, proving, pruning, restoring
 from .archive import Backup, Progress
@@ -236,10 +236,7 @@ def _fates(pruned: list[pruning.Pruned], dry_run: bool = False) -> list[str]:
 
 
 def _policy(options: argparse.Namespace) -> Policy:
-    counts = (options.keep_last, options.keep_daily, options.keep_weekly, options.keep_monthly)
-    if min(counts) < 0:
-        raise ConfigError(f"a --keep rule is {min(counts)}", "it takes a whole number, 0 or more")
-    return Policy(*counts)
+    return Policy(options.keep_last, options.keep_daily, options.keep_weekly, options.keep_monthly)
 
 
 def _wait(options: argparse.Namespace) -> float:
