@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from tests.backup.ground import (
 from tests.conftest import Place
 from tests.servers import eventually, opened, up
 from whatspire_db import MigrationRunner, Settings, backup, connect
-from whatspire_db.errors import BackupFailed
+from whatspire_db.errors import BackupFailed, ConfigError
 
 SCRIPTS = Path(__file__).parent.parent.parent / "scripts"
 PENDING = "idx_sessions_jid"
@@ -207,6 +207,75 @@ def test_exit_2_for_no_place_of_a_database(sqlite: Place) -> None:
     fails(create, 2, "in memory")
     fails(restore, 2, "in memory")
     assert {n: d for n, d in look(sqlite.folder).items() if n in before} == before
+
+
+NO_FILES = [
+    "postgres://me:secret@localhost/x",
+    " PostgreSQL://me:secret@localhost/x",
+    "dbname=foo host=x password=secret",
+    "sqlite:///x/secret.db",
+    "secret\0.db",
+]
+
+
+def test_exit_2_for_another_place_that_is_no_file(sqlite: Place) -> None:
+    """The DSN of a server would become a folder, with the password in its name."""
+    fill(sqlite)
+    (one,) = made(sqlite)
+    before = look(sqlite.folder)
+    (sqlite.folder / "loop").symlink_to("loop")
+    *servers, zero, loop = run_many(sqlite, *(("restore", "latest", "--to", place) for place in (*NO_FILES, "loop")))
+    for done in servers:
+        fails(done, 2, "is the DSN of a server", "WHATSAPP_DATABASE_DRIVER")
+        assert "secret" not in done.stdout + done.stderr
+    fails(zero, 2)
+    fails(loop, 2, "loop is a link that leads back to itself")
+    fails(run(sqlite, "create", "--dsn", "loop"), 2, "leads back to itself")
+    (sqlite.folder / "loop").unlink()
+    assert look(sqlite.folder) == before
+    for place in (" ", "x\0y", NO_FILES[0]):
+        with pytest.raises(ConfigError):
+            backup.restore(one, settings_of(sqlite), to=place)
+    assert look(sqlite.folder) == before
+
+
+def test_exit_2_for_another_place_that_is_no_database(postgres: Place) -> None:
+    fill(postgres)
+    made(postgres)
+    for done in run_many(postgres, *(("restore", "latest", "--to", place) for place in NO_FILES)):
+        fails(done, 2)
+        assert "://" not in done.stderr
+
+
+def test_another_place_is_named_as_a_dsn_names_it(sqlite: Place) -> None:
+    fill(sqlite)
+    made(sqlite)
+    for place, file in (
+        ("q.db?_journal_mode=WAL", "q.db"),
+        ("file:r%20s.db?_fk=1", "r s.db"),
+        ("50% off.db", "50% off.db"),
+    ):
+        told(run(sqlite, "restore", "latest", "--to", place, "--json"))
+        assert entries(replace(sqlite, dsn=str(sqlite.folder / file))) == entries(sqlite)
+    fails(run(sqlite, "restore", "latest", "--to", "q.db?_journal_mode=fast"), 2, "_journal_mode")
+
+
+def test_zero_bytes_in_names_are_wrong_settings(sqlite: Place) -> None:
+    fill(sqlite)
+    (one,) = made(sqlite)
+    settings = settings_of(sqlite)
+    odd = "a\0b"
+    works: list[Callable[[], object]] = [
+        lambda: backup.create(settings, odd),
+        lambda: backup.create(replace(settings, dsn=odd)),
+        lambda: backup.list_backups(odd, settings),
+        lambda: backup.find("latest", odd, settings),
+        lambda: backup.restore(one, settings, odd, force=True),
+        lambda: backup.prune(settings, odd, backup.Policy(last=1)),
+    ]
+    for work in works:
+        with pytest.raises(ConfigError, match="zero byte"):
+            work()
 
 
 def test_exit_3_when_it_is_no_backup(place: Place) -> None:

@@ -61,7 +61,7 @@ def create(
     settings = settings or Settings.from_environment()
     return create_of(
         engine_of(settings),
-        Path(folder or settings.backup_dir),
+        as_folder(folder or settings.backup_dir),
         name=name,
         method=compress,
         test_restore=test_restore,
@@ -70,6 +70,16 @@ def create(
         progress=progress,
         now=now,
     )
+
+
+def as_folder(name: str | Path) -> Path:
+    """Return the path of a folder of backups.
+
+    :raises ConfigError: for what cannot be one.
+    """
+    if "\0" in str(name):
+        raise ConfigError(f"the folder {str(name)!r} has a zero byte in its name", "give another one by --dir")
+    return Path(name)
 
 
 def create_of(
