@@ -333,6 +333,54 @@ def test_names_that_the_terminal_cannot_show(sqlite: Place) -> None:
     assert r"gr\xf6\xdfe_1" in run(odd, "list", env={"PYTHONIOENCODING": "ascii"}).stdout
 
 
+@pytest.mark.parametrize("closed", [(0,), (1,), (2,), (1, 2), (0, 1, 2)])
+def test_streams_that_are_closed_are_nobodys_trouble(sqlite: Place, closed: tuple[int, ...]) -> None:
+    """As a shell closes them by >&-; a caller who wants no output gets his backup all the same."""
+    fill(sqlite)
+
+    def closing() -> None:
+        for number in closed:
+            os.close(number)
+
+    done = run(sqlite, "create", preexec_fn=closing)
+    assert (done.returncode, done.stderr) == (0, "")
+    done = run(sqlite, "restore", "latest", "--json", "--force", preexec_fn=closing)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [one.manifest.purpose for one in backup.list_backups(folder_of(sqlite))[0]] == ["before a restore", ""]
+    done = run(sqlite, "destroy", "--json", preexec_fn=closing)
+    assert (done.returncode, done.stdout) == (2, "")
+
+
+def test_output_that_cannot_be_written_is_told_and_the_work_is_done(sqlite: Place) -> None:
+    fill(sqlite)
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "whatspire_db.backup", "create"]
+        done = subprocess.run(
+            command,
+            env=sqlite.variables(),
+            cwd=sqlite.folder,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert "stdout: No space left on device" in done.stderr
+    assert len(backup.list_backups(folder_of(sqlite))[0]) == 1
+
+
+def test_a_current_folder_that_is_deleted_is_told(sqlite: Place) -> None:
+    gone = sqlite.folder / "gone"
+
+    def leave() -> None:
+        gone.mkdir()
+        os.chdir(gone)
+        gone.rmdir()
+
+    fails(run(sqlite, "create", "--dsn", "a.db", preexec_fn=leave), 2, "the current folder is deleted")
+    fails(sqlite.run("up", "--dsn", "a.db", preexec_fn=leave), 1, "the current folder is deleted")
+
+
 def test_times_are_utc_whatever_the_zone(sqlite: Place) -> None:
     fill(sqlite)
     document = told(run(sqlite, "create", "--json", env={"TZ": "FAR-14"}))
