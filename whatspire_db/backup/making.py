@@ -15,6 +15,7 @@ from ..errors import BackupFailed, BackupInvalid, ConfigError
 from ..settings import Settings
 from . import compression
 from .archive import (
+    LAST_SERIAL,
     Backup,
     Content,
     Manifest,
@@ -157,7 +158,7 @@ def published(manifest: Manifest, draft: Path, folder: Path, suffix: str, now: d
     with locked(folder):
         backups, _ = read_folder(folder)
         stem = free_stem(folder, manifest.name, time)
-        serial = 1 + max((b.manifest.serial for b in backups), default=0)
+        serial = min(1 + max((b.manifest.serial for b in backups), default=0), LAST_SERIAL)
         manifest = replace(manifest, file=stem + suffix, created_at=_iso(time), serial=serial)
         file = draft.rename(draft.with_name(manifest.file))
         described = new_file(draft.with_name(manifest_name(manifest.file)))
