@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     parsers["restore"].add_argument("--to", metavar="PLACE", help="another file, or another database of the server")
     parsers["restore"].add_argument("--force", action="store_true", help="replace data, after a backup of it")
     parsers["restore"].add_argument("--no-safety-backup", action="store_true", help="replace it without a backup")
-    for verb in ("create", "restore"):
+    for verb in ("create", "restore", "prune"):
         parsers[verb].add_argument("--lock-timeout", metavar="D", help="wait so long for others' locks (default: 10s)")
     for verb in ("create", "prune"):
         for rule in ("last", "daily", "weekly", "monthly"):
@@ -177,7 +177,15 @@ def _create(settings: Settings, options: argparse.Namespace, progress: Progress)
     if not policy:
         return made
     try:
-        pruned = pruning.prune(settings, options.dir, policy, name=options.name, proved=backup, progress=progress)
+        pruned = pruning.prune(
+            settings,
+            options.dir,
+            policy,
+            name=options.name,
+            proved=backup,
+            lock_timeout=_wait(options),
+            progress=progress,
+        )
     except WhatspireDBError as error:
         error.fact = f"the backup {backup.file} is made, but others were not pruned: {error.fact}"
         raise
@@ -224,7 +232,13 @@ def _restore(settings: Settings, options: argparse.Namespace, progress: Progress
 
 def _prune(settings: Settings, options: argparse.Namespace, progress: Progress) -> _Answer:
     pruned = pruning.prune(
-        settings, options.dir, _policy(options), name=options.name, dry_run=options.dry_run, progress=progress
+        settings,
+        options.dir,
+        _policy(options),
+        name=options.name,
+        dry_run=options.dry_run,
+        lock_timeout=_wait(options),
+        progress=progress,
     )
     document = {"dry_run": options.dry_run, "backups": [p.to_json() for p in pruned]}
     return _Answer(document, _fates(pruned, options.dry_run))

@@ -26,11 +26,11 @@ from .archive import (
     read_folder,
     silent,
 )
-from .durable import locked, make_folder, new_file, publish, workspace
+from .durable import LOCK_SECONDS as LOCK_SECONDS
+from .durable import locked, make_folder, new_file, publish, sync, workspace
 from .engines import Engine, engine_of
 
 SAFETY = "before a restore"
-LOCK_SECONDS = 10.0
 METHODS = tuple(compression.SUFFIXES)
 NAME_BYTES = 200  # with a stamp and suffixes a file's name may have 255
 
@@ -103,13 +103,13 @@ def create_of(
     engine.require(method)
     with told():
         make_folder(folder)
-        with workspace(folder) as work:
+        with workspace(folder, wait) as work:
             draft = new_file(work / "data")
             content = engine.dump(draft, method, wait, progress)
             manifest = manifest_of(engine, name or engine.name, draft, content, method, purpose, progress)
             if test_restore:
                 manifest = tested(engine, draft, manifest, work, progress)
-            return published(manifest, draft, folder, engine.suffix(method), now)
+            return published(manifest, draft, folder, engine.suffix(method), now, wait)
 
 
 def _require_name(name: str) -> None:
@@ -152,10 +152,18 @@ def tested(engine: Engine, file: Path, manifest: Manifest, work: Path, progress:
     return replace(manifest, tested_at=_iso(datetime.now(timezone.utc)))
 
 
-def published(manifest: Manifest, draft: Path, folder: Path, suffix: str, now: datetime | None) -> Backup:
+def published(
+    manifest: Manifest,
+    draft: Path,
+    folder: Path,
+    suffix: str,
+    now: datetime | None,
+    wait: float = LOCK_SECONDS,
+) -> Backup:
     """Give a backup its names and its place behind all others of the folder."""
     time = (now or datetime.now(timezone.utc)).astimezone(timezone.utc)
-    with locked(folder):
+    sync(draft)  # which takes long, and should not while others wait for the folder
+    with locked(folder, wait):
         backups, _ = read_folder(folder)
         stem = free_stem(folder, manifest.name, time)
         serial = min(1 + max((b.manifest.serial for b in backups), default=0), LAST_SERIAL)
