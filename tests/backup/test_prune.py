@@ -311,6 +311,33 @@ def test_what_restores_put_aside_is_counted_by_itself(place: Place) -> None:
     assert backup.find("latest", settings=settings_of(place)) == kept[1]
 
 
+def test_what_restores_put_aside_has_the_name_of_the_restore(place: Place) -> None:
+    """So the rules for that name are heard, and two machines that share a folder do not mix theirs."""
+    fill(place)
+    (one,) = made(place, name="web")
+    restores = [("restore", one.file.name, "--force", "--name", "web", "--json")] * 3
+    found = [Path(told(done)["safety_backup"]).name for done in run_many(place, *restores)]
+    assert all(name.startswith("web-") for name in found), found
+    pruned = told(run(place, "prune", "--name", "web", "--keep-last", "1", "--json"))["backups"]
+    fates = {Path(p["path"]).name: p["fate"] for p in pruned}
+    assert fates == {one.file.name: "kept", found[0]: "deleted", found[1]: "deleted", found[2]: "kept"}
+    fails(run(place, "restore", one.file.name, "--force", "--name", "a/b"), 2, "'a/b'", "--name")
+
+
+def test_name_of_the_settings_is_that_of_all_backups(place: Place) -> None:
+    fill(place)
+    named = replace(place, environment={"WHATSAPP_DATABASE_BACKUP_NAME": "web 1"})
+    one = told(run(named, "create", "--json"))
+    assert one["name"] == "web 1"
+    done = named.run("up", "--backup", "--json")
+    assert Path(told(done)["backup"]).name.startswith("web 1-")
+    restored = told(run(named, "restore", Path(one["path"]).name, "--force", "--json"))
+    assert Path(restored["safety_backup"]).name.startswith("web 1-")
+    assert told(run(named, "verify", "latest", "--json"))["name"] == "web 1"
+    assert len(told(run(named, "prune", "--keep-last", "1", "--json"))["backups"]) == 3
+    assert told(run(place, "prune", "--keep-last", "1", "--json"))["backups"] == []
+
+
 def test_a_missing_folder_is_told(place: Place) -> None:
     fill(place)
     fails(run(place, "prune", "--keep-last", "1"), 1, "backups does not exist", "--dir")

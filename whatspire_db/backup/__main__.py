@@ -62,7 +62,9 @@ def _parser() -> argparse.ArgumentParser:
         )
     for verb in ("create", "verify", "restore", "prune"):
         parsers[verb].add_argument(
-            "--name", metavar="NAME", help="how the backups' names begin (default: the database's)"
+            "--name",
+            metavar="NAME",
+            help="how the backups' names begin (default: WHATSAPP_DATABASE_BACKUP_NAME, or the database's)",
         )
     for verb in ("create", "verify"):
         parsers[verb].add_argument(
@@ -218,6 +220,7 @@ def _restore(settings: Settings, options: argparse.Namespace, progress: Progress
         settings,
         options.dir,
         to=options.to,
+        name=options.name,
         force=options.force,
         safety_backup=not options.no_safety_backup,
         lock_timeout=_wait(options),

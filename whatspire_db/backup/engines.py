@@ -80,7 +80,13 @@ Engine = SqliteEngine | PostgresEngine
 def engine_of(settings: Settings) -> Engine:
     """Return the engine for the database of the settings."""
     target = settings.target
-    return SqliteEngine(target) if isinstance(target, SqliteTarget) else PostgresEngine(target)
+    return _named(settings, SqliteEngine(target) if isinstance(target, SqliteTarget) else PostgresEngine(target))
+
+
+def _named(settings: Settings, engine: Engine) -> Engine:
+    """Let an engine's backups have the name that the settings give them instead of the database's."""
+    engine.name = settings.backup_name or engine.name
+    return engine
 
 
 def engine_at(settings: Settings, place: str) -> Engine:
@@ -97,7 +103,9 @@ def engine_at(settings: Settings, place: str) -> Engine:
             "--to is the DSN of a server",
             f"name {takes}; where the server is, WHATSAPP_DATABASE_DRIVER and WHATSAPP_DATABASE_DSN say",
         )
-    return SqliteEngine(parse_sqlite(place)) if isinstance(target, SqliteTarget) else PostgresEngine(target.to(place))
+    if isinstance(target, SqliteTarget):
+        return _named(settings, SqliteEngine(parse_sqlite(place)))
+    return _named(settings, PostgresEngine(target.to(place)))
 
 
 def _file_of(target: SqliteTarget) -> Path:

@@ -53,7 +53,7 @@ def create(
 
     :param settings: name the database; default: the environment and .env.
     :param folder: default: that of WHATSAPP_DATABASE_BACKUP_DIR.
-    :param name: the first part of the files' names; default: the database's.
+    :param name: the first part of the files' names; default: that of the settings, or the database's.
     :param compress: none, gzip or zstd; default: none for SQLite, gzip for PostgreSQL.
     :param test_restore: restore it into a scratch place and compare all rows, before it gets its name.
     :param lock_timeout: seconds to wait for others' locks.
@@ -99,7 +99,7 @@ def create_of(
     method = method or engine.default_method
     if method not in METHODS:
         raise ConfigError(f"--compress is {method!r}", f"it takes {', '.join(METHODS)}")
-    _require_name(engine.name if name is None else name)
+    require_name(engine.name if name is None else name)
     engine.require(method)
     with told():
         make_folder(folder)
@@ -112,11 +112,17 @@ def create_of(
             return published(manifest, draft, folder, engine.suffix(method), now, wait)
 
 
-def _require_name(name: str) -> None:
+def require_name(name: str) -> str:
+    """Return a name if files' names can begin so.
+
+    :raises ConfigError: when they cannot.
+    """
+    hint = "give another one by --name or WHATSAPP_DATABASE_BACKUP_NAME"
     if not name.isprintable() or "/" in name or name[:1] in ("", ".", "-"):
-        raise ConfigError(f"--name is {name!r}", "it takes the beginning of a file's name")
+        raise ConfigError(f"{name!r} is not how a file's name can begin", hint)
     if len(os.fsencode(name)) > NAME_BYTES:
-        raise ConfigError(f"the name {name} is too long for files", f"give one of {NAME_BYTES} bytes by --name")
+        raise ConfigError(f"the name {name} is too long for files", f"{hint}, of {NAME_BYTES} bytes at most")
+    return name
 
 
 def manifest_of(
