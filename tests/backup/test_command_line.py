@@ -512,6 +512,20 @@ def test_backup_that_fails_stops_the_migration(place: Place) -> None:
     assert pending(place) == []
 
 
+@pytest.mark.parametrize("way", [with_option, with_variable])
+def test_backup_that_would_wait_for_its_own_run_is_refused_at_once(sqlite: Place, way: Callable[..., Done]) -> None:
+    pend(sqlite)
+    exclusive = replace(sqlite, dsn=f"{sqlite.dsn}?_locking_mode=EXCLUSIVE")
+    done = way(exclusive)
+    assert done.returncode == 2
+    assert "_locking_mode=exclusive" in done.stderr
+    assert "python -m whatspire_db.backup create" in done.stderr
+    assert pending(sqlite) == [PENDING]
+    assert not folder_of(sqlite).exists()
+    assert exclusive.run("up").returncode == 0
+    assert way(exclusive).returncode == 0  # nothing is pending, so none is made
+
+
 def test_several_starters_make_one_backup(place: Place) -> None:
     pend(place)
     processes = [place.start("up", "--json", env=BEFORE_MIGRATE) for _ in range(STARTERS)]
