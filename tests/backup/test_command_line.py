@@ -505,6 +505,7 @@ def test_backup_that_fails_stops_the_migration(place: Place) -> None:
     done = with_variable(place)
     assert done.returncode == 1
     assert "the folder backups cannot be made" in done.stderr
+    assert "WHATSAPP_DATABASE_BACKUP_DIR" in done.stderr  # for migrate has no --dir
     assert pending(place) == [PENDING]
     assert entries(place) == rows
     (place.folder / "backups").unlink()

@@ -22,6 +22,7 @@ CHUNK = 1 << 20  # bytes
 MANIFEST_BYTES = 1 << 28  # more than any number of tables takes
 ENGINES = {"sqlite": "SQLite", "postgres": "PostgreSQL"}
 LAST_SERIAL = 10**15
+OTHER_FOLDER = "give another one by --dir or WHATSAPP_DATABASE_BACKUP_DIR"
 LEVELS = 8  # in which the details of an engine lie, at most
 NAME_BYTES = 255  # of a file's name
 _NAME = re.compile(r"(?s)(?P<name>.+)-(?P<stamp>\d{8}T\d{6}Z)")
@@ -301,7 +302,7 @@ def read_folder(folder: Path) -> tuple[list[Backup], list[NotABackup]]:
     except FileNotFoundError:
         return [], []
     except OSError as error:
-        raise BackupFailed(f"{folder} cannot be read: {error.strerror}", "give another one by --dir") from None
+        raise BackupFailed(f"{folder} cannot be read: {error.strerror}", OTHER_FOLDER) from None
     for path in paths:
         match = _NAME.match(path.name)
         if path.name.startswith(".") or not match:

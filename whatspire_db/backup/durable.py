@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..errors import BackupFailed, TargetRefused
+from .archive import OTHER_FOLDER
 
 LOCK_SECONDS = 10.0
 POLL_SECONDS = 0.02
@@ -30,11 +31,9 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise BackupFailed(
-            f"the folder {folder} cannot be made: {error.strerror}", "give another one by --dir"
-        ) from None
+        raise BackupFailed(f"the folder {folder} cannot be made: {error.strerror}", OTHER_FOLDER) from None
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise BackupFailed(f"the folder {folder} cannot be written", "give this user the right to, or another by --dir")
+        raise BackupFailed(f"the folder {folder} cannot be written", f"give this user the right to, or {OTHER_FOLDER}")
 
 
 @contextmanager

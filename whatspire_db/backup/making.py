@@ -16,6 +16,7 @@ from ..settings import Settings
 from . import compression
 from .archive import (
     LAST_SERIAL,
+    OTHER_FOLDER,
     Backup,
     Content,
     Manifest,
@@ -79,7 +80,7 @@ def as_folder(name: str | Path) -> Path:
     :raises ConfigError: for what cannot be one.
     """
     if "\0" in str(name):
-        raise ConfigError(f"the folder {str(name)!r} has a zero byte in its name", "give another one by --dir")
+        raise ConfigError(f"the folder {str(name)!r} has a zero byte in its name", OTHER_FOLDER)
     return Path(name)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from ..errors import BackupFailed, BackupInvalid, ConfigError
 from ..settings import Settings
 from .archive import (
+    OTHER_FOLDER,
     Backup,
     Progress,
     read_folder,
@@ -63,7 +64,7 @@ def prune(
     place = folder_of(folder, settings)
     with told():
         if not place.is_dir():
-            raise BackupFailed(f"the folder {place} does not exist", "give another one by --dir")
+            raise BackupFailed(f"the folder {place} does not exist", OTHER_FOLDER)
         owner = (name or engine.name, engine.source)
         proof = _Proof(proved, progress)
         while True:
