@@ -28,6 +28,7 @@ ORDER = [
     "sqlite",
     "database",
     "command_line",
+    "backup.shapes",
     "backup.archive",
     "backup.durable",
     "backup.compression",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import io
 import json
@@ -52,6 +53,7 @@ def add_database_options(parser: argparse.ArgumentParser) -> None:
 
 def guarded(run: Callable[[], int]) -> int:
     """Run a command and return its exit code; an error is two lines on stderr, a fact and a hint."""
+    _open_what_is_closed()
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")  # a name that its encoding lacks is no error
     try:
@@ -69,8 +71,19 @@ def guarded(run: Callable[[], int]) -> int:
         return FAILED
     except OSError as error:
         _discard(sys.stdout)
-        tell(f"{error.filename or 'stdout'}: {error.strerror}", "make room, or give this user the right to it")
+        if error.errno == errno.ENOENT and not error.filename:  # of all that has no name, it alone can be missing
+            tell("the current folder is deleted", "go to another folder")
+        else:
+            tell(f"{error.filename or 'stdout'}: {error.strerror}", "make room, or give this user the right to it")
         return FAILED
+
+
+def _open_what_is_closed() -> None:
+    """Let a standard stream that the caller closed lead nowhere; Python has None for it, which nobody can write to."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            # In this order each gets its own number, so that no file of the run gets it.
+            setattr(sys, name, open(os.devnull, mode, errors="backslashreplace"))  # noqa: SIM115
 
 
 def tell(fact: str, hint: str) -> None:

@@ -43,6 +43,7 @@ NAMES = (
     "MIGRATION_LOCK_TIMEOUT",
     "MIGRATION_ONLINE_ROWS",
     "BACKUP_DIR",
+    "BACKUP_NAME",
     "BACKUP_BEFORE_MIGRATE",
 )
 
@@ -126,6 +127,7 @@ class Settings:
     migration_lock_timeout: timedelta = timedelta(seconds=60)
     migration_online_rows: int = 10_000
     backup_dir: str = DEFAULT_BACKUP_DIR
+    backup_name: str | None = None  # the database's
     backup_before_migrate: bool = False
 
     def __post_init__(self) -> None:
@@ -198,6 +200,7 @@ class Settings:
             migration_lock_timeout=_read(given, "MIGRATION_LOCK_TIMEOUT", _duration, timedelta(seconds=60)),
             migration_online_rows=_read(given, "MIGRATION_ONLINE_ROWS", _count, 10_000),
             backup_dir=given.get("BACKUP_DIR", "").strip() or DEFAULT_BACKUP_DIR,
+            backup_name=given.get("BACKUP_NAME", "").strip() or None,
             backup_before_migrate=_read(given, "BACKUP_BEFORE_MIGRATE", _boolean, False),
         )
 

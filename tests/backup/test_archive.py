@@ -7,12 +7,16 @@ import os
 import random
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from tests.backup import files
 from tests.backup.ground import (
     add,
     entries,
@@ -31,10 +35,11 @@ from tests.backup.ground import (
 )
 from tests.conftest import Place
 from whatspire_db import backup
-from whatspire_db.backup.archive import MANIFEST_BYTES, Content, Manifest, Table, read_folder
+from whatspire_db.backup.archive import LAST_SERIAL, MANIFEST_BYTES, Content, Manifest, Table, _checksum, read_folder
 from whatspire_db.errors import BackupInvalid, WhatspireDBError
 
 FLIPS = 100
+EDITS = 100
 
 Damage = Callable[[Path], object]
 
@@ -302,6 +307,181 @@ def test_manifest_without_sense_is_no_manifest(sqlite: Place) -> None:
     assert backup.find(one.file, settings=settings_of(sqlite)) == one
 
 
+Edit = Callable[[dict[str, Any]], object]
+
+
+def table_of(body: dict[str, Any]) -> dict[str, Any]:
+    """Return what a manifest says of its one table, which each engine names in its own way."""
+    (table,) = body["content"]["tables"].values()
+    assert isinstance(table, dict)
+    return table
+
+
+# What went amid the work instead of being refused, when somebody made it up with its checksum.
+EDITS_OF_ANY: list[Edit] = [
+    lambda body: body.update(created_at="0001-01-01T00:00:00+14:00"),
+    lambda body: body.update(created_at="9999-12-31T23:59:59-14:00"),
+    lambda body: body.update(created_at=5),
+    lambda body: body.update(serial=int("9" * 4300)),
+    lambda body: body.update(serial=-1),
+    lambda body: body.update(serial=True),
+    lambda body: body.update(size=10**400),
+    lambda body: body.update(source=[]),
+    lambda body: body.update(name=5),
+    lambda body: body.update(purpose=[]),
+    lambda body: body.update(compression="x"),
+    lambda body: body.update(sha256=None),
+    lambda body: body.update(tested_at=5),
+    lambda body: body.update(more=1),
+    lambda body: body.pop("purpose"),
+    lambda body: body["content"].update(engine="postgres" if body["content"]["engine"] == "sqlite" else "sqlite"),
+    lambda body: body["content"].update(details=[]),
+    lambda body: body["content"].update(details={}),
+    lambda body: body["content"].update(extensions=5),
+    lambda body: body["content"].update(tables=[]),
+    lambda body: body["content"].update(more=1),
+    lambda body: table_of(body).update(rows="x"),
+    lambda body: table_of(body).update(rows=1.0),
+    lambda body: table_of(body).update(rows=2**63),
+    lambda body: table_of(body).update(fingerprint=1),
+    lambda body: table_of(body).update(more=1),
+    lambda body: body["content"]["tables"].update(entry=[]),
+    lambda body: body["content"]["details"].update(sequences={"s": 1}),
+    lambda body: body["content"]["details"].update(sequences={"s": [1]}),
+    lambda body: body["content"]["details"].update(sequences=[1]),
+    lambda body: body["content"]["details"].update(more=float("inf")),
+    lambda body: body["content"]["details"].update(more=json.loads("[" * 400 + "]" * 400)),
+]
+EDITS_OF_SQLITE: list[Edit] = [lambda body: body["content"]["details"].update(page_size="x")]
+EDITS_OF_POSTGRES: list[Edit] = [
+    lambda body: body["content"]["details"].update(major="18"),
+    lambda body: body["content"]["details"].pop("dumped_by"),
+    lambda body: body["content"]["details"].update(roles=[1]),
+    lambda body: body["content"]["details"].update(hnsw=None),
+    lambda body: body["content"]["details"].update(database=None),
+    lambda body: body["content"]["details"]["database"].update(provider="x"),
+    lambda body: body["content"]["details"]["database"].update(connection_limit="1 IS_TEMPLATE true"),
+    lambda body: body["content"]["details"]["database"].update(settings=[["", "a=b"]]),
+    lambda body: body["content"]["details"]["database"].update(grants=[["", "ALL; DROP TABLE entry", False, "a"]]),
+]
+
+
+def edited(one: backup.Backup, edit: Edit) -> None:
+    """Write a backup's manifest anew, changed, as somebody does who knows how to compute its checksum."""
+    body = one.manifest.to_json()
+    body = json.loads(json.dumps(body))
+    edit(body)
+    one.manifest_path.write_text(json.dumps({**body, "checksum": _checksum(body)}))
+
+
+def test_edit_without_sense_is_refused_and_in_nobodys_way(place: Place, one: backup.Backup) -> None:
+    (other,) = made(place)
+    assert not [*backup.list_backups(folder_of(place))[1]]
+    for edit in [*EDITS_OF_ANY, *(EDITS_OF_SQLITE if place.is_sqlite else EDITS_OF_POSTGRES)]:
+        edited(one, edit)
+        with pytest.raises(BackupInvalid, match="is not the manifest of a backup"):
+            backup.find(one.file, settings=settings_of(place))
+    backups, (found,) = backup.list_backups(folder_of(place))
+    assert (backups, found.path) == ([other], one.manifest_path)
+    refused_by_the_command_line(place, one.file)
+    (third,) = made(place)
+    assert [p.fate for p in backup.prune(settings_of(place), policy=backup.Policy(last=1))] == ["kept", "deleted"]
+    assert backup.list_backups(folder_of(place))[0] == [third]
+
+
+ODD_NUMBERS = st.sampled_from([10**4299, 10**400, 2**63, 2**53, LAST_SERIAL, LAST_SERIAL + 1, -1])
+ODD_TEXTS = st.sampled_from(
+    [
+        "",
+        "x" * 300,
+        "gzip",
+        "zstd",
+        "none",
+        "sqlite",
+        "postgres",
+        "..",
+        "a/b",
+        "\0",
+        "\ud800",
+        "9999-12-31T23:59:59-14:00",
+    ]
+)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | ODD_NUMBERS | ODD_TEXTS,
+    lambda below: st.lists(below, max_size=3) | st.dictionaries(st.text(max_size=5), below, max_size=3),
+    max_leaves=5,
+)
+
+
+def holders(value: Any) -> list[Any]:
+    """Return every object and list of a document, itself included."""
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
+    below = [holder for item in items for holder in holders(item)]
+    return [value, *below] if isinstance(value, dict | list) else below
+
+
+@st.composite
+def any_edit(draw: st.DrawFn) -> Edit:
+    which, what, value = draw(st.integers(0, 99)), draw(st.integers(0, 99)), draw(JSON)
+    way = draw(st.sampled_from(["change", "change", "change", "remove", "add"]))
+
+    def edit(body: dict[str, Any]) -> None:
+        found = [holder for holder in holders(body) if holder]
+        holder = found[which % len(found)]
+        keys = list(holder) if isinstance(holder, dict) else list(range(len(holder)))
+        if way == "remove":
+            del holder[keys[what % len(keys)]]
+        elif way == "change":
+            holder[keys[what % len(keys)]] = value
+        else:
+            holder.update(more=value) if isinstance(holder, dict) else holder.append(value)
+
+    return edit
+
+
+def harmless(place: Place, one: backup.Backup, other: backup.Backup, edit: Edit) -> None:
+    """Show that an edited manifest ends nothing in another way than by an error of the package, and stops no other."""
+    edited(one, edit)
+    settings = settings_of(place)
+    backups, others = backup.list_backups(folder_of(place))
+    assert other in backups
+    assert {path.manifest_path for path in backups} | {path.path for path in others} >= {one.manifest_path}
+    for arguments in (["list"], ["list", "--json"]):
+        assert files.run(place, *arguments).returncode == 0
+    with tools():
+        pruned = backup.prune(settings, policy=backup.Policy(1, 1, 1, 1), dry_run=True)
+        assert other.file in [p.backup.file for p in pruned]
+        with suppress(WhatspireDBError):
+            found = backup.find(one.file, settings=settings)
+            backup.verify(found, settings)
+            if place.is_sqlite:
+                backup.restore(found, settings, to=str(place.folder / "elsewhere.db"), force=True, safety_backup=False)
+
+
+@pytest.mark.parametrize("driver", ["sqlite", "postgres"])
+def test_any_edit_is_refused_or_harmless(driver: str, request: pytest.FixtureRequest) -> None:
+    place = request.getfixturevalue(driver)
+    fill(place, 3)
+    one, other = made(place)[0], made(place)[0]
+
+    @given(any_edit())
+    @settings(max_examples=EDITS, deadline=None)
+    def law(edit: Edit) -> None:
+        harmless(place, one, other, edit)
+
+    law()
+    (third,) = made(place)  # behind whatever was the last
+    assert backup.find(third.file, settings=settings_of(place)) == third
+
+
+def test_serial_that_was_made_up_leaves_the_next_a_backup(sqlite: Place) -> None:
+    fill(sqlite)
+    (one,) = made(sqlite)
+    rewritten(one, serial=LAST_SERIAL)
+    (other,) = made(sqlite)
+    assert backup.list_backups(folder_of(sqlite))[0][0] == other
+
+
 def swap(first: Path, second: Path) -> None:
     aside = first.with_name("aside")
     first.rename(aside)
@@ -380,7 +560,9 @@ def test_latest_says_that_a_later_one_is_damaged(place: Place, one: backup.Backu
 def test_manifest_keeps_every_name(sqlite: Place) -> None:
     """What a manifest holds comes back as it was, also what is no Unicode or no end of a line."""
     odd = 'é\n\u2028\udcff"\\ \0'
-    content = Content("sqlite", "3", 1, {odd: Table(1, odd)}, {odd: odd}, {"details": [odd, 1.5, None]})
+    content = Content(
+        "sqlite", "3", 1, {odd: Table(1, odd)}, {odd: odd}, {"page_size": 4096, "details": [odd, 1.5, None]}
+    )
     manifest = Manifest(odd, "x", "2026-01-01T00:00:00+00:00", 1, odd, "none", 2, "", content, "0", odd)
     text = manifest.to_text()
     assert text.isascii()

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from tests.backup.ground import (
 from tests.conftest import Place
 from tests.servers import eventually, opened, up
 from whatspire_db import MigrationRunner, Settings, backup, connect
-from whatspire_db.errors import BackupFailed
+from whatspire_db.errors import BackupFailed, ConfigError
 
 SCRIPTS = Path(__file__).parent.parent.parent / "scripts"
 PENDING = "idx_sessions_jid"
@@ -209,6 +209,75 @@ def test_exit_2_for_no_place_of_a_database(sqlite: Place) -> None:
     assert {n: d for n, d in look(sqlite.folder).items() if n in before} == before
 
 
+NO_FILES = [
+    "postgres://me:secret@localhost/x",
+    " PostgreSQL://me:secret@localhost/x",
+    "dbname=foo host=x password=secret",
+    "sqlite:///x/secret.db",
+    "secret\0.db",
+]
+
+
+def test_exit_2_for_another_place_that_is_no_file(sqlite: Place) -> None:
+    """The DSN of a server would become a folder, with the password in its name."""
+    fill(sqlite)
+    (one,) = made(sqlite)
+    before = look(sqlite.folder)
+    (sqlite.folder / "loop").symlink_to("loop")
+    *servers, zero, loop = run_many(sqlite, *(("restore", "latest", "--to", place) for place in (*NO_FILES, "loop")))
+    for done in servers:
+        fails(done, 2, "is the DSN of a server", "WHATSAPP_DATABASE_DRIVER")
+        assert "secret" not in done.stdout + done.stderr
+    fails(zero, 2)
+    fails(loop, 2, "loop is a link that leads back to itself")
+    fails(run(sqlite, "create", "--dsn", "loop"), 2, "leads back to itself")
+    (sqlite.folder / "loop").unlink()
+    assert look(sqlite.folder) == before
+    for place in (" ", "x\0y", NO_FILES[0]):
+        with pytest.raises(ConfigError):
+            backup.restore(one, settings_of(sqlite), to=place)
+    assert look(sqlite.folder) == before
+
+
+def test_exit_2_for_another_place_that_is_no_database(postgres: Place) -> None:
+    fill(postgres)
+    made(postgres)
+    for done in run_many(postgres, *(("restore", "latest", "--to", place) for place in NO_FILES)):
+        fails(done, 2)
+        assert "://" not in done.stderr
+
+
+def test_another_place_is_named_as_a_dsn_names_it(sqlite: Place) -> None:
+    fill(sqlite)
+    made(sqlite)
+    for place, file in (
+        ("q.db?_journal_mode=WAL", "q.db"),
+        ("file:r%20s.db?_fk=1", "r s.db"),
+        ("50% off.db", "50% off.db"),
+    ):
+        told(run(sqlite, "restore", "latest", "--to", place, "--json"))
+        assert entries(replace(sqlite, dsn=str(sqlite.folder / file))) == entries(sqlite)
+    fails(run(sqlite, "restore", "latest", "--to", "q.db?_journal_mode=fast"), 2, "_journal_mode")
+
+
+def test_zero_bytes_in_names_are_wrong_settings(sqlite: Place) -> None:
+    fill(sqlite)
+    (one,) = made(sqlite)
+    settings = settings_of(sqlite)
+    odd = "a\0b"
+    works: list[Callable[[], object]] = [
+        lambda: backup.create(settings, odd),
+        lambda: backup.create(replace(settings, dsn=odd)),
+        lambda: backup.list_backups(odd, settings),
+        lambda: backup.find("latest", odd, settings),
+        lambda: backup.restore(one, settings, odd, force=True),
+        lambda: backup.prune(settings, odd, backup.Policy(last=1)),
+    ]
+    for work in works:
+        with pytest.raises(ConfigError, match="zero byte"):
+            work()
+
+
 def test_exit_3_when_it_is_no_backup(place: Place) -> None:
     fill(place)
     verify, restore, nothing = run_many(place, ("verify",), ("restore", "latest"), ("verify", "nothing"))
@@ -262,6 +331,54 @@ def test_names_that_the_terminal_cannot_show(sqlite: Place) -> None:
         done = run(odd, "create", "--json", env={"PYTHONIOENCODING": encoding})
         assert told(done)["name"] == "größe_1"
     assert r"gr\xf6\xdfe_1" in run(odd, "list", env={"PYTHONIOENCODING": "ascii"}).stdout
+
+
+@pytest.mark.parametrize("closed", [(0,), (1,), (2,), (1, 2), (0, 1, 2)])
+def test_streams_that_are_closed_are_nobodys_trouble(sqlite: Place, closed: tuple[int, ...]) -> None:
+    """As a shell closes them by >&-; a caller who wants no output gets his backup all the same."""
+    fill(sqlite)
+
+    def closing() -> None:
+        for number in closed:
+            os.close(number)
+
+    done = run(sqlite, "create", preexec_fn=closing)
+    assert (done.returncode, done.stderr) == (0, "")
+    done = run(sqlite, "restore", "latest", "--json", "--force", preexec_fn=closing)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [one.manifest.purpose for one in backup.list_backups(folder_of(sqlite))[0]] == ["before a restore", ""]
+    done = run(sqlite, "destroy", "--json", preexec_fn=closing)
+    assert (done.returncode, done.stdout) == (2, "")
+
+
+def test_output_that_cannot_be_written_is_told_and_the_work_is_done(sqlite: Place) -> None:
+    fill(sqlite)
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "whatspire_db.backup", "create"]
+        done = subprocess.run(
+            command,
+            env=sqlite.variables(),
+            cwd=sqlite.folder,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert "stdout: No space left on device" in done.stderr
+    assert len(backup.list_backups(folder_of(sqlite))[0]) == 1
+
+
+def test_a_current_folder_that_is_deleted_is_told(sqlite: Place) -> None:
+    gone = sqlite.folder / "gone"
+
+    def leave() -> None:
+        gone.mkdir()
+        os.chdir(gone)
+        gone.rmdir()
+
+    fails(run(sqlite, "create", "--dsn", "a.db", preexec_fn=leave), 2, "the current folder is deleted")
+    fails(sqlite.run("up", "--dsn", "a.db", preexec_fn=leave), 1, "the current folder is deleted")
 
 
 def test_times_are_utc_whatever_the_zone(sqlite: Place) -> None:
@@ -388,11 +505,26 @@ def test_backup_that_fails_stops_the_migration(place: Place) -> None:
     done = with_variable(place)
     assert done.returncode == 1
     assert "the folder backups cannot be made" in done.stderr
+    assert "WHATSAPP_DATABASE_BACKUP_DIR" in done.stderr  # for migrate has no --dir
     assert pending(place) == [PENDING]
     assert entries(place) == rows
     (place.folder / "backups").unlink()
     assert with_variable(place).returncode == 0
     assert pending(place) == []
+
+
+@pytest.mark.parametrize("way", [with_option, with_variable])
+def test_backup_that_would_wait_for_its_own_run_is_refused_at_once(sqlite: Place, way: Callable[..., Done]) -> None:
+    pend(sqlite)
+    exclusive = replace(sqlite, dsn=f"{sqlite.dsn}?_locking_mode=EXCLUSIVE")
+    done = way(exclusive)
+    assert done.returncode == 2
+    assert "_locking_mode=exclusive" in done.stderr
+    assert "python -m whatspire_db.backup create" in done.stderr
+    assert pending(sqlite) == [PENDING]
+    assert not folder_of(sqlite).exists()
+    assert exclusive.run("up").returncode == 0
+    assert way(exclusive).returncode == 0  # nothing is pending, so none is made
 
 
 def test_several_starters_make_one_backup(place: Place) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 import psycopg2
 import pytest
 
+from tests.backup.disks import small_disk
 from tests.backup.postgres_ground import (
     MODULE,
     SCRATCH,
@@ -433,23 +434,10 @@ def kept_of_node(place: Place) -> list[tuple[Any, ...]]:
 # A disk that is full
 
 
-@contextmanager
-def small_disk(folder: Path, megabytes: float) -> Iterator[Path]:
-    """Give a disk of so many megabytes in memory; only root can make one."""
-    rights = [] if os.geteuid() == 0 else ["sudo", "-n"]
-    folder.mkdir()
-    size = f"size={megabytes * 1000:.0f}k,uid={os.geteuid()},mode=0755"
-    subprocess.run([*rights, "mount", "-t", "tmpfs", "-o", size, "tmpfs", str(folder)], check=True)
-    try:
-        yield folder
-    finally:
-        subprocess.run([*rights, "umount", "--lazy", str(folder)], check=True)
-
-
 def test_backup_that_a_disk_does_not_take_leaves_nothing(postgres: Place, server: Server, tmp_path: Path) -> None:
     furnish(postgres, 20_000)
-    for megabytes in (0.004, 0.2, 0.8):
-        with small_disk(tmp_path / f"disk{megabytes}", megabytes) as folder:
+    for kilobytes in (4, 200, 800):
+        with small_disk(tmp_path / f"disk{kilobytes}", kilobytes * 1000) as folder:
             text = refused(postgres, 1, "create", "--to", str(folder))
             assert "No space left on device" in text
             assert "make room" in text
@@ -457,7 +445,7 @@ def test_backup_that_a_disk_does_not_take_leaves_nothing(postgres: Place, server
     # Nor is anything overwritten of which there is no backup.
     done(postgres, "create")
     held = state(postgres)
-    with small_disk(tmp_path / "disk", 0.2) as folder:
+    with small_disk(tmp_path / "disk", 200_000) as folder:
         text = refused(
             postgres,
             1,
@@ -485,7 +473,7 @@ def test_restore_that_the_servers_disk_does_not_take_changes_nothing(
     made = done(postgres, "create")["path"]
     with (
         new_node(server, "-c fsync=off -c wal_level=minimal -c max_wal_senders=0 -c max_wal_size=4MB") as node,
-        small_disk(node.data, 90),
+        small_disk(node.data, 90_000_000),
     ):
         give(node.data, node.user)
         node.data.chmod(0o700)

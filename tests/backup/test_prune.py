@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import random
+import subprocess
+import sys
 import threading
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -308,6 +311,33 @@ def test_what_restores_put_aside_is_counted_by_itself(place: Place) -> None:
     assert backup.find("latest", settings=settings_of(place)) == kept[1]
 
 
+def test_what_restores_put_aside_has_the_name_of_the_restore(place: Place) -> None:
+    """So the rules for that name are heard, and two machines that share a folder do not mix theirs."""
+    fill(place)
+    (one,) = made(place, name="web")
+    restores = [("restore", one.file.name, "--force", "--name", "web", "--json")] * 3
+    found = [Path(told(done)["safety_backup"]).name for done in run_many(place, *restores)]
+    assert all(name.startswith("web-") for name in found), found
+    pruned = told(run(place, "prune", "--name", "web", "--keep-last", "1", "--json"))["backups"]
+    fates = {Path(p["path"]).name: p["fate"] for p in pruned}
+    assert fates == {one.file.name: "kept", found[0]: "deleted", found[1]: "deleted", found[2]: "kept"}
+    fails(run(place, "restore", one.file.name, "--force", "--name", "a/b"), 2, "'a/b'", "--name")
+
+
+def test_name_of_the_settings_is_that_of_all_backups(place: Place) -> None:
+    fill(place)
+    named = replace(place, environment={"WHATSAPP_DATABASE_BACKUP_NAME": "web 1"})
+    one = told(run(named, "create", "--json"))
+    assert one["name"] == "web 1"
+    done = named.run("up", "--backup", "--json")
+    assert Path(told(done)["backup"]).name.startswith("web 1-")
+    restored = told(run(named, "restore", Path(one["path"]).name, "--force", "--json"))
+    assert Path(restored["safety_backup"]).name.startswith("web 1-")
+    assert told(run(named, "verify", "latest", "--json"))["name"] == "web 1"
+    assert len(told(run(named, "prune", "--keep-last", "1", "--json"))["backups"]) == 3
+    assert told(run(place, "prune", "--keep-last", "1", "--json"))["backups"] == []
+
+
 def test_a_missing_folder_is_told(place: Place) -> None:
     fill(place)
     fails(run(place, "prune", "--keep-last", "1"), 1, "backups does not exist", "--dir")
@@ -408,16 +438,56 @@ def test_nobody_publishes_or_deletes_beside_another(sqlite: Place, verb: tuple[s
     history = history_of(sqlite)
     with locked(folder_of(sqlite)):
         waiting = sqlite.start(*verb, module="whatspire_db.backup")
-        eventually(lambda: waits_for_a_lock(waiting.pid), "it waits")
+        eventually(lambda: has_open(waiting.pid, folder_of(sqlite)), "it waits")
         assert {name for name in names(folder_of(sqlite)) if not name.startswith(".")} == files_of(history)
     assert waiting.communicate(timeout=60)[1] == ""
     assert waiting.returncode == 0
     assert len(backup.list_backups(folder_of(sqlite))[0]) == (1 if verb[0] == "prune" else 7)
 
 
-def waits_for_a_lock(pid: int) -> bool:
-    """Tell whether a process waits for a lock on a file; such a line has an arrow."""
-    return any("->" in line and f" {pid} " in line for line in Path("/proc/locks").read_text().splitlines())
+def has_open(pid: int, folder: Path) -> bool:
+    """Tell whether a process has a folder open, as one has who asks for its lock again and again."""
+    with suppress(OSError):  # what it closes meanwhile, and the process itself, are gone
+        return any(os.path.realpath(path) == str(folder) for path in Path(f"/proc/{pid}/fd").iterdir())
+    return False
+
+
+@pytest.mark.parametrize("verb", [("prune", "--keep-last", "1"), ("create",)])
+def test_a_folder_that_stays_locked_is_told(sqlite: Place, verb: tuple[str, ...]) -> None:
+    """As by cron's flock, when it is given the folder for its file."""
+    fill(sqlite)
+    made(sqlite)
+    before = look(folder_of(sqlite))
+    (folder_of(sqlite) / ".whatspire-0123456789ab.partial").mkdir()
+    command = ("flock", str(folder_of(sqlite)), sys.executable, "-m", "whatspire_db.backup", *verb)
+    done = subprocess.run(
+        (*command, "--lock-timeout", "50ms"),
+        env=sqlite.variables(),
+        cwd=sqlite.folder,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    fails(done, 4, "backups was locked by another process for 0.05 s", "--lock-timeout", "flock")
+    (folder_of(sqlite) / ".whatspire-0123456789ab.partial").rmdir()
+    assert look(folder_of(sqlite)) == before
+
+
+def test_backups_are_read_while_others_may_use_the_folder(sqlite: Place) -> None:
+    """To read what is kept takes long, and a run that waits for the folder gives up some time."""
+    fill(sqlite)
+    made(sqlite)
+    made(sqlite)
+    locks = []
+
+    def progress(what: str, done: int, total: int) -> None:
+        with locked(folder_of(sqlite), 0):
+            locks.append(what)
+
+    pruned = backup.prune(settings_of(sqlite), policy=Policy(last=1), progress=progress)
+    assert [one.fate for one in pruned] == ["kept", "deleted"]
+    assert locks
 
 
 def test_settings_name_the_folder(sqlite: Place) -> None:

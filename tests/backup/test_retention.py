@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from itertools import groupby
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from whatspire_db.backup.retention import Policy, decide
+from whatspire_db.errors import ConfigError
 
 UTC = timezone.utc
 EXAMPLES = 100
@@ -186,3 +188,10 @@ def test_clock_that_was_set_back_deletes_nothing_later() -> None:
     assert [n for n, _ in kept(items, Policy(monthly=2))] == [0, 1]
     same = numbered([set_back, datetime(2026, 5, 2, tzinfo=UTC), set_back])
     assert [n for n, _ in kept(same, Policy(daily=9))] == [0, 1]
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("number", [-1, 1.5, "1", True, None])
+def test_rule_that_is_no_number_keeps_nothing_so_it_is_refused(rule: str, number: Any) -> None:
+    with pytest.raises(ConfigError, match=rule):
+        Policy(**{rule: number})

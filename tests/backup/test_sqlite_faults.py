@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.backup.disks import small_disk
 from tests.backup.files import MODES, Client, backups, client, filled, left, made, refused, restored, run, start, state
 from tests.conftest import Place
 from tests.servers import eventually
@@ -331,21 +332,6 @@ def test_names_are_given_to_all_files_or_to_none(tmp_path: Path) -> None:
 
 
 # Full disks
-
-
-@contextmanager
-def small_disk(folder: Path, size: int) -> Iterator[Path]:
-    """Give a file system of so many bytes."""
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.fail(f"a file system that is small enough to be full needs root: {done.stderr}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
-        folder.rmdir()
 
 
 def room(folder: Path) -> int:

@@ -22,7 +22,7 @@ from ..command_line import (
     read_settings,
     say,
 )
-from ..errors import ConfigError, WhatspireDBError
+from ..errors import WhatspireDBError
 from ..settings import Settings, read_duration
 from . import making, proving, pruning, restoring
 from .archive import Backup, Progress
@@ -62,7 +62,9 @@ def _parser() -> argparse.ArgumentParser:
         )
     for verb in ("create", "verify", "restore", "prune"):
         parsers[verb].add_argument(
-            "--name", metavar="NAME", help="how the backups' names begin (default: the database's)"
+            "--name",
+            metavar="NAME",
+            help="how the backups' names begin (default: WHATSAPP_DATABASE_BACKUP_NAME, or the database's)",
         )
     for verb in ("create", "verify"):
         parsers[verb].add_argument(
@@ -75,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     parsers["restore"].add_argument("--to", metavar="PLACE", help="another file, or another database of the server")
     parsers["restore"].add_argument("--force", action="store_true", help="replace data, after a backup of it")
     parsers["restore"].add_argument("--no-safety-backup", action="store_true", help="replace it without a backup")
-    for verb in ("create", "restore"):
+    for verb in ("create", "restore", "prune"):
         parsers[verb].add_argument("--lock-timeout", metavar="D", help="wait so long for others' locks (default: 10s)")
     for verb in ("create", "prune"):
         for rule in ("last", "daily", "weekly", "monthly"):
@@ -177,7 +179,15 @@ def _create(settings: Settings, options: argparse.Namespace, progress: Progress)
     if not policy:
         return made
     try:
-        pruned = pruning.prune(settings, options.dir, policy, name=options.name, proved=backup, progress=progress)
+        pruned = pruning.prune(
+            settings,
+            options.dir,
+            policy,
+            name=options.name,
+            proved=backup,
+            lock_timeout=_wait(options),
+            progress=progress,
+        )
     except WhatspireDBError as error:
         error.fact = f"the backup {backup.file} is made, but others were not pruned: {error.fact}"
         raise
@@ -210,6 +220,7 @@ def _restore(settings: Settings, options: argparse.Namespace, progress: Progress
         settings,
         options.dir,
         to=options.to,
+        name=options.name,
         force=options.force,
         safety_backup=not options.no_safety_backup,
         lock_timeout=_wait(options),
@@ -224,7 +235,13 @@ def _restore(settings: Settings, options: argparse.Namespace, progress: Progress
 
 def _prune(settings: Settings, options: argparse.Namespace, progress: Progress) -> _Answer:
     pruned = pruning.prune(
-        settings, options.dir, _policy(options), name=options.name, dry_run=options.dry_run, progress=progress
+        settings,
+        options.dir,
+        _policy(options),
+        name=options.name,
+        dry_run=options.dry_run,
+        lock_timeout=_wait(options),
+        progress=progress,
     )
     document = {"dry_run": options.dry_run, "backups": [p.to_json() for p in pruned]}
     return _Answer(document, _fates(pruned, options.dry_run))
@@ -236,10 +253,7 @@ def _fates(pruned: list[pruning.Pruned], dry_run: bool = False) -> list[str]:
 
 
 def _policy(options: argparse.Namespace) -> Policy:
-    counts = (options.keep_last, options.keep_daily, options.keep_weekly, options.keep_monthly)
-    if min(counts) < 0:
-        raise ConfigError(f"a --keep rule is {min(counts)}", "it takes a whole number, 0 or more")
-    return Policy(*counts)
+    return Policy(options.keep_last, options.keep_daily, options.keep_weekly, options.keep_monthly)
 
 
 def _wait(options: argparse.Namespace) -> float:

@@ -4,24 +4,84 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
 from ..errors import BackupFailed, BackupInvalid
+from .shapes import Shape, fits, levels
 
 FORMAT = 1
 STAMP = "%Y%m%dT%H%M%SZ"
 CHUNK = 1 << 20  # bytes
 MANIFEST_BYTES = 1 << 28  # more than any number of tables takes
 ENGINES = {"sqlite": "SQLite", "postgres": "PostgreSQL"}
+LAST_SERIAL = 10**15
+OTHER_FOLDER = "give another one by --dir or WHATSAPP_DATABASE_BACKUP_DIR"
+LEVELS = 8  # in which the details of an engine lie, at most
+NAME_BYTES = 255  # of a file's name
 _NAME = re.compile(r"(?s)(?P<name>.+)-(?P<stamp>\d{8}T\d{6}Z)")
 
 Progress = Callable[[str, int, int], None]  # what is done, how much of it, of how much; 0 of 0 is not known
+
+
+_COUNT = range(2**63)
+_NUMBER = range(-(2**63), 2**63)
+_SEQUENCES: Shape = {...: (_NUMBER, _NUMBER)}
+_BODY: Shape = {
+    "name": str,
+    "file": str,
+    "created_at": str,
+    "serial": range(LAST_SERIAL + 1),
+    "source": str,
+    "compression": {"none", "gzip", "zstd"},
+    "size": _COUNT,
+    "sha256": str,
+    "content": {
+        "engine": set(ENGINES),
+        "engine_version": str,
+        "schema_version": int,
+        "tables": {...: {"rows": _COUNT, "fingerprint": str}},
+        "extensions": {...: str},
+        "details": {},
+    },
+    "package_version": str,
+    "purpose": str,
+    "tested_at": {str, None},
+}
+_DATABASE: Shape = {
+    "owner": str,
+    "encoding": str,
+    "collate": str,
+    "ctype": str,
+    "provider": {"c", "i", "b"},
+    "locale": {str, None},
+    "rules": {str, None},
+    "connection_limit": _NUMBER,
+    "is_template": bool,
+    "tablespace": str,
+    "comment": {str, None},
+    "has_grants": bool,
+    "settings": [(str, [str])],
+    "grants": [(str, {"CREATE", "CONNECT", "TEMPORARY"}, bool, str)],
+}
+# What is read of the details; the rest is compared at most.
+_DETAILS: dict[str, Shape] = {
+    "sqlite": {"page_size": _NUMBER},
+    "postgres": {
+        "major": _NUMBER,
+        "dumped_by": _NUMBER,
+        "sequences": _SEQUENCES,
+        "roles": [str],
+        "database": _DATABASE,
+        "hnsw": bool,
+    },
+}
 
 
 def silent(what: str, done: int, total: int) -> None:
@@ -93,31 +153,45 @@ class Manifest:
         :raises BackupInvalid: when it is no manifest, or was changed.
         """
         try:
-            body = json.loads(text)
+            body = json.loads(text, parse_constant=_finite, parse_float=_finite)
             checksum = body.pop("checksum")
             if body["format"] != FORMAT:
                 raise BackupInvalid(f"{path} is of another version of this package", "restore it with that version")
             if _checksum(body) != checksum:
                 raise BackupInvalid(f"{path} was changed after the backup was made", "take another backup")
             del body["format"]
+            _require_sense(body)
             content = body.pop("content")
             tables = {name: Table(**table) for name, table in content.pop("tables").items()}
-            manifest = cls(**body, content=Content(**content, tables=tables))
-            manifest._require_sense()
-            return manifest
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return cls(**body, content=Content(**content, tables=tables))
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             raise BackupInvalid(f"{path} is not the manifest of a backup", "take another backup") from None
 
-    def _require_sense(self) -> None:
-        """Find out here, and not amid the work, what somebody made up who knows how to compute a checksum.
 
-        :raises ValueError: for what `create` does not write.
-        """
-        numbers = (self.serial, self.size, self.content.schema_version)
-        if not all(type(number) is int for number in numbers) or self.time.tzinfo is None:
-            raise ValueError
-        if self.content.engine not in ENGINES or not set(self.file).isdisjoint("/\0"):
-            raise ValueError
+def _finite(text: str) -> float:
+    """Read a number that JSON can hold too when it is printed."""
+    if not math.isfinite(number := float(text)):
+        raise ValueError
+    return number
+
+
+def _require_sense(body: Mapping[str, Any]) -> None:
+    """Find out here, and not amid the work, what somebody made up who knows how to compute a checksum.
+
+    :raises ValueError: for what `create` does not write; OverflowError: for a time that is none in UTC.
+    """
+    if not fits(body, _BODY):
+        raise ValueError
+    details = body["content"]["details"]
+    known = fits(details, _DETAILS[body["content"]["engine"]]) and fits(details.get("sequences", {}), _SEQUENCES)
+    if not known or levels(details) > LEVELS:
+        raise ValueError
+    if not set(body["file"]).isdisjoint("/\0") or len(os.fsencode(body["file"])) > NAME_BYTES:
+        raise ValueError
+    time = datetime.fromisoformat(body["created_at"])
+    if time.tzinfo is None:
+        raise ValueError
+    time.astimezone(timezone.utc)
 
 
 def _checksum(body: Mapping[str, Any]) -> str:
@@ -228,7 +302,7 @@ def read_folder(folder: Path) -> tuple[list[Backup], list[NotABackup]]:
     except FileNotFoundError:
         return [], []
     except OSError as error:
-        raise BackupFailed(f"{folder} cannot be read: {error.strerror}", "give another one by --dir") from None
+        raise BackupFailed(f"{folder} cannot be read: {error.strerror}", OTHER_FOLDER) from None
     for path in paths:
         match = _NAME.match(path.name)
         if path.name.startswith(".") or not match:

@@ -8,13 +8,17 @@ import re
 import shutil
 import signal
 import threading
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ..errors import BackupFailed
+from ..errors import BackupFailed, TargetRefused
+from .archive import OTHER_FOLDER
 
+LOCK_SECONDS = 10.0
+POLL_SECONDS = 0.02
 _WORK = re.compile(r"\.whatspire-[0-9a-f]{12}\.partial")
 _READY = "ready"
 
@@ -27,20 +31,20 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise BackupFailed(
-            f"the folder {folder} cannot be made: {error.strerror}", "give another one by --dir"
-        ) from None
+        raise BackupFailed(f"the folder {folder} cannot be made: {error.strerror}", OTHER_FOLDER) from None
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise BackupFailed(f"the folder {folder} cannot be written", "give this user the right to, or another by --dir")
+        raise BackupFailed(f"the folder {folder} cannot be written", f"give this user the right to, or {OTHER_FOLDER}")
 
 
 @contextmanager
-def workspace(folder: Path) -> Iterator[Path]:
+def workspace(folder: Path, wait: float = LOCK_SECONDS) -> Iterator[Path]:
     """Give an empty folder of mode 0700 within another, which is gone after the block with all that is in it.
 
     What a killed process left behind is finished or removed first: a workspace in use is locked.
+
+    :param wait: seconds to wait for the folder's lock, which that takes.
     """
-    sweep(folder)
+    sweep(folder, wait)
     claimed: list[tuple[Path, int]] = []
     try:
         with undisturbed():
@@ -95,7 +99,7 @@ def _claimed(folder: Path) -> tuple[Path, int]:
             os.close(descriptor)
 
 
-def sweep(folder: Path) -> None:
+def sweep(folder: Path, wait: float = LOCK_SECONDS) -> None:
     """Give the files of dead processes their names, where all was ready for that, and remove the rest.
 
     Only this user's are looked at: in a folder that others can write, theirs could say anything.
@@ -108,13 +112,13 @@ def sweep(folder: Path) -> None:
             try:
                 if os.fstat(descriptor).st_uid == os.geteuid():
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    _finish(path, folder)
+                    _finish(path, folder, wait)
             finally:
                 os.close(descriptor)
 
 
-def _finish(path: Path, folder: Path) -> None:
-    with locked(folder):  # else somebody could be about to give another file that name
+def _finish(path: Path, folder: Path, wait: float) -> None:
+    with locked(folder, wait):  # else somebody could be about to give another file that name
         if (path / _READY).exists():
             names = os.fsdecode((path / _READY).read_bytes()).split("\n")
             with suppress(FileExistsError, FileNotFoundError):  # another has that name, or it was half removed
@@ -129,14 +133,35 @@ def _remove(path: Path) -> None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Be the only one who gives files of a folder their names, or removes them."""
+def locked(folder: Path, wait: float = LOCK_SECONDS) -> Iterator[None]:
+    """Be the only one who gives files of a folder their names, or removes them.
+
+    :param wait: seconds to wait for who is it now.
+    :raises TargetRefused: when that was not enough.
+    """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        _lock(descriptor, folder, wait)
         yield
     finally:
         os.close(descriptor)
+
+
+def _lock(descriptor: int, folder: Path, wait: float) -> None:
+    """Ask for a folder's lock again and again, for the system itself would wait for ever."""
+    end = time.monotonic() + wait
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > end:
+                break
+        time.sleep(POLL_SECONDS)
+    raise TargetRefused(
+        f"the folder {folder} was locked by another process for {wait:g} s",
+        "wait for it to end, or raise --lock-timeout; if flock holds it around this run, give flock a file instead",
+    )
 
 
 def publish(files: Sequence[Path], folder: Path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
 
-from ..dsn import PostgresTarget, SqliteTarget, parse_sqlite
+from ..dsn import PostgresTarget, SqliteTarget, looks_like_postgres, parse_sqlite
+from ..errors import ConfigError
 from ..settings import Settings
 from . import compression, sqlite
 from .archive import Content, Manifest, Progress
@@ -19,7 +21,7 @@ class SqliteEngine:
     default_method = "none"
 
     def __init__(self, target: SqliteTarget) -> None:
-        self.path = sqlite.file_of(target)
+        self.path = _file_of(target)
         self.name = _as_file_name(self.path.stem)
         self.source = f"sqlite {self.path}"
         self.title = str(self.path)
@@ -78,16 +80,46 @@ Engine = SqliteEngine | PostgresEngine
 def engine_of(settings: Settings) -> Engine:
     """Return the engine for the database of the settings."""
     target = settings.target
-    return SqliteEngine(target) if isinstance(target, SqliteTarget) else PostgresEngine(target)
+    return _named(settings, SqliteEngine(target) if isinstance(target, SqliteTarget) else PostgresEngine(target))
+
+
+def _named(settings: Settings, engine: Engine) -> Engine:
+    """Let an engine's backups have the name that the settings give them instead of the database's."""
+    engine.name = settings.backup_name or engine.name
+    return engine
 
 
 def engine_at(settings: Settings, place: str) -> Engine:
-    """Return the engine for another place: a file, or another database of the server."""
+    """Return the engine for another place: a file, as a DSN names it, or another database of the server.
+
+    :raises ConfigError: for what is neither; the message does not repeat it, for it may hold a password.
+    """
     target = settings.target
+    takes = "a file" if isinstance(target, SqliteTarget) else "another database of the server, by its name alone"
+    if not place.strip() or "\0" in place:
+        raise ConfigError("--to is empty, or has a zero byte", f"name {takes}")
+    if looks_like_postgres(place):
+        raise ConfigError(
+            "--to is the DSN of a server",
+            f"name {takes}; where the server is, WHATSAPP_DATABASE_DRIVER and WHATSAPP_DATABASE_DSN say",
+        )
     if isinstance(target, SqliteTarget):
-        is_uri = place == ":memory:" or place.lower().startswith("file:")
-        return SqliteEngine(parse_sqlite(place) if is_uri else SqliteTarget(place, place))
-    return PostgresEngine(target.to(place))
+        return _named(settings, SqliteEngine(parse_sqlite(place)))
+    return _named(settings, PostgresEngine(target.to(place)))
+
+
+def _file_of(target: SqliteTarget) -> Path:
+    """Return the file of a DSN; what cannot be the name of one is told before any work."""
+    name = target.path or ""
+    if "\0" in name:
+        raise ConfigError(f"the file {name!r} has a zero byte in its name", "name a file by --to or --dsn")
+    try:
+        path = sqlite.file_of(target)
+    except FileNotFoundError:  # a name is completed by the current folder's
+        raise ConfigError("the current folder is deleted", "go to another, or name every file in full") from None
+    if os.path.islink(path):  # behind all links there is none, unless they go round
+        raise ConfigError(f"{path} is a link that leads back to itself", "name a file by --to or --dsn")
+    return path
 
 
 def check(file: Path, manifest: Manifest, work: Path, progress: Progress) -> None:

@@ -15,6 +15,8 @@ from ..errors import BackupFailed, BackupInvalid, ConfigError
 from ..settings import Settings
 from . import compression
 from .archive import (
+    LAST_SERIAL,
+    OTHER_FOLDER,
     Backup,
     Content,
     Manifest,
@@ -25,11 +27,11 @@ from .archive import (
     read_folder,
     silent,
 )
-from .durable import locked, make_folder, new_file, publish, workspace
+from .durable import LOCK_SECONDS as LOCK_SECONDS
+from .durable import locked, make_folder, new_file, publish, sync, workspace
 from .engines import Engine, engine_of
 
 SAFETY = "before a restore"
-LOCK_SECONDS = 10.0
 METHODS = tuple(compression.SUFFIXES)
 NAME_BYTES = 200  # with a stamp and suffixes a file's name may have 255
 
@@ -52,7 +54,7 @@ def create(
 
     :param settings: name the database; default: the environment and .env.
     :param folder: default: that of WHATSAPP_DATABASE_BACKUP_DIR.
-    :param name: the first part of the files' names; default: the database's.
+    :param name: the first part of the files' names; default: that of the settings, or the database's.
     :param compress: none, gzip or zstd; default: none for SQLite, gzip for PostgreSQL.
     :param test_restore: restore it into a scratch place and compare all rows, before it gets its name.
     :param lock_timeout: seconds to wait for others' locks.
@@ -61,7 +63,7 @@ def create(
     settings = settings or Settings.from_environment()
     return create_of(
         engine_of(settings),
-        Path(folder or settings.backup_dir),
+        as_folder(folder or settings.backup_dir),
         name=name,
         method=compress,
         test_restore=test_restore,
@@ -70,6 +72,16 @@ def create(
         progress=progress,
         now=now,
     )
+
+
+def as_folder(name: str | Path) -> Path:
+    """Return the path of a folder of backups.
+
+    :raises ConfigError: for what cannot be one.
+    """
+    if "\0" in str(name):
+        raise ConfigError(f"the folder {str(name)!r} has a zero byte in its name", OTHER_FOLDER)
+    return Path(name)
 
 
 def create_of(
@@ -88,24 +100,30 @@ def create_of(
     method = method or engine.default_method
     if method not in METHODS:
         raise ConfigError(f"--compress is {method!r}", f"it takes {', '.join(METHODS)}")
-    _require_name(engine.name if name is None else name)
+    require_name(engine.name if name is None else name)
     engine.require(method)
     with told():
         make_folder(folder)
-        with workspace(folder) as work:
+        with workspace(folder, wait) as work:
             draft = new_file(work / "data")
             content = engine.dump(draft, method, wait, progress)
             manifest = manifest_of(engine, name or engine.name, draft, content, method, purpose, progress)
             if test_restore:
                 manifest = tested(engine, draft, manifest, work, progress)
-            return published(manifest, draft, folder, engine.suffix(method), now)
+            return published(manifest, draft, folder, engine.suffix(method), now, wait)
 
 
-def _require_name(name: str) -> None:
+def require_name(name: str) -> str:
+    """Return a name if files' names can begin so.
+
+    :raises ConfigError: when they cannot.
+    """
+    hint = "give another one by --name or WHATSAPP_DATABASE_BACKUP_NAME"
     if not name.isprintable() or "/" in name or name[:1] in ("", ".", "-"):
-        raise ConfigError(f"--name is {name!r}", "it takes the beginning of a file's name")
+        raise ConfigError(f"{name!r} is not how a file's name can begin", hint)
     if len(os.fsencode(name)) > NAME_BYTES:
-        raise ConfigError(f"the name {name} is too long for files", f"give one of {NAME_BYTES} bytes by --name")
+        raise ConfigError(f"the name {name} is too long for files", f"{hint}, of {NAME_BYTES} bytes at most")
+    return name
 
 
 def manifest_of(
@@ -141,13 +159,21 @@ def tested(engine: Engine, file: Path, manifest: Manifest, work: Path, progress:
     return replace(manifest, tested_at=_iso(datetime.now(timezone.utc)))
 
 
-def published(manifest: Manifest, draft: Path, folder: Path, suffix: str, now: datetime | None) -> Backup:
+def published(
+    manifest: Manifest,
+    draft: Path,
+    folder: Path,
+    suffix: str,
+    now: datetime | None,
+    wait: float = LOCK_SECONDS,
+) -> Backup:
     """Give a backup its names and its place behind all others of the folder."""
     time = (now or datetime.now(timezone.utc)).astimezone(timezone.utc)
-    with locked(folder):
+    sync(draft)  # which takes long, and should not while others wait for the folder
+    with locked(folder, wait):
         backups, _ = read_folder(folder)
         stem = free_stem(folder, manifest.name, time)
-        serial = 1 + max((b.manifest.serial for b in backups), default=0)
+        serial = min(1 + max((b.manifest.serial for b in backups), default=0), LAST_SERIAL)
         manifest = replace(manifest, file=stem + suffix, created_at=_iso(time), serial=serial)
         file = draft.rename(draft.with_name(manifest.file))
         described = new_file(draft.with_name(manifest_name(manifest.file)))

@@ -24,7 +24,7 @@ from .archive import (
 )
 from .durable import locked, workspace
 from .engines import Engine, SqliteEngine, check, engine_of
-from .making import SAFETY, tested, told
+from .making import SAFETY, as_folder, tested, told
 
 LATEST = "latest"
 DAMAGED = ".damaged"
@@ -41,7 +41,7 @@ def list_backups(
 
 def folder_of(folder: str | Path | None, settings: Settings | None) -> Path:
     """Return the folder of backups, that of the settings where none is given."""
-    return Path(folder or (settings or Settings.from_environment()).backup_dir)
+    return as_folder(folder or (settings or Settings.from_environment()).backup_dir)
 
 
 def find(

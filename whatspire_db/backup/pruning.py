@@ -10,6 +10,7 @@ from typing import Any
 from ..errors import BackupFailed, BackupInvalid, ConfigError
 from ..settings import Settings
 from .archive import (
+    OTHER_FOLDER,
     Backup,
     Progress,
     read_folder,
@@ -17,7 +18,7 @@ from .archive import (
 )
 from .durable import locked
 from .engines import engine_of
-from .making import SAFETY, told
+from .making import LOCK_SECONDS, SAFETY, told
 from .proving import folder_of, verify_file
 from .retention import Policy, Verdict, decide
 
@@ -42,6 +43,7 @@ def prune(
     name: str | None = None,
     dry_run: bool = False,
     proved: Backup | None = None,
+    lock_timeout: float = LOCK_SECONDS,
     progress: Progress = silent,
 ) -> list[Pruned]:
     """Delete the backups of a database that no rule keeps, and return what became of each, the latest first.
@@ -50,6 +52,7 @@ def prune(
     for nothing, and is left alone. The backups of other databases, and all other files, are not touched.
 
     :param proved: one that was made just now, and need not be read.
+    :param lock_timeout: seconds to wait for others who prune, or give a backup its name.
     :raises ConfigError: when there is no rule.
     """
     if not policy:
@@ -61,42 +64,57 @@ def prune(
     place = folder_of(folder, settings)
     with told():
         if not place.is_dir():
-            raise BackupFailed(f"the folder {place} does not exist", "give another one by --dir")
-        source, wanted = engine.source, name or engine.name
-        with locked(place):
-            found = [b for b in read_folder(place)[0] if (b.manifest.name, b.manifest.source) == (wanted, source)]
-            verdicts, damaged = _decided(found, policy, proved, progress)
-            if not dry_run:
-                for verdict in verdicts:
-                    if not verdict.kept:
-                        _delete(verdict.item)
+            raise BackupFailed(f"the folder {place} does not exist", OTHER_FOLDER)
+        owner = (name or engine.name, engine.source)
+        proof = _Proof(proved, progress)
+        while True:
+            with locked(place, lock_timeout):
+                found = [b for b in read_folder(place)[0] if (b.manifest.name, b.manifest.source) == owner]
+                verdicts = _verdicts([b for b in found if not proof.damage(b)], policy)
+                unknown = proof.unknown(verdicts)
+                if unknown is None:
+                    for verdict in verdicts:
+                        if not verdict.kept and not dry_run:
+                            _delete(verdict.item)
+                    break
+            proof.look_at(unknown)  # which takes long, and should not while others wait for the folder
     fates = {
         v.item.file: Pruned(v.item, "kept" if v.kept else "deleted", v.reasons or ("no rule keeps it",))
         for v in verdicts
     }
-    fates |= {b.file: Pruned(b, "damaged", (reason,)) for b, reason in damaged}
+    fates |= {b.file: Pruned(b, "damaged", (reason,)) for b in found if (reason := proof.damage(b))}
     return [fates[b.file] for b in found]
 
 
-def _decided(
-    found: list[Backup], policy: Policy, proved: Backup | None, progress: Progress
-) -> tuple[list[Verdict[Backup]], list[tuple[Backup, str]]]:
-    """Decide again without each backup that turns out to be damaged, until all that are kept are good."""
-    good = {proved.file} if proved else set()
-    damaged = [(b, f"{b.file}: it or its manifest is not a plain file") for b in found if b.is_foreign]
-    while True:
-        left = [b for b in found if b not in [bad for bad, _ in damaged]]
-        verdicts = _verdicts(left, policy)
-        if all(v.kept for v in verdicts):
-            return verdicts, damaged
-        unknown = next((v.item for v in verdicts if v.kept and v.item.file not in good), None)
-        if unknown is None:
-            return verdicts, damaged
+class _Proof:
+    """What is known of backups that were read to their end: that they are good, or what their damage is."""
+
+    def __init__(self, proved: Backup | None, progress: Progress) -> None:
+        self.found: dict[tuple[Path, str], str | None] = {self._key(proved): None} if proved else {}
+        self.progress = progress
+
+    def _key(self, backup: Backup) -> tuple[Path, str]:
+        return backup.file, backup.manifest.sha256
+
+    def damage(self, backup: Backup) -> str | None:
+        """Tell what is wrong with a backup; None where nothing is, or nobody has looked."""
+        if backup.is_foreign:
+            return f"{backup.file}: it or its manifest is not a plain file"
+        return self.found.get(self._key(backup))
+
+    def unknown(self, verdicts: list[Verdict[Backup]]) -> Backup | None:
+        """Return one at which somebody has to look before others are deleted; None when all that are kept are good."""
+        if all(verdict.kept for verdict in verdicts):
+            return None
+        return next((v.item for v in verdicts if v.kept and self._key(v.item) not in self.found), None)
+
+    def look_at(self, backup: Backup) -> None:
+        """Read a backup to its end; the next decision is made with what that finds."""
         try:
-            verify_file(unknown, progress)
-            good.add(unknown.file)
-        except BackupInvalid as error:
-            damaged.append((unknown, error.fact))
+            verify_file(backup, self.progress)
+            self.found[self._key(backup)] = None
+        except (BackupInvalid, FileNotFoundError) as error:  # one that was deleted meanwhile is not asked for again
+            self.found[self._key(backup)] = str(getattr(error, "fact", error))
 
 
 def _verdicts(backups: list[Backup], policy: Policy) -> list[Verdict[Backup]]:

@@ -25,7 +25,7 @@ from .archive import (
 )
 from .durable import locked, make_folder, new_file, publish, workspace
 from .engines import PostgresEngine, SqliteEngine, check, engine_at, engine_of
-from .making import LOCK_SECONDS, SAFETY, create_of, manifest_of, published, told
+from .making import LOCK_SECONDS, SAFETY, create_of, manifest_of, published, require_name, told
 from .proving import DAMAGED, folder_of, require_engine, still_there, verify_file, work_for
 
 
@@ -60,6 +60,7 @@ def restore(
     folder: str | Path | None = None,
     *,
     to: str | None = None,
+    name: str | None = None,
     force: bool = False,
     safety_backup: bool = True,
     lock_timeout: float = LOCK_SECONDS,
@@ -69,6 +70,7 @@ def restore(
 
     :param folder: for the backup of what is overwritten; default: that of WHATSAPP_DATABASE_BACKUP_DIR.
     :param to: another place: a file, or another database of the server.
+    :param name: of the backup of what is overwritten; default: as of every backup of it.
     :param force: overwrite data.
     :param safety_backup: make a backup of the data before.
     :raises BackupInvalid: when the backup is damaged, or the other engine's.
@@ -81,6 +83,8 @@ def restore(
     if to == "":
         raise ConfigError("--to is empty", "name a file, or another database of the server")
     engine = engine_of(settings) if to is None else engine_at(settings, to)
+    given = settings.backup_name if name is None else name
+    engine.name = engine.name if given is None else require_name(given)
     if isinstance(engine, SqliteEngine):
         _require_file(engine.path)
     place = folder_of(folder, settings)

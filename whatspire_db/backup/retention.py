@@ -7,17 +7,27 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Generic, TypeVar
 
+from ..errors import ConfigError
+
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Policy:
-    """How many to keep of each kind; all of 0 keeps everything."""
+    """How many to keep of each kind; all of 0 keeps everything.
+
+    :raises ConfigError: for what is no such number, which would keep nothing.
+    """
 
     last: int = 0
     daily: int = 0
     weekly: int = 0
     monthly: int = 0
+
+    def __post_init__(self) -> None:
+        for rule, number in vars(self).items():
+            if type(number) is not int or number < 0:
+                raise ConfigError(f"the rule to keep {rule} is {number!r}", "it takes a whole number, 0 or more")
 
     def __bool__(self) -> bool:
         return bool(self.last or self.daily or self.weekly or self.monthly)

@@ -14,6 +14,7 @@ import peewee
 from .. import errors
 from ..dsn import SqliteTarget
 from ..errors import (
+    ConfigError,
     MigrationRefused,
     ModelError,
     NothingToBackUp,
@@ -496,14 +497,26 @@ def backup_before(settings: Settings) -> Callable[[], str | None]:
     def make() -> str | None:
         from ..backup import create  # not for a run that makes none
 
-        if isinstance(settings.target, SqliteTarget) and settings.target.path is None:
-            return None  # what is in memory only is gone with this process
+        if isinstance(settings.target, SqliteTarget):
+            if settings.target.path is None:
+                return None  # what is in memory only is gone with this process
+            _require_shared(settings.target)
         try:
             return str(create(settings, purpose="before a migration").file)
         except NothingToBackUp:
             return None
 
     return make
+
+
+def _require_shared(target: SqliteTarget) -> None:
+    """Refuse what would wait for itself: a backup reads the file beside the run, which then holds it alone."""
+    if target.pragmas.get("locking_mode", "").lower() == "exclusive":
+        raise ConfigError(
+            "no backup can be made beside this run, whose DSN says _locking_mode=exclusive",
+            "leave that out of the DSN for the migration; or run python -m whatspire_db.backup create before, and then "
+            "migrate without --backup and WHATSAPP_DATABASE_BACKUP_BEFORE_MIGRATE",
+        )
 
 
 def _warn_of_names(declared: Schema) -> None:
