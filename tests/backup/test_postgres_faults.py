@@ -373,6 +373,88 @@ def test_interrupted_run_leaves_nothing(postgres: Place, server: Server, moment:
     assert state(postgres) == held
 
 
+def interrupted(process: subprocess.Popen[str], number: signal.Signals = signal.SIGINT) -> tuple[int, str, str]:
+    """Interrupt a run that waits for a lock, and return how it ended; it must not wait for the lock to be free."""
+    process.send_signal(number)
+    try:
+        out, err = process.communicate(timeout=10)
+    finally:
+        process.kill()
+    return process.returncode, out, err
+
+
+def waits(place: Place, statement: str) -> list[tuple[Any, ...]]:
+    """Return the sessions whose statement waits for a lock."""
+    return rows(
+        at(place, "postgres"),
+        f"SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '{statement}%'",
+    )
+
+
+@contextmanager
+def table_locked(place: Place, table: str, mode: str) -> Iterator[None]:
+    """Lock a table, as soon as it is there."""
+    with closing(psycopg2.connect(place.dsn)) as holder, holder.cursor() as cursor:
+
+        def is_locked() -> bool:
+            try:
+                cursor.execute(f"LOCK TABLE {table} IN {mode} MODE")
+            except psycopg2.errors.UndefinedTable:
+                holder.rollback()
+                return False
+            return True
+
+        eventually(is_locked, f"{table} is there")
+        yield
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("when", ["swapping", "looking"])
+def test_restore_that_is_interrupted_when_it_is_done_tells_so(
+    postgres: Place, server: Server, when: str, number: signal.Signals
+) -> None:
+    furnish(postgres, 20_000)
+    made = done(postgres, "create")["path"]
+    wanted = state(postgres)
+    rows(postgres, "INSERT INTO note (part, text) VALUES (1, 'late')")
+    held = state(postgres)
+    named = replace(postgres, dsn=f"{postgres.dsn} application_name='the restore'")
+    process = named.start("restore", made, "--force", "--json", module=MODULE)
+    if when == "swapping":
+        with second_rename_held_up(server, process):
+            assert renaming(server, process, SECOND)
+            process.send_signal(number)
+        out, err = process.communicate(timeout=30)
+        code = process.returncode
+    else:
+        eventually(lambda: kept_of(server, name_of(postgres)), "it is swapped")
+        (old,) = kept_of(server, name_of(postgres))
+        with table_locked(at(postgres, old), "note", "ACCESS EXCLUSIVE"):
+            code, out, err = interrupted(process, number)
+    assert code == 0, err
+    assert err == "WARNING: the restore was done when the interrupt came: what it put aside, if anything, is kept\n"
+    assert json.loads(out)["kept"] == kept_of(server, name_of(postgres)) != []
+    assert state(postgres) == wanted
+    assert state(at(postgres, kept_of(server, name_of(postgres))[0])) == held
+    for kept in kept_of(server, name_of(postgres)):
+        server.execute(f'DROP DATABASE "{kept}" WITH (FORCE)')
+
+
+def test_restore_into_an_empty_database_that_is_interrupted_when_that_is_filled_tells_so(postgres: Place) -> None:
+    furnish(postgres, 60_000)
+    made = done(postgres, "create")["path"]
+    wanted = state(postgres)
+    rows(postgres, "DROP SCHEMA public CASCADE", "CREATE SCHEMA public")
+    process = postgres.start("restore", made, module=MODULE)
+    with table_locked(postgres, "note", "SHARE UPDATE EXCLUSIVE"):
+        eventually(lambda: waits(postgres, "ANALYZE"), "all is restored")
+        code, _, err = interrupted(process)
+    assert code == 130
+    assert "had been filled" in err
+    assert "nothing is half done" not in err
+    assert state(postgres) == wanted
+
+
 # A server that stops
 
 

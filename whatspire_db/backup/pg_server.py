@@ -376,17 +376,21 @@ def alone(admin: Session, name: str) -> Iterator[None]:
     if not admin.value("SELECT pg_try_advisory_lock(hashtextextended(%s, 0))", key):
         raise TargetRefused(f"another restore of database {name} is under way", "wait for it to end")
     try:
-        # A program outlives the process that started it and was killed.
-        admin.rows(
-            "SELECT pg_terminate_backend(pid, 10000) FROM pg_catalog.pg_stat_activity "
-            "WHERE datname = %s AND application_name = %s",
-            name,
-            RESTORING,
-        )
+        end_restoring(admin, name)  # a program outlives the process that started it and was killed
         yield
     finally:
         with _unless_gone(admin):
             admin.rows("SELECT pg_advisory_unlock(hashtextextended(%s, 0))", key)
+
+
+def end_restoring(admin: Session, name: str) -> None:
+    """End what fills a database, and wait until it has ended."""
+    admin.rows(
+        "SELECT pg_terminate_backend(pid, 10000) FROM pg_catalog.pg_stat_activity "
+        "WHERE datname = %s AND application_name = %s",
+        name,
+        RESTORING,
+    )
 
 
 def swap(admin: Session, target: PostgresTarget, new: str, name: str, old: str) -> None:

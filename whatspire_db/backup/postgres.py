@@ -15,7 +15,7 @@ from ..dsn import PostgresTarget
 from ..errors import BackupFailed, BackupInvalid, NothingToBackUp, TargetRefused, VersionMismatch
 from . import pg_tools
 from .archive import Backup, Content, Progress, Table, differences, silent
-from .durable import new_file
+from .durable import new_file, undisturbed
 from .pg_server import (
     RESTORING,
     Session,
@@ -24,6 +24,7 @@ from .pg_server import (
     database_of,
     database_properties,
     drop,
+    end_restoring,
     maintenance,
     old_name,
     rename,
@@ -395,15 +396,39 @@ def restore(
     :param keep: makes a backup of what is about to be replaced; None where that was not wanted.
     :raises TargetRefused: when there is data without `force`, or others cannot be sent away.
     """
+    done: list[Outcome] = []
+    try:
+        _restore(target, file, content, done, force=force, keep=keep, work=work, progress=progress)
+    except KeyboardInterrupt:
+        if not done:
+            raise
+        logger.warning("the restore was done when the interrupt came: what it put aside, if anything, is kept")
+    return done[-1]
+
+
+def _restore(
+    target: PostgresTarget,
+    file: Path,
+    content: Content,
+    done: list[Outcome],
+    *,
+    force: bool,
+    keep: Callable[[], Backup] | None,
+    work: Path,
+    progress: Progress,
+) -> None:
+    """Do the work of `restore`, and put into `done` what holds as soon as the database is the new one."""
     name = target.arguments["dbname"]
     with maintenance(target, name) as admin, alone(admin, name):
         target = admin.pinned(target)
         require_fitting(admin, content)
         properties = database_properties(admin, name)
         if properties is not None and _is_empty(target):
-            fill(target, file, content, work, progress)
-            _require_same(target, content, "drop the database and restore again")
-            return Outcome()
+            with _told_if_filled(admin, target):
+                fill(target, file, content, work, progress)
+                _require_same(target, content, "drop the database and restore again")
+                done.append(Outcome())
+            return
         holds_rows = properties is not None and _holds_rows(target)
         if holds_rows and not force:
             raise TargetRefused(f"database {name} holds data", "--force makes a backup of it, and replaces it")
@@ -413,17 +438,38 @@ def restore(
             _require_same(target.to(new), content, "nothing was changed")
             apply_properties(admin, new, likeness)
             if properties is None:
-                rename(admin, new, name)
-                return Outcome()
+                with undisturbed():
+                    rename(admin, new, name)
+                    done.append(Outcome())
+                return
             safety = keep() if keep else None
             old = old_name(admin, name, datetime.now(timezone.utc))
             progress("swapping", 0, 0)
-            swap(admin, target, new, name, old)
+            with undisturbed():
+                swap(admin, target, new, name, old)
+                done.append(Outcome(safety, old))
         with suppress(Exception):  # the restore is done: what cannot be looked at, or dropped, is kept and told
             if safety is None or _is_saved(target.to(old), safety, work):
-                drop(admin, old)
-                return Outcome(safety)
-        return Outcome(safety, old)
+                with undisturbed():
+                    drop(admin, old)
+                    done.append(Outcome(safety))
+
+
+@contextmanager
+def _told_if_filled(admin: Session, target: PostgresTarget) -> Iterator[None]:
+    """Have an interrupt of the block tell so, where a database that was empty before is filled by then."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        name = target.arguments["dbname"]
+        with undisturbed():
+            end_restoring(admin, name)  # else it could commit after the look at what it did
+            if _is_empty(target):
+                raise
+        raise KeyboardInterrupt(
+            f"interrupted when database {name}, which was empty, had been filled from the backup",
+            "that was neither compared nor analyzed: drop the database and restore again",
+        ) from None
 
 
 def _require_same(target: PostgresTarget, content: Content, hint: str) -> None:
