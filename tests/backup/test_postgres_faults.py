@@ -455,6 +455,24 @@ def test_restore_into_an_empty_database_that_is_interrupted_when_that_is_filled_
     assert state(postgres) == wanted
 
 
+WAITING = {"create": "LOCK TABLE", "restore": "SELECT EXISTS (SELECT FROM ONLY"}
+
+
+@pytest.mark.parametrize("verb", WAITING)
+def test_wait_for_a_lock_ends_in_time_and_by_an_interrupt(postgres: Place, server: Server, verb: str) -> None:
+    furnish(postgres, 5)
+    arguments = {"create": ["create"], "restore": ["restore", done(postgres, "create")["path"], "--force"]}[verb]
+    before = files(postgres.folder / "backups")
+    with table_locked(postgres, "note", "ACCESS EXCLUSIVE"):
+        assert "lock for too long" in refused(postgres, 4, *arguments, "--lock-timeout", "100ms")
+        process = postgres.start(*arguments, "--lock-timeout", "60s", module=MODULE)
+        eventually(lambda: waits(postgres, WAITING[verb]), "it waits")
+        assert interrupted(process) == (130, "", "error: interrupted\nhint:  nothing is half done; run it again\n")
+        assert waits(postgres, "") == []
+    assert files(postgres.folder / "backups") == before
+    assert scratches(server) == []
+
+
 # A server that stops
 
 

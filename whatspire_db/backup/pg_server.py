@@ -8,6 +8,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager, suppress
 from datetime import datetime, timedelta
 from typing import Any
@@ -16,11 +17,13 @@ from ..dsn import PostgresTarget, redact
 from ..errors import BackupFailed, ConnectionFailed, TargetRefused
 from ..postgres import arguments_of, cannot_connect
 from .archive import STAMP
+from .durable import undisturbed
 
 MAINTENANCE = ("postgres", "template1")  # databases to be connected to while another one is renamed
 SCRATCH = "whatspire_scratch_"
 RESTORING = "whatspire_db restore"  # the application name of the program that fills a database
 NAME_BYTES = 63
+POLL_SECONDS = 0.1
 LOST_LOOKS, LOST_LOOK_SECONDS = 100, 0.1  # at a session that was lost, until it has ended
 # What is asked must come out alike on every server and for every role.
 SESSION = {
@@ -77,14 +80,34 @@ LISTS = {
 class Session:
     """A connection in autocommit, that answers in rows."""
 
-    def __init__(self, connection: Any) -> None:
+    def __init__(self, connection: Any, pool: ThreadPoolExecutor) -> None:
         self.connection = connection
+        self._pool = pool
 
     def rows(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
-        """Run a statement and return its rows, none where it gives none."""
+        """Run a statement and return its rows, none where it gives none; an interrupt ends it."""
+        if threading.current_thread() is not threading.main_thread():
+            return self._rows(sql, *values)
+        # The driver waits for the server in C, where no handler of a signal runs, so it does in another thread.
+        future = self._pool.submit(self._rows, sql, *values)
+        try:
+            return future.result()
+        finally:
+            if not future.done():
+                with undisturbed():
+                    self.cancel(future)
+
+    def _rows(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
         with self.connection.cursor() as cursor:
             cursor.execute(sql, values or None)
             return cursor.fetchall() if cursor.description else []
+
+    def cancel(self, future: Future[Any]) -> None:
+        """End the statements that run in another thread until that is done."""
+        while not future.done():  # between two statements there is nothing to cancel
+            with suppress(Exception):
+                self.connection.cancel()
+            wait([future], POLL_SECONDS)
 
     def value(self, sql: str, *values: Any) -> Any:
         """Return the first column of the first row."""
@@ -117,9 +140,9 @@ def session(target: PostgresTarget) -> Iterator[Session]:
         connection = psycopg2.connect(**arguments_of(target))
     except psycopg2.Error as error:
         raise cannot_connect(target, error) from None
-    with closing(connection):
+    with closing(connection), ThreadPoolExecutor(1) as pool:
         connection.autocommit = True
-        opened = Session(connection)
+        opened = Session(connection, pool)
         try:
             connection.set_client_encoding("UTF8")  # a server without an encoding names none
             opened.rows(_SET, json.dumps(SESSION))
@@ -393,12 +416,13 @@ def end_restoring(admin: Session, name: str) -> None:
     )
 
 
-def swap(admin: Session, target: PostgresTarget, new: str, name: str, old: str) -> None:
+def swap(admin: Session, target: PostgresTarget, new: str, name: str, old: str, wait: float) -> None:
     """Give a database another one's name, in one transaction: whoever is killed, one of them has it.
 
     The first rename holds off new sessions and waits for five seconds for those that are there, which are ended
     meanwhile from a second connection.
 
+    :param wait: seconds to wait for others that alter the database; 0 for ever.
     :raises TargetRefused: when some of them could not be ended; nothing was changed.
     """
     import psycopg2
@@ -411,6 +435,7 @@ def swap(admin: Session, target: PostgresTarget, new: str, name: str, old: str) 
     with maintenance(target, name) as ender:
         thread = threading.Thread(target=_end_sessions, args=(ender, pid, oid, ended))
         admin.rows("BEGIN")
+        admin.rows(f"SET LOCAL lock_timeout = {int(wait * 1000)}")
         thread.start()
         try:
             admin.rows(f"ALTER DATABASE {quoted(name)} RENAME TO {quoted(old)}")

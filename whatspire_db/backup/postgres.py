@@ -38,7 +38,6 @@ logger = logging.getLogger("whatspire_db.backup")
 
 SUFFIX = ".dump"
 MAGIC = b"PGDMP"
-POLL_SECONDS = 0.1
 LEVELS = {"none": "0", "gzip": "1", "zstd": "zstd:3"}
 # What belongs to an extension comes with it.
 _OWN = """
@@ -147,7 +146,7 @@ def _beside(reading: Session, work: Callable[[], Content]) -> Iterator[Callable[
 
     When the block fails, nobody waits for the rest; when it failed because the session did, that error is raised.
     """
-    from concurrent.futures import ThreadPoolExecutor, wait
+    from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(work)
@@ -155,10 +154,7 @@ def _beside(reading: Session, work: Callable[[], Content]) -> Iterator[Callable[
             yield future.result
         except BaseException as error:
             first = future.exception() if future.done() else None
-            while not future.done():  # between two statements there is nothing to cancel
-                with suppress(Exception):
-                    reading.connection.cancel()
-                wait([future], POLL_SECONDS)
+            reading.cancel(future)
             if first is not None and isinstance(error, BackupFailed):
                 raise first from None
             raise
@@ -389,16 +385,18 @@ def restore(
     keep: Callable[[], Backup] | None,
     work: Path,
     progress: Progress,
+    wait: float = 0,
 ) -> Outcome:
     """Bring a database to what a dump holds: made beside it, compared, and swapped for it by rename.
 
     :param target: names the database; it is made where there is none.
     :param keep: makes a backup of what is about to be replaced; None where that was not wanted.
+    :param wait: seconds to wait for others' locks; 0 for ever.
     :raises TargetRefused: when there is data without `force`, or others cannot be sent away.
     """
     done: list[Outcome] = []
     try:
-        _restore(target, file, content, done, force=force, keep=keep, work=work, progress=progress)
+        _restore(target, file, content, done, force=force, keep=keep, work=work, progress=progress, wait=wait)
     except KeyboardInterrupt:
         if not done:
             raise
@@ -416,6 +414,7 @@ def _restore(
     keep: Callable[[], Backup] | None,
     work: Path,
     progress: Progress,
+    wait: float,
 ) -> None:
     """Do the work of `restore`, and put into `done` what holds as soon as the database is the new one."""
     name = target.arguments["dbname"]
@@ -429,7 +428,7 @@ def _restore(
                 _require_same(target, content, "drop the database and restore again")
                 done.append(Outcome())
             return
-        holds_rows = properties is not None and _holds_rows(target)
+        holds_rows = properties is not None and _holds_rows(target, wait)
         if holds_rows and not force:
             raise TargetRefused(f"database {name} holds data", "--force makes a backup of it, and replaces it")
         likeness = properties or content.details["database"]
@@ -446,7 +445,7 @@ def _restore(
             old = old_name(admin, name, datetime.now(timezone.utc))
             progress("swapping", 0, 0)
             with undisturbed():
-                swap(admin, target, new, name, old)
+                swap(admin, target, new, name, old, wait)
                 done.append(Outcome(safety, old))
         with suppress(Exception):  # the restore is done: what cannot be looked at, or dropped, is kept and told
             if safety is None or _is_saved(target.to(old), safety, work):
@@ -502,9 +501,10 @@ def _is_empty(target: PostgresTarget) -> bool:
         return not asked.value(_ANY_RELATION)
 
 
-def _holds_rows(target: PostgresTarget) -> bool:
+def _holds_rows(target: PostgresTarget, wait: float) -> bool:
     """Tell whether any table has a row, but for the migrator's own, or there is a large object."""
     with session(target) as asked:
+        asked.rows(f"SET lock_timeout = {int(wait * 1000)}")
         if asked.value(_ANY_LARGE_OBJECT):
             return True
         names = [n for (n,) in asked.rows(_TABLES) if n.rpartition(".")[2] != "migration_versions"]
