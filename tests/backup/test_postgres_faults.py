@@ -473,6 +473,21 @@ def test_wait_for_a_lock_ends_in_time_and_by_an_interrupt(postgres: Place, serve
     assert scratches(server) == []
 
 
+def test_fingerprint_that_the_server_ends_is_told_in_two_lines(postgres: Place) -> None:
+    rows(postgres, "CREATE TABLE long AS SELECT repeat('x', 10000000) FROM generate_series(1, 30)")
+    process = postgres.start("create", module=MODULE)
+    ended = (  # when pg_dump has taken its snapshot, and so does not fail for it
+        "SELECT pg_cancel_backend(a.pid) FROM pg_stat_activity AS a JOIN pg_stat_activity AS b USING (datname) WHERE "
+        f"datname = '{name_of(postgres)}' AND a.query LIKE '%hashtextextended%ONLY public.long%' AND a.state = 'active' "
+        "AND b.query LIKE 'COPY%'"
+    )
+    eventually(lambda: rows(at(postgres, "postgres"), ended), "it looks at the rows")
+    out, err = process.communicate(timeout=30)
+    text = two_lines(subprocess.CompletedProcess(process.args, process.returncode, out, err), 1)
+    assert "canceling statement due to user request" in text
+    assert files(postgres.folder / "backups") == []
+
+
 # A server that stops
 
 

@@ -135,9 +135,10 @@ def dump(target: PostgresTarget, draft: Path, method: str, wait: float, progress
         sequences = _sequences(reading)
         with _beside(reading, lambda: _content(reading, names, tool, sequences)) as content:
             pg_tools.run(tool, arguments, target, lambda: progress("dumping", draft.stat().st_size, size))
+            found = content()
         reading.rows("ROLLBACK")
     check(draft, tool.major, progress)
-    return content()
+    return found
 
 
 @contextmanager
