@@ -527,22 +527,48 @@ def test_database_that_others_hold_is_refused_and_unchanged(server: Server, node
 
 
 def test_old_database_that_cannot_be_dropped_is_kept_and_told(server: Server, node: Node, tmp_path: Path) -> None:
-    place = Place("postgres", node.dsn("subscribed"), tmp_path)
-    rows(at(place, "postgres"), "CREATE DATABASE subscribed")
+    admin = Place("postgres", node.dsn(), tmp_path)
+    rows(admin, "CREATE ROLE plain LOGIN CREATEDB", "CREATE DATABASE subscribed OWNER plain")
+    place = at(admin, "subscribed", user="plain")
     rows(place, *ROW)
     done(place, "create")
-    rows(
-        place,
+    rows(place, "INSERT INTO kept VALUES (2)")
+    rows(  # which only its owner may drop, and a database not before it
+        at(admin, "subscribed"),
         "SET client_min_messages = error",
-        "INSERT INTO kept VALUES (2)",
         "CREATE SUBSCRIPTION news CONNECTION '' PUBLICATION news WITH (connect = false, slot_name = NONE)",
     )
     told = done(place, "restore", "latest", "--force")
     assert rows(place, "SELECT a FROM kept") == [(1,)]
     (old,) = told["kept"]
     assert rows(at(place, old), "SELECT a FROM kept") == [(1,), (2,)]
-    rows(at(place, old), "DROP SUBSCRIPTION news")
-    rows(place, f'DROP DATABASE "{old}"')
+    rows(at(admin, old), "DROP SUBSCRIPTION news")
+    rows(admin, f'DROP DATABASE "{old}"', "DROP DATABASE subscribed", "DROP ROLE plain")
+
+
+def test_database_that_subscribes_is_restored_and_its_slot_stays(server: Server, tmp_path: Path) -> None:
+    with new_node(server, "-c wal_level=logical -c fsync=off") as node:
+        node.make()
+        node.start()
+        admin = Place("postgres", node.dsn(), tmp_path)
+        rows(admin, "CREATE DATABASE source", "CREATE DATABASE taker")
+        source, place = at(admin, "source"), at(admin, "taker")
+        rows(source, *ROW, "CREATE PUBLICATION news FOR TABLE kept")
+        rows(source, "SELECT pg_create_logical_replication_slot('slot', 'pgoutput')")
+        rows(
+            place,
+            ROW[0],
+            f"CREATE SUBSCRIPTION \"the news\" CONNECTION '{node.dsn('source')}' PUBLICATION news "
+            "WITH (create_slot = false, slot_name = 'slot')",
+        )
+        eventually(lambda: rows(place, "SELECT a FROM kept"), "the row arrives")
+        done(place, "create", "--test-restore")
+        assert rows(admin, SCRATCH) == []
+        assert "ALTER SUBSCRIPTION" in refused(place, 4, "restore", "latest", "--force")
+        rows(place, 'ALTER SUBSCRIPTION "the news" DISABLE')
+        assert done(place, "restore", "latest", "--force")["kept"] == []
+        assert rows(place, "SELECT subslotname FROM pg_subscription") == [("slot",)]
+        assert rows(source, "SELECT slot_name FROM pg_replication_slots WHERE slot_name = 'slot'") == [("slot",)]
 
 
 def test_restore_over_the_database_to_which_others_connect_first(node: Node, tmp_path: Path) -> None:

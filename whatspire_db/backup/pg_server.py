@@ -80,8 +80,9 @@ LISTS = {
 class Session:
     """A connection in autocommit, that answers in rows."""
 
-    def __init__(self, connection: Any, pool: ThreadPoolExecutor) -> None:
+    def __init__(self, connection: Any, target: PostgresTarget, pool: ThreadPoolExecutor) -> None:
         self.connection = connection
+        self.target = target
         self._pool = pool
 
     def rows(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
@@ -142,7 +143,7 @@ def session(target: PostgresTarget) -> Iterator[Session]:
         raise cannot_connect(target, error) from None
     with closing(connection), ThreadPoolExecutor(1) as pool:
         connection.autocommit = True
-        opened = Session(connection, pool)
+        opened = Session(connection, target, pool)
         try:
             connection.set_client_encoding("UTF8")  # a server without an encoding names none
             opened.rows(_SET, json.dumps(SESSION))
@@ -282,7 +283,24 @@ def drop(admin: Session, name: str) -> None:
     """Drop a database that may not be there."""
     if admin.value("SELECT EXISTS (SELECT FROM pg_catalog.pg_database WHERE datname = %s AND datistemplate)", name):
         admin.rows(f"ALTER DATABASE {quoted(name)} IS_TEMPLATE false")
+    _drop_subscriptions(admin, name)
     admin.rows(f"DROP DATABASE IF EXISTS {quoted(name)} WITH (FORCE)")
+
+
+def _drop_subscriptions(admin: Session, name: str) -> None:
+    """Drop what stops a database from being dropped, and leave its slots alone: they serve the one that is restored."""
+    names = admin.rows(
+        "SELECT s.subname FROM pg_catalog.pg_subscription AS s "
+        "JOIN pg_catalog.pg_database AS d ON d.oid = s.subdbid WHERE d.datname = %s",
+        name,
+    )
+    if not names:
+        return
+    with session(admin.pinned(admin.target).to(name)) as inside:
+        for (subscription,) in names:
+            inside.rows(f"ALTER SUBSCRIPTION {quoted(subscription)} DISABLE")
+            inside.rows(f"ALTER SUBSCRIPTION {quoted(subscription)} SET (slot_name = NONE)")
+            inside.rows(f"DROP SUBSCRIPTION {quoted(subscription)}")
 
 
 def _locale_options(admin: Session, properties: Mapping[str, Any]) -> str:
@@ -446,7 +464,8 @@ def swap(admin: Session, target: PostgresTarget, new: str, name: str, old: str, 
             detail = " ".join(str(error.diag.message_detail or "").split())
             raise TargetRefused(
                 f"database {name} is in use: {detail or 'others are connected'}",
-                "end those sessions and prepared transactions, or restore with a role that may; nothing was changed",
+                "end those sessions and prepared transactions (of a subscription by ALTER SUBSCRIPTION ... DISABLE), "
+                "or restore with a role that may; nothing was changed",
             ) from None
         except psycopg2.Error:
             if not admin.connection.closed or not _was_renamed(target, pid, oid, name, old):
