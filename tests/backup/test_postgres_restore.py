@@ -513,8 +513,10 @@ def test_database_that_others_hold_is_refused_and_unchanged(server: Server, node
             text = two_lines(subprocess.CompletedProcess([], process.returncode, out, err), 4)
             assert f"database {name} is in use" in text
             assert "There is 1 prepared transaction" if name == "prepared" else "There is 1 other session" in text
-            # The backup that was made before stays.
-            assert len([f for f in files(places[name].folder / "backups") if f.endswith(".dump")]) == 2
+            # The backup that was made before stays, and is named.
+            dumps = [f for f in files(places[name].folder / "backups") if f.endswith(".dump")]
+            assert len(dumps) == 2
+            assert f"{dumps[1]}\n" in text
         holding.cursor().execute("SELECT 1")
     rows(places["prepared"], "ROLLBACK PREPARED 'one'")
     for name, place in places.items():

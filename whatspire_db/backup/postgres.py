@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from ..dsn import PostgresTarget
-from ..errors import BackupFailed, BackupInvalid, NothingToBackUp, TargetRefused, VersionMismatch
+from ..errors import (
+    BackupFailed,
+    BackupInvalid,
+    NothingToBackUp,
+    TargetRefused,
+    VersionMismatch,
+    WhatspireDBError,
+)
 from . import pg_tools
 from .archive import Backup, Content, Progress, Table, differences, silent
 from .durable import new_file, undisturbed
@@ -396,12 +403,23 @@ def restore(
     :raises TargetRefused: when there is data without `force`, or others cannot be sent away.
     """
     done: list[Outcome] = []
+    made: list[Backup] = []
+
+    def kept() -> Backup:
+        assert keep
+        made.append(keep())
+        return made[0]
+
     try:
-        _restore(target, file, content, done, force=force, keep=keep, work=work, progress=progress, wait=wait)
+        _restore(target, file, content, done, force=force, keep=kept if keep else None, work=work, progress=progress, wait=wait)
     except KeyboardInterrupt:
         if not done:
             raise
         logger.warning("the restore was done when the interrupt came: what it put aside, if anything, is kept")
+    except WhatspireDBError as error:
+        if made:
+            error.hint += f"; what is there is in the backup {made[0].file}"
+        raise
     return done[-1]
 
 
