@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,16 @@ WHERE c.relkind = 'r' AND c.relpersistence <> 't' AND (c.relpersistence = 'p' OR
 ORDER BY 1
 """
 _ANY_LARGE_OBJECT = "SELECT EXISTS (SELECT FROM pg_catalog.pg_largeobject_metadata)"
+# In parts, for one value has 1 GB at most, and hexadecimal digits take two bytes for one. 262144 opens for reading.
+_LARGE_OBJECTS = """
+SELECT count(*) FILTER (WHERE start = 0),
+    coalesce(sum(hashtextextended(concat_ws(' ', oid, start, encode(lo_get(oid, start, 1048576), 'hex')), 0)), 0)::text
+FROM (
+    SELECT oid, lo_lseek64(opened, 0, 2) AS size, opened
+    FROM (SELECT oid, lo_open(oid, 262144) AS opened FROM pg_catalog.pg_largeobject_metadata OFFSET 0) AS one OFFSET 0
+) AS sized, generate_series(0, greatest(size - 1, 0), 1048576) AS start
+WHERE lo_close(opened) = 0
+"""
 _ANY_RELATION = f"""
 SELECT EXISTS (
     SELECT FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace WHERE {_OWN}
@@ -176,10 +187,7 @@ def _content(
     reading: Session, names: Sequence[str], tool: pg_tools.Tool, sequences: Mapping[str, list[int]]
 ) -> Content:
     tables = {name: _table(reading, name) for name in names}
-    count, fingerprint = reading.rows(
-        "SELECT count(*), coalesce(sum(hashtextextended(oid || encode(lo_get(oid), 'hex'), 0)), 0)::text "
-        "FROM pg_catalog.pg_largeobject_metadata"
-    )[0]
+    count, fingerprint = reading.rows(_LARGE_OBJECTS)[0]
     if count:
         tables["large objects"] = Table(count, fingerprint)
     extensions = reading.rows(_EXTENSIONS)
@@ -202,15 +210,20 @@ def _content(
 
 
 def _table(reading: Session, name: str) -> Table:
+    import psycopg2
+
     # By name: what a parent got late stands elsewhere in a restored child.
     columns = reading.value(
         "SELECT coalesce(string_agg(format('one.%%I', attname), ', ' ORDER BY attname), '') "
         "FROM pg_catalog.pg_attribute WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped",
         name,
     )
-    rows, fingerprint = reading.rows(
-        f"SELECT count(*), coalesce(sum(hashtextextended(ROW({columns})::text, 0)), 0)::text FROM ONLY {name} AS one"
-    )[0]
+    asked = f"coalesce(sum(hashtextextended(ROW({columns})::text, 0)), 0)::text"
+    try:
+        rows, fingerprint = reading.rows(f"SELECT count(*), {asked} FROM ONLY {name} AS one")[0]
+    except (psycopg2.errors.ProgramLimitExceeded, psycopg2.errors.InternalError_) as error:
+        fact = f"table {name} cannot be read: {' '.join(str(error).split())}"
+        raise BackupFailed(fact, "a row must not take more than 1 GB as text; bytea takes two bytes for one") from None
     return Table(rows, fingerprint)
 
 
@@ -405,13 +418,22 @@ def restore(
     done: list[Outcome] = []
     made: list[Backup] = []
 
-    def kept() -> Backup:
-        assert keep
-        made.append(keep())
+    def kept(given: Callable[[], Backup]) -> Backup:
+        made.append(given())
         return made[0]
 
     try:
-        _restore(target, file, content, done, force=force, keep=kept if keep else None, work=work, progress=progress, wait=wait)
+        _restore(
+            target,
+            file,
+            content,
+            done,
+            force=force,
+            keep=partial(kept, keep) if keep else None,
+            work=work,
+            progress=progress,
+            wait=wait,
+        )
     except KeyboardInterrupt:
         if not done:
             raise
