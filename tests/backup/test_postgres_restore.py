@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -38,7 +39,7 @@ from tests.conftest import POSTGRES_VERSION, Place, Server, postgres_programs
 from tests.servers import GONE as ENDED
 from tests.servers import Node, eventually, new_node, psql
 from whatspire_db import Settings, backup
-from whatspire_db.backup.pg_server import old_name, session
+from whatspire_db.backup.pg_server import old_name, replaced, session
 from whatspire_db.dsn import parse_postgres
 
 ROW = ("CREATE TABLE kept (a integer)", "INSERT INTO kept VALUES (1)")
@@ -648,3 +649,34 @@ def test_database_without_rows_is_replaced_without_force_and_kept_all_the_same(p
     assert rows(postgres, "SELECT a FROM kept") == [(1,)]
     done(postgres, "restore", str(postgres.folder / safety), "--force")
     assert dump_text(postgres) == bare
+
+
+def test_names_on_the_server_that_are_not_utf8_are_none_of_its_business(node: Node, tmp_path: Path) -> None:
+    admin = Place("postgres", node.dsn(), tmp_path)
+    rows(admin, "CREATE DATABASE latin TEMPLATE template0 ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C'")
+    rows(admin, "CREATE DATABASE strict")
+    latin, place = at(admin, "latin"), at(admin, "strict")
+    rows(place, *ROW)
+    rows(latin, 'CREATE DATABASE "bäse"', 'CREATE DATABASE "strict_old_ä"', 'CREATE ROLE "rolé"')
+    try:
+        done(place, "create", "--test-restore")
+        assert done(place, "restore", "latest", "--force")["kept"] == []
+        text = refused(place, 2, "restore", "latest", "--force", "--to", os.fsdecode(b"a\xffb"))
+        assert "a\\udcffb" in text
+    finally:
+        rows(latin, 'DROP DATABASE "bäse"', 'DROP DATABASE "strict_old_ä"', 'DROP ROLE "rolé"')
+        rows(admin, "DROP DATABASE latin", "DROP DATABASE strict")
+
+
+@pytest.mark.parametrize(("size", "others"), [(3, ""), (3, "y"), (42, ""), (42, "y"), (43, ""), (43, "y"), (60, "y")])
+def test_what_was_put_aside_is_only_told_of_where_it_is_ones_own(node: Node, size: int, others: str) -> None:
+    name, old = "x" * size, f"{'x' * min(size, 42)}_old_20260102T030405Z"
+    with session(parse_postgres(node.dsn())) as asked:
+        databases = [name, old, *([f"{'x' * 42}{others}"] if others else [])]
+        for database in databases:
+            asked.rows(f'CREATE DATABASE "{database}"')
+        assert replaced(asked, name) == ([] if others and size > 3 else [old])
+        moment = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
+        assert old_name(asked, name, moment).endswith("_old_20260102T030406Z")
+        for database in databases:
+            asked.rows(f'DROP DATABASE "{database}"')

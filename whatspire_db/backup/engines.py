@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..dsn import PostgresTarget, SqliteTarget, parse_sqlite
+from ..errors import ConfigError
 from ..settings import Settings
 from . import compression, sqlite
 from .archive import Content, Manifest, Progress
@@ -49,6 +50,9 @@ class PostgresEngine:
 
         self._postgres: Any = postgres
         self.target = target
+        if any("\ud800" <= letter <= "\udfff" for letter in target.arguments.get("dbname", "")):
+            name = ascii(target.arguments["dbname"])
+            raise ConfigError(f"the database's name {name} is not UTF-8", "give one that is")
         self.database = pg_server.database_of(target)
         self.name = _as_file_name(self.database)
         self.title = f"database {self.database}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import threading
 import time
 import uuid
@@ -23,6 +22,7 @@ MAINTENANCE = ("postgres", "template1")  # databases to be connected to while an
 SCRATCH = "whatspire_scratch_"
 RESTORING = "whatspire_db restore"  # the application name of the program that fills a database
 NAME_BYTES = 63
+STEM_BYTES = NAME_BYTES - len("_old_20260102T030405Z")
 POLL_SECONDS = 0.1
 LOST_LOOKS, LOST_LOOK_SECONDS = 100, 0.1  # at a session that was lost, until it has ended
 # What is asked must come out alike on every server and for every role.
@@ -63,6 +63,19 @@ WHERE EXISTS (
     WHERE l.pid = %s AND l.classid = 'pg_catalog.pg_database'::regclass AND l.objid = %s
         AND l.mode = 'AccessExclusiveLock' AND l.granted
 ) AND a.datid = %s AND a.backend_type = 'client backend'
+"""
+# Of the server's names none is asked for but those that matter: others can be in any encoding, and not be read.
+_IS_OLD = "d.datname ~ '_old_[0-9]{8}T[0-9]{6}Z$'"
+_OLD = f"""
+SELECT d.datname FROM (SELECT %s::text AS stem) AS given, pg_catalog.pg_database AS d
+WHERE {_IS_OLD} AND starts_with(d.datname, stem || '_old_') AND octet_length(d.datname::text) = octet_length(stem) + 21
+ORDER BY 1
+"""
+# A character has four bytes at most, so that what has three less may be the rest of a longer name.
+_ALIKE = f"""
+SELECT 1 FROM (SELECT %s::text AS stem, %s::text AS name, {STEM_BYTES} AS most) AS given, pg_catalog.pg_database AS d
+WHERE octet_length(stem) > most - 4 AND starts_with(d.datname, stem) AND d.datname <> name AND NOT {_IS_OLD}
+    AND (octet_length(d.datname::text) > most OR d.datname = stem)
 """
 # By SQLSTATE.
 HINTS = {"42501": "take a role with the right to it", "53100": "make room on the server"}
@@ -311,9 +324,9 @@ def _locale_options(admin: Session, properties: Mapping[str, Any]) -> str:
     }
     provider = {"c": "libc", "i": "icu", "b": "builtin"}[properties["provider"]]
     # Naming the usual one takes a right to it that plain roles do not have.
-    if properties["tablespace"] != "pg_default" and properties["tablespace"] in {
-        name for (name,) in admin.rows("SELECT spcname FROM pg_catalog.pg_tablespace")
-    }:
+    if properties["tablespace"] != "pg_default" and admin.rows(
+        "SELECT 1 FROM pg_catalog.pg_tablespace WHERE spcname = %s", properties["tablespace"]
+    ):
         options["TABLESPACE"] = quoted(properties["tablespace"])
     if admin.major > 14:
         options["LOCALE_PROVIDER"] = provider
@@ -331,7 +344,14 @@ def apply_properties(admin: Session, name: str, properties: Mapping[str, Any]) -
     of it is done, or nothing.
     """
     database = quoted(name)
-    able = dict(admin.rows("SELECT rolname, pg_has_role(current_user, oid, 'MEMBER') FROM pg_catalog.pg_roles"))
+    named = {properties["owner"], *(role for role, _ in properties["settings"])}
+    named.update(role for to, _, _, by in properties["grants"] for role in (to, by))
+    able = dict(
+        admin.rows(
+            "SELECT rolname, pg_has_role(current_user, oid, 'MEMBER') FROM pg_catalog.pg_roles WHERE rolname = ANY(%s)",
+            list(named),
+        )
+    )
     roles, current = able.keys(), admin.value("SELECT current_user")
     admin.rows("BEGIN")
     if able.get(properties["owner"]) and properties["owner"] != current:
@@ -382,29 +402,25 @@ def _set(admin: Session, whose: str, name: str, value: str) -> None:
 
 def old_name(admin: Session, name: str, moment: datetime) -> str:
     """Return a free name under which a database is kept that another one takes the place of."""
-    taken = _names(admin)
-    while (old := _old_name(name, moment.strftime(STAMP))) in taken:
+    taken = {old for (old,) in admin.rows(_OLD, _stem(name))}
+    while (old := f"{_stem(name)}_old_{moment.strftime(STAMP)}") in taken:
         moment += timedelta(seconds=1)
     return old
 
 
 def replaced(asked: Session, name: str) -> list[str]:
-    """Return the databases that restores of a database put aside, and that are there still."""
-    stamps = {other: other.rpartition("_old_")[2] for other in sorted(_names(asked))}
-    return [
-        other
-        for other, stamp in stamps.items()
-        if re.fullmatch(r"\d{8}T\d{6}Z", stamp) and other == _old_name(name, stamp)
-    ]
+    """Return the databases that restores of a database put aside, and that are there still.
+
+    Where they could be another database's too, whose name is as long and begins alike, there are none.
+    """
+    stem = _stem(name)
+    if asked.rows(_ALIKE, stem, name):
+        return []
+    return [old for (old,) in asked.rows(_OLD, stem)]
 
 
-def _names(asked: Session) -> set[str]:
-    return {name for (name,) in asked.rows("SELECT datname FROM pg_catalog.pg_database")}
-
-
-def _old_name(name: str, stamp: str) -> str:
-    suffix = f"_old_{stamp}"
-    return name.encode()[: NAME_BYTES - len(suffix)].decode(errors="ignore") + suffix
+def _stem(name: str) -> str:
+    return name.encode()[:STEM_BYTES].decode(errors="ignore")
 
 
 @contextmanager
@@ -484,9 +500,10 @@ def _was_renamed(target: PostgresTarget, lost: int, oid: int, name: str, old: st
     try:
         with maintenance(target, name) as asked:
             for _ in range(LOST_LOOKS):
-                if not asked.rows("SELECT FROM pg_catalog.pg_stat_activity WHERE pid = %s", lost):
-                    names = dict(asked.rows("SELECT oid, datname FROM pg_catalog.pg_database"))
-                    return names.get(oid) == old
+                if not asked.rows("SELECT 1 FROM pg_catalog.pg_stat_activity WHERE pid = %s", lost):
+                    return bool(
+                        asked.rows("SELECT 1 FROM pg_catalog.pg_database WHERE oid = %s AND datname = %s", oid, old)
+                    )
                 time.sleep(LOST_LOOK_SECONDS)
     except (BackupFailed, ConnectionFailed):
         pass

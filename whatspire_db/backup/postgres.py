@@ -368,11 +368,11 @@ def _entries(tool: pg_tools.Tool, file: Path, filling: Session) -> str:
 
 def _may_own(asked: Session, roles: Sequence[str]) -> bool:
     """Tell whether this role may give things to all who had them; else all of it is its own."""
-    if asked.value("SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user"):
-        known = asked.rows("SELECT rolname FROM pg_catalog.pg_roles")
-    else:
-        known = asked.rows("SELECT rolname FROM pg_catalog.pg_roles WHERE pg_has_role(current_user, oid, 'MEMBER')")
-    return set(roles) <= {name for (name,) in known}
+    known = asked.rows(
+        "SELECT 1 FROM pg_catalog.pg_roles WHERE rolname = ANY(%s) AND pg_has_role(current_user, oid, 'MEMBER')",
+        list(roles),
+    )
+    return len(known) == len(set(roles))
 
 
 def _restore_failed(error: BackupFailed) -> BackupFailed:
