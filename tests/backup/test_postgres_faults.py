@@ -34,6 +34,7 @@ from tests.backup.postgres_ground import (
     two_lines,
 )
 from tests.conftest import Place, Server, postgres_programs
+from tests.migrate.test_pooler import PGBOUNCER, PORT, bouncer
 from tests.servers import Node, children, eventually, give, new_node
 from whatspire_db.backup import list_backups, verify
 
@@ -624,3 +625,23 @@ def test_restore_that_the_servers_disk_does_not_take_changes_nothing(
             rows(at(there, "empty"), "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace") == []
         )
         node.stop("immediate")
+
+
+# A pooler
+
+
+@pytest.mark.skipif(PGBOUNCER is None, reason="pgbouncer is not installed")
+@pytest.mark.parametrize("mode", ["session", "transaction"])
+def test_restore_through_a_pooler_is_refused_before_any_work(postgres: Place, server: Server, mode: str) -> None:
+    furnish(postgres, 5)
+    made = done(postgres, "create")["path"]
+    before, held = files(postgres.folder / "backups"), state(postgres)
+    with bouncer(server, mode) as folder:
+        pooled = at(postgres, name_of(postgres), host=str(folder), port=str(PORT))
+        assert "goes through a pooler" in refused(pooled, 2, "restore", made, "--force")
+        assert "goes through a pooler" in refused(pooled, 2, "create", "--test-restore")
+        optional = at(pooled, name_of(postgres), options="-c work_mem=8MB")
+        assert "without a pooler" in refused(optional, 1, "restore", made, "--force")
+    assert files(postgres.folder / "backups") == before
+    assert state(postgres) == held
+    assert scratches(server) == kept_of(server, name_of(postgres)) == []

@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from ..dsn import PostgresTarget, redact
-from ..errors import BackupFailed, ConnectionFailed, TargetRefused
+from ..errors import BackupFailed, ConfigError, ConnectionFailed, TargetRefused
 from ..postgres import arguments_of, cannot_connect
 from .archive import STAMP
 from .durable import undisturbed
@@ -153,7 +153,10 @@ def session(target: PostgresTarget) -> Iterator[Session]:
     try:
         connection = psycopg2.connect(**arguments_of(target))
     except psycopg2.Error as error:
-        raise cannot_connect(target, error) from None
+        refused = cannot_connect(target, error)
+        if "unsupported startup parameter" in str(error):
+            refused.hint += "; a restore takes a direct connection, without a pooler"
+        raise refused from None
     with closing(connection), ThreadPoolExecutor(1) as pool:
         connection.autocommit = True
         opened = Session(connection, target, pool)
@@ -423,12 +426,26 @@ def _stem(name: str) -> str:
     return name.encode()[:STEM_BYTES].decode(errors="ignore")
 
 
+def require_direct(admin: Session) -> None:
+    """Refuse a session that is not one of the server's own: its locks would be another's, and soon nobody's.
+
+    :raises ConfigError: when it goes through a pooler.
+    """
+    if admin.value("SELECT pg_backend_pid()") != admin.connection.info.backend_pid:
+        raise ConfigError(
+            "a restore takes a direct connection, and this one goes through a pooler",
+            "name the server itself in WHATSAPP_DATABASE_DSN",
+        )
+
+
 @contextmanager
 def alone(admin: Session, name: str) -> Iterator[None]:
     """Be the only restore of a database, and end what a killed one left at work in it.
 
+    :raises ConfigError: when that cannot be told, behind a pooler.
     :raises TargetRefused: when there is another one.
     """
+    require_direct(admin)
     key = f"whatspire_db restore {name}"
     if not admin.value("SELECT pg_try_advisory_lock(hashtextextended(%s, 0))", key):
         raise TargetRefused(f"another restore of database {name} is under way", "wait for it to end")
@@ -461,7 +478,7 @@ def swap(admin: Session, target: PostgresTarget, new: str, name: str, old: str, 
     """
     import psycopg2
 
-    pid = admin.connection.info.backend_pid
+    pid = admin.value("SELECT pg_backend_pid()")
     oid = admin.value("SELECT oid FROM pg_catalog.pg_database WHERE datname = %s", name)
     with suppress(psycopg2.Error):  # where the server can: it lets new sessions in as soon as this process is killed
         admin.rows("SET client_connection_check_interval = '100ms'")

@@ -37,6 +37,7 @@ from .pg_server import (
     old_name,
     rename,
     replaced,
+    require_direct,
     scratch,
     session,
     swap,
@@ -262,6 +263,7 @@ def check(file: Path, dumped_by: int, progress: Progress = silent) -> None:
 def test_restore(target: PostgresTarget, file: Path, content: Content, work: Path, progress: Progress) -> list[str]:
     """Restore a dump into a scratch database of the server and return in what that differs."""
     with maintenance(target) as admin:
+        require_direct(admin)
         target = admin.pinned(target)
         require_fitting(admin, content)
         with scratch(admin, content.details["database"], _template(admin, target, content)) as name:
