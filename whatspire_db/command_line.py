@@ -63,8 +63,9 @@ def guarded(run: Callable[[], int]) -> int:
     except WhatspireDBError as error:
         tell(error.fact, error.hint)
         return error.exit_code
-    except KeyboardInterrupt:
-        tell("interrupted", "nothing is half done; run it again")
+    except KeyboardInterrupt as error:  # which tells more itself where that would be untrue
+        fact, hint = error.args if len(error.args) == 2 else ("interrupted", "nothing is half done; run it again")
+        tell(fact, hint)
         return INTERRUPTED
     except BrokenPipeError:
         _discard(sys.stdout)

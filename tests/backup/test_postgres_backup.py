@@ -506,3 +506,29 @@ def test_table_that_the_role_may_not_read_is_refused_and_never_missing(postgres:
         rows(postgres, f"GRANT USAGE ON SCHEMA closed TO {name}", f"GRANT SELECT ON closed.too TO {name}")
         assert sorted(done(place, "create")["content"]["tables"]) == ["closed.too", "public.hers", "public.mine"]
         rows(postgres, f"DROP OWNED BY {name}")
+
+
+# Large values
+
+
+@pytest.mark.parametrize(("last", "arguments"), [(2, ["--test-restore"]), (29, [])])
+def test_large_object_of_many_parts_is_backed_up(postgres: Place, last: int, arguments: list[str]) -> None:
+    """The larger one would take more than the 1 GB that a value may, as hexadecimal digits."""
+    rows(
+        postgres,
+        "SELECT lo_create(4242), lo_create(4243)",
+        f"SELECT lo_put(4242, n * 20000000::bigint, repeat('ab', 1000)::bytea) FROM generate_series(0, {last}) AS n",
+    )
+    made = done(postgres, "create", "--quiet", *arguments)
+    if arguments:
+        rows(postgres, f"SELECT lo_put(4242, {last} * 20000000 + 1, 'x')")
+        assert done(postgres, "restore", made["path"], "--force")["kept"] == []
+        assert rows(postgres, f"SELECT lo_get(4242, {last} * 20000000, 3)::text") == [("\\x616261",)]
+
+
+def test_row_that_no_text_can_hold_is_told_with_its_table(postgres: Place) -> None:
+    """COPY writes quotes as they are, and a row's text has each of them twice."""
+    rows(postgres, """CREATE TABLE wide AS SELECT repeat('"', 540000000) AS text""")
+    text = refused(postgres, 1, "create", "--quiet")
+    assert "wide" in text
+    assert files(postgres.folder / "backups") == []

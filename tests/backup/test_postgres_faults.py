@@ -35,6 +35,7 @@ from tests.backup.postgres_ground import (
     two_lines,
 )
 from tests.conftest import Place, Server, postgres_programs
+from tests.migrate.test_pooler import PGBOUNCER, PORT, bouncer
 from tests.servers import Node, children, eventually, give, new_node
 from whatspire_db.backup import list_backups, verify
 
@@ -374,6 +375,121 @@ def test_interrupted_run_leaves_nothing(postgres: Place, server: Server, moment:
     assert state(postgres) == held
 
 
+def interrupted(process: subprocess.Popen[str], number: signal.Signals = signal.SIGINT) -> tuple[int, str, str]:
+    """Interrupt a run that waits for a lock, and return how it ended; it must not wait for the lock to be free."""
+    process.send_signal(number)
+    try:
+        out, err = process.communicate(timeout=10)
+    finally:
+        process.kill()
+    return process.returncode, out, err
+
+
+def waits(place: Place, statement: str) -> list[tuple[Any, ...]]:
+    """Return the sessions whose statement waits for a lock."""
+    return rows(
+        at(place, "postgres"),
+        f"SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '{statement}%'",
+    )
+
+
+@contextmanager
+def table_locked(place: Place, table: str, mode: str) -> Iterator[None]:
+    """Lock a table, as soon as it is there."""
+    with closing(psycopg2.connect(place.dsn)) as holder, holder.cursor() as cursor:
+
+        def is_locked() -> bool:
+            try:
+                cursor.execute(f"LOCK TABLE {table} IN {mode} MODE")
+            except psycopg2.errors.UndefinedTable:
+                holder.rollback()
+                return False
+            return True
+
+        eventually(is_locked, f"{table} is there")
+        yield
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("when", ["swapping", "looking"])
+def test_restore_that_is_interrupted_when_it_is_done_tells_so(
+    postgres: Place, server: Server, when: str, number: signal.Signals
+) -> None:
+    furnish(postgres, 20_000)
+    made = done(postgres, "create")["path"]
+    wanted = state(postgres)
+    rows(postgres, "INSERT INTO note (part, text) VALUES (1, 'late')")
+    held = state(postgres)
+    named = replace(postgres, dsn=f"{postgres.dsn} application_name='the restore'")
+    process = named.start("restore", made, "--force", "--json", module=MODULE)
+    if when == "swapping":
+        with second_rename_held_up(server, process):
+            assert renaming(server, process, SECOND)
+            process.send_signal(number)
+        out, err = process.communicate(timeout=30)
+        code = process.returncode
+    else:
+        eventually(lambda: kept_of(server, name_of(postgres)), "it is swapped")
+        (old,) = kept_of(server, name_of(postgres))
+        with table_locked(at(postgres, old), "note", "ACCESS EXCLUSIVE"):
+            code, out, err = interrupted(process, number)
+    assert code == 0, err
+    assert err == "WARNING: the restore was done when the interrupt came: what it put aside, if anything, is kept\n"
+    assert json.loads(out)["kept"] == kept_of(server, name_of(postgres)) != []
+    assert state(postgres) == wanted
+    assert state(at(postgres, kept_of(server, name_of(postgres))[0])) == held
+    for kept in kept_of(server, name_of(postgres)):
+        server.execute(f'DROP DATABASE "{kept}" WITH (FORCE)')
+
+
+def test_restore_into_an_empty_database_that_is_interrupted_when_that_is_filled_tells_so(postgres: Place) -> None:
+    furnish(postgres, 60_000)
+    made = done(postgres, "create")["path"]
+    wanted = state(postgres)
+    rows(postgres, "DROP SCHEMA public CASCADE", "CREATE SCHEMA public")
+    process = postgres.start("restore", made, module=MODULE)
+    with table_locked(postgres, "note", "SHARE UPDATE EXCLUSIVE"):
+        eventually(lambda: waits(postgres, "ANALYZE"), "all is restored")
+        code, _, err = interrupted(process)
+    assert code == 130
+    assert "had been filled" in err
+    assert "nothing is half done" not in err
+    assert state(postgres) == wanted
+
+
+WAITING = {"create": "LOCK TABLE", "restore": "SELECT EXISTS (SELECT FROM ONLY"}
+
+
+@pytest.mark.parametrize("verb", WAITING)
+def test_wait_for_a_lock_ends_in_time_and_by_an_interrupt(postgres: Place, server: Server, verb: str) -> None:
+    furnish(postgres, 5)
+    arguments = {"create": ["create"], "restore": ["restore", done(postgres, "create")["path"], "--force"]}[verb]
+    before = files(postgres.folder / "backups")
+    with table_locked(postgres, "note", "ACCESS EXCLUSIVE"):
+        assert "lock for too long" in refused(postgres, 4, *arguments, "--lock-timeout", "100ms")
+        process = postgres.start(*arguments, "--lock-timeout", "60s", module=MODULE)
+        eventually(lambda: waits(postgres, WAITING[verb]), "it waits")
+        assert interrupted(process) == (130, "", "error: interrupted\nhint:  nothing is half done; run it again\n")
+        assert waits(postgres, "") == []
+    assert files(postgres.folder / "backups") == before
+    assert scratches(server) == []
+
+
+def test_fingerprint_that_the_server_ends_is_told_in_two_lines(postgres: Place) -> None:
+    rows(postgres, "CREATE TABLE long AS SELECT repeat('x', 10000000) FROM generate_series(1, 30)")
+    process = postgres.start("create", module=MODULE)
+    ended = (  # when pg_dump has taken its snapshot, and so does not fail for it
+        "SELECT pg_cancel_backend(a.pid) FROM pg_stat_activity AS a JOIN pg_stat_activity AS b USING (datname) WHERE "
+        f"datname = '{name_of(postgres)}' AND a.query LIKE '%hashtextextended%ONLY public.long%' AND a.state = 'active' "
+        "AND b.query LIKE 'COPY%'"
+    )
+    eventually(lambda: rows(at(postgres, "postgres"), ended), "it looks at the rows")
+    out, err = process.communicate(timeout=30)
+    text = two_lines(subprocess.CompletedProcess(process.args, process.returncode, out, err), 1)
+    assert "canceling statement due to user request" in text
+    assert files(postgres.folder / "backups") == []
+
+
 # A server that stops
 
 
@@ -497,3 +613,23 @@ def test_restore_that_the_servers_disk_does_not_take_changes_nothing(
             rows(at(there, "empty"), "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace") == []
         )
         node.stop("immediate")
+
+
+# A pooler
+
+
+@pytest.mark.skipif(PGBOUNCER is None, reason="pgbouncer is not installed")
+@pytest.mark.parametrize("mode", ["session", "transaction"])
+def test_restore_through_a_pooler_is_refused_before_any_work(postgres: Place, server: Server, mode: str) -> None:
+    furnish(postgres, 5)
+    made = done(postgres, "create")["path"]
+    before, held = files(postgres.folder / "backups"), state(postgres)
+    with bouncer(server, mode) as folder:
+        pooled = at(postgres, name_of(postgres), host=str(folder), port=str(PORT))
+        assert "goes through a pooler" in refused(pooled, 2, "restore", made, "--force")
+        assert "goes through a pooler" in refused(pooled, 2, "create", "--test-restore")
+        optional = at(pooled, name_of(postgres), options="-c work_mem=8MB")
+        assert "without a pooler" in refused(optional, 1, "restore", made, "--force")
+    assert files(postgres.folder / "backups") == before
+    assert state(postgres) == held
+    assert scratches(server) == kept_of(server, name_of(postgres)) == []

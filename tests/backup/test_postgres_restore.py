@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -38,7 +39,7 @@ from tests.conftest import POSTGRES_VERSION, Place, Server, postgres_programs
 from tests.servers import GONE as ENDED
 from tests.servers import Node, eventually, new_node, psql
 from whatspire_db import Settings, backup
-from whatspire_db.backup.pg_server import old_name, session
+from whatspire_db.backup.pg_server import old_name, replaced, session
 from whatspire_db.dsn import parse_postgres
 
 ROW = ("CREATE TABLE kept (a integer)", "INSERT INTO kept VALUES (1)")
@@ -513,8 +514,10 @@ def test_database_that_others_hold_is_refused_and_unchanged(server: Server, node
             text = two_lines(subprocess.CompletedProcess([], process.returncode, out, err), 4)
             assert f"database {name} is in use" in text
             assert "There is 1 prepared transaction" if name == "prepared" else "There is 1 other session" in text
-            # The backup that was made before stays.
-            assert len([f for f in files(places[name].folder / "backups") if f.endswith(".dump")]) == 2
+            # The backup that was made before stays, and is named.
+            dumps = [f for f in files(places[name].folder / "backups") if f.endswith(".dump")]
+            assert len(dumps) == 2
+            assert f"{dumps[1]}\n" in text
         holding.cursor().execute("SELECT 1")
     rows(places["prepared"], "ROLLBACK PREPARED 'one'")
     for name, place in places.items():
@@ -527,22 +530,48 @@ def test_database_that_others_hold_is_refused_and_unchanged(server: Server, node
 
 
 def test_old_database_that_cannot_be_dropped_is_kept_and_told(server: Server, node: Node, tmp_path: Path) -> None:
-    place = Place("postgres", node.dsn("subscribed"), tmp_path)
-    rows(at(place, "postgres"), "CREATE DATABASE subscribed")
+    admin = Place("postgres", node.dsn(), tmp_path)
+    rows(admin, "CREATE ROLE plain LOGIN CREATEDB", "CREATE DATABASE subscribed OWNER plain")
+    place = at(admin, "subscribed", user="plain")
     rows(place, *ROW)
     done(place, "create")
-    rows(
-        place,
+    rows(place, "INSERT INTO kept VALUES (2)")
+    rows(  # which only its owner may drop, and a database not before it
+        at(admin, "subscribed"),
         "SET client_min_messages = error",
-        "INSERT INTO kept VALUES (2)",
         "CREATE SUBSCRIPTION news CONNECTION '' PUBLICATION news WITH (connect = false, slot_name = NONE)",
     )
     told = done(place, "restore", "latest", "--force")
     assert rows(place, "SELECT a FROM kept") == [(1,)]
     (old,) = told["kept"]
     assert rows(at(place, old), "SELECT a FROM kept") == [(1,), (2,)]
-    rows(at(place, old), "DROP SUBSCRIPTION news")
-    rows(place, f'DROP DATABASE "{old}"')
+    rows(at(admin, old), "DROP SUBSCRIPTION news")
+    rows(admin, f'DROP DATABASE "{old}"', "DROP DATABASE subscribed", "DROP ROLE plain")
+
+
+def test_database_that_subscribes_is_restored_and_its_slot_stays(server: Server, tmp_path: Path) -> None:
+    with new_node(server, "-c wal_level=logical -c fsync=off") as node:
+        node.make()
+        node.start()
+        admin = Place("postgres", node.dsn(), tmp_path)
+        rows(admin, "CREATE DATABASE source", "CREATE DATABASE taker")
+        source, place = at(admin, "source"), at(admin, "taker")
+        rows(source, *ROW, "CREATE PUBLICATION news FOR TABLE kept")
+        rows(source, "SELECT pg_create_logical_replication_slot('slot', 'pgoutput')")
+        rows(
+            place,
+            ROW[0],
+            f"CREATE SUBSCRIPTION \"the news\" CONNECTION '{node.dsn('source')}' PUBLICATION news "
+            "WITH (create_slot = false, slot_name = 'slot')",
+        )
+        eventually(lambda: rows(place, "SELECT a FROM kept"), "the row arrives")
+        done(place, "create", "--test-restore")
+        assert rows(admin, SCRATCH) == []
+        assert "ALTER SUBSCRIPTION" in refused(place, 4, "restore", "latest", "--force")
+        rows(place, 'ALTER SUBSCRIPTION "the news" DISABLE')
+        assert done(place, "restore", "latest", "--force")["kept"] == []
+        assert rows(place, "SELECT subslotname FROM pg_subscription") == [("slot",)]
+        assert rows(source, "SELECT slot_name FROM pg_replication_slots WHERE slot_name = 'slot'") == [("slot",)]
 
 
 def test_restore_over_the_database_to_which_others_connect_first(node: Node, tmp_path: Path) -> None:
@@ -620,3 +649,34 @@ def test_database_without_rows_is_replaced_without_force_and_kept_all_the_same(p
     assert rows(postgres, "SELECT a FROM kept") == [(1,)]
     done(postgres, "restore", str(postgres.folder / safety), "--force")
     assert dump_text(postgres) == bare
+
+
+def test_names_on_the_server_that_are_not_utf8_are_none_of_its_business(node: Node, tmp_path: Path) -> None:
+    admin = Place("postgres", node.dsn(), tmp_path)
+    rows(admin, "CREATE DATABASE latin TEMPLATE template0 ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C'")
+    rows(admin, "CREATE DATABASE strict")
+    latin, place = at(admin, "latin"), at(admin, "strict")
+    rows(place, *ROW)
+    rows(latin, 'CREATE DATABASE "bäse"', 'CREATE DATABASE "strict_old_ä"', 'CREATE ROLE "rolé"')
+    try:
+        done(place, "create", "--test-restore")
+        assert done(place, "restore", "latest", "--force")["kept"] == []
+        text = refused(place, 2, "restore", "latest", "--force", "--to", os.fsdecode(b"a\xffb"))
+        assert "a\\udcffb" in text
+    finally:
+        rows(latin, 'DROP DATABASE "bäse"', 'DROP DATABASE "strict_old_ä"', 'DROP ROLE "rolé"')
+        rows(admin, "DROP DATABASE latin", "DROP DATABASE strict")
+
+
+@pytest.mark.parametrize(("size", "others"), [(3, ""), (3, "y"), (42, ""), (42, "y"), (43, ""), (43, "y"), (60, "y")])
+def test_what_was_put_aside_is_only_told_of_where_it_is_ones_own(node: Node, size: int, others: str) -> None:
+    name, old = "x" * size, f"{'x' * min(size, 42)}_old_20260102T030405Z"
+    with session(parse_postgres(node.dsn())) as asked:
+        databases = [name, old, *([f"{'x' * 42}{others}"] if others else [])]
+        for database in databases:
+            asked.rows(f'CREATE DATABASE "{database}"')
+        assert replaced(asked, name) == ([] if others and size > 3 else [old])
+        moment = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
+        assert old_name(asked, name, moment).endswith("_old_20260102T030406Z")
+        for database in databases:
+            asked.rows(f'DROP DATABASE "{database}"')

@@ -51,6 +51,9 @@ class PostgresEngine:
 
         self._postgres: Any = postgres
         self.target = target
+        if any("\ud800" <= letter <= "\udfff" for letter in target.arguments.get("dbname", "")):
+            name = ascii(target.arguments["dbname"])
+            raise ConfigError(f"the database's name {name} is not UTF-8", "give one that is")
         self.database = pg_server.database_of(target)
         self.name = _as_file_name(self.database)
         self.title = f"database {self.database}"

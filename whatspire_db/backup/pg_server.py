@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import json
-import re
 import threading
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager, suppress
 from datetime import datetime, timedelta
 from typing import Any
 
 from ..dsn import PostgresTarget, redact
-from ..errors import BackupFailed, ConnectionFailed, TargetRefused
+from ..errors import BackupFailed, ConfigError, ConnectionFailed, TargetRefused
 from ..postgres import arguments_of, cannot_connect
 from .archive import STAMP
+from .durable import undisturbed
 
 MAINTENANCE = ("postgres", "template1")  # databases to be connected to while another one is renamed
 SCRATCH = "whatspire_scratch_"
 RESTORING = "whatspire_db restore"  # the application name of the program that fills a database
 NAME_BYTES = 63
+STEM_BYTES = NAME_BYTES - len("_old_20260102T030405Z")
+POLL_SECONDS = 0.1
 LOST_LOOKS, LOST_LOOK_SECONDS = 100, 0.1  # at a session that was lost, until it has ended
 # What is asked must come out alike on every server and for every role.
 SESSION = {
@@ -61,6 +64,19 @@ WHERE EXISTS (
         AND l.mode = 'AccessExclusiveLock' AND l.granted
 ) AND a.datid = %s AND a.backend_type = 'client backend'
 """
+# Of the server's names none is asked for but those that matter: others can be in any encoding, and not be read.
+_IS_OLD = "d.datname ~ '_old_[0-9]{8}T[0-9]{6}Z$'"
+_OLD = f"""
+SELECT d.datname FROM (SELECT %s::text AS stem) AS given, pg_catalog.pg_database AS d
+WHERE {_IS_OLD} AND starts_with(d.datname, stem || '_old_') AND octet_length(d.datname::text) = octet_length(stem) + 21
+ORDER BY 1
+"""
+# A character has four bytes at most, so that what has three less may be the rest of a longer name.
+_ALIKE = f"""
+SELECT 1 FROM (SELECT %s::text AS stem, %s::text AS name, {STEM_BYTES} AS most) AS given, pg_catalog.pg_database AS d
+WHERE octet_length(stem) > most - 4 AND starts_with(d.datname, stem) AND d.datname <> name AND NOT {_IS_OLD}
+    AND (octet_length(d.datname::text) > most OR d.datname = stem)
+"""
 # By SQLSTATE.
 HINTS = {"42501": "take a role with the right to it", "53100": "make room on the server"}
 # Settings that hold a list of names, each quoted by itself.
@@ -77,14 +93,35 @@ LISTS = {
 class Session:
     """A connection in autocommit, that answers in rows."""
 
-    def __init__(self, connection: Any) -> None:
+    def __init__(self, connection: Any, target: PostgresTarget, pool: ThreadPoolExecutor) -> None:
         self.connection = connection
+        self.target = target
+        self._pool = pool
 
     def rows(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
-        """Run a statement and return its rows, none where it gives none."""
+        """Run a statement and return its rows, none where it gives none; an interrupt ends it."""
+        if threading.current_thread() is not threading.main_thread():
+            return self._rows(sql, *values)
+        # The driver waits for the server in C, where no handler of a signal runs, so it does in another thread.
+        future = self._pool.submit(self._rows, sql, *values)
+        try:
+            return future.result()
+        finally:
+            if not future.done():
+                with undisturbed():
+                    self.cancel(future)
+
+    def _rows(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
         with self.connection.cursor() as cursor:
             cursor.execute(sql, values or None)
             return cursor.fetchall() if cursor.description else []
+
+    def cancel(self, future: Future[Any]) -> None:
+        """End the statements that run in another thread until that is done."""
+        while not future.done():  # between two statements there is nothing to cancel
+            with suppress(Exception):
+                self.connection.cancel()
+            wait([future], POLL_SECONDS)
 
     def value(self, sql: str, *values: Any) -> Any:
         """Return the first column of the first row."""
@@ -116,10 +153,13 @@ def session(target: PostgresTarget) -> Iterator[Session]:
     try:
         connection = psycopg2.connect(**arguments_of(target))
     except psycopg2.Error as error:
-        raise cannot_connect(target, error) from None
-    with closing(connection):
+        refused = cannot_connect(target, error)
+        if "unsupported startup parameter" in str(error):
+            refused.hint += "; a restore takes a direct connection, without a pooler"
+        raise refused from None
+    with closing(connection), ThreadPoolExecutor(1) as pool:
         connection.autocommit = True
-        opened = Session(connection)
+        opened = Session(connection, target, pool)
         try:
             connection.set_client_encoding("UTF8")  # a server without an encoding names none
             opened.rows(_SET, json.dumps(SESSION))
@@ -259,7 +299,24 @@ def drop(admin: Session, name: str) -> None:
     """Drop a database that may not be there."""
     if admin.value("SELECT EXISTS (SELECT FROM pg_catalog.pg_database WHERE datname = %s AND datistemplate)", name):
         admin.rows(f"ALTER DATABASE {quoted(name)} IS_TEMPLATE false")
+    _drop_subscriptions(admin, name)
     admin.rows(f"DROP DATABASE IF EXISTS {quoted(name)} WITH (FORCE)")
+
+
+def _drop_subscriptions(admin: Session, name: str) -> None:
+    """Drop what stops a database from being dropped, and leave its slots alone: they serve the one that is restored."""
+    names = admin.rows(
+        "SELECT s.subname FROM pg_catalog.pg_subscription AS s "
+        "JOIN pg_catalog.pg_database AS d ON d.oid = s.subdbid WHERE d.datname = %s",
+        name,
+    )
+    if not names:
+        return
+    with session(admin.pinned(admin.target).to(name)) as inside:
+        for (subscription,) in names:
+            inside.rows(f"ALTER SUBSCRIPTION {quoted(subscription)} DISABLE")
+            inside.rows(f"ALTER SUBSCRIPTION {quoted(subscription)} SET (slot_name = NONE)")
+            inside.rows(f"DROP SUBSCRIPTION {quoted(subscription)}")
 
 
 def _locale_options(admin: Session, properties: Mapping[str, Any]) -> str:
@@ -270,9 +327,9 @@ def _locale_options(admin: Session, properties: Mapping[str, Any]) -> str:
     }
     provider = {"c": "libc", "i": "icu", "b": "builtin"}[properties["provider"]]
     # Naming the usual one takes a right to it that plain roles do not have.
-    if properties["tablespace"] != "pg_default" and properties["tablespace"] in {
-        name for (name,) in admin.rows("SELECT spcname FROM pg_catalog.pg_tablespace")
-    }:
+    if properties["tablespace"] != "pg_default" and admin.rows(
+        "SELECT 1 FROM pg_catalog.pg_tablespace WHERE spcname = %s", properties["tablespace"]
+    ):
         options["TABLESPACE"] = quoted(properties["tablespace"])
     if admin.major > 14:
         options["LOCALE_PROVIDER"] = provider
@@ -290,7 +347,14 @@ def apply_properties(admin: Session, name: str, properties: Mapping[str, Any]) -
     of it is done, or nothing.
     """
     database = quoted(name)
-    able = dict(admin.rows("SELECT rolname, pg_has_role(current_user, oid, 'MEMBER') FROM pg_catalog.pg_roles"))
+    named = {properties["owner"], *(role for role, _ in properties["settings"])}
+    named.update(role for to, _, _, by in properties["grants"] for role in (to, by))
+    able = dict(
+        admin.rows(
+            "SELECT rolname, pg_has_role(current_user, oid, 'MEMBER') FROM pg_catalog.pg_roles WHERE rolname = ANY(%s)",
+            list(named),
+        )
+    )
     roles, current = able.keys(), admin.value("SELECT current_user")
     admin.rows("BEGIN")
     if able.get(properties["owner"]) and properties["owner"] != current:
@@ -341,65 +405,80 @@ def _set(admin: Session, whose: str, name: str, value: str) -> None:
 
 def old_name(admin: Session, name: str, moment: datetime) -> str:
     """Return a free name under which a database is kept that another one takes the place of."""
-    taken = _names(admin)
-    while (old := _old_name(name, moment.strftime(STAMP))) in taken:
+    taken = {old for (old,) in admin.rows(_OLD, _stem(name))}
+    while (old := f"{_stem(name)}_old_{moment.strftime(STAMP)}") in taken:
         moment += timedelta(seconds=1)
     return old
 
 
 def replaced(asked: Session, name: str) -> list[str]:
-    """Return the databases that restores of a database put aside, and that are there still."""
-    stamps = {other: other.rpartition("_old_")[2] for other in sorted(_names(asked))}
-    return [
-        other
-        for other, stamp in stamps.items()
-        if re.fullmatch(r"\d{8}T\d{6}Z", stamp) and other == _old_name(name, stamp)
-    ]
+    """Return the databases that restores of a database put aside, and that are there still.
+
+    Where they could be another database's too, whose name is as long and begins alike, there are none.
+    """
+    stem = _stem(name)
+    if asked.rows(_ALIKE, stem, name):
+        return []
+    return [old for (old,) in asked.rows(_OLD, stem)]
 
 
-def _names(asked: Session) -> set[str]:
-    return {name for (name,) in asked.rows("SELECT datname FROM pg_catalog.pg_database")}
+def _stem(name: str) -> str:
+    return name.encode()[:STEM_BYTES].decode(errors="ignore")
 
 
-def _old_name(name: str, stamp: str) -> str:
-    suffix = f"_old_{stamp}"
-    return name.encode()[: NAME_BYTES - len(suffix)].decode(errors="ignore") + suffix
+def require_direct(admin: Session) -> None:
+    """Refuse a session that is not one of the server's own: its locks would be another's, and soon nobody's.
+
+    :raises ConfigError: when it goes through a pooler.
+    """
+    if admin.value("SELECT pg_backend_pid()") != admin.connection.info.backend_pid:
+        raise ConfigError(
+            "a restore takes a direct connection, and this one goes through a pooler",
+            "name the server itself in WHATSAPP_DATABASE_DSN",
+        )
 
 
 @contextmanager
 def alone(admin: Session, name: str) -> Iterator[None]:
     """Be the only restore of a database, and end what a killed one left at work in it.
 
+    :raises ConfigError: when that cannot be told, behind a pooler.
     :raises TargetRefused: when there is another one.
     """
+    require_direct(admin)
     key = f"whatspire_db restore {name}"
     if not admin.value("SELECT pg_try_advisory_lock(hashtextextended(%s, 0))", key):
         raise TargetRefused(f"another restore of database {name} is under way", "wait for it to end")
     try:
-        # A program outlives the process that started it and was killed.
-        admin.rows(
-            "SELECT pg_terminate_backend(pid, 10000) FROM pg_catalog.pg_stat_activity "
-            "WHERE datname = %s AND application_name = %s",
-            name,
-            RESTORING,
-        )
+        end_restoring(admin, name)  # a program outlives the process that started it and was killed
         yield
     finally:
         with _unless_gone(admin):
             admin.rows("SELECT pg_advisory_unlock(hashtextextended(%s, 0))", key)
 
 
-def swap(admin: Session, target: PostgresTarget, new: str, name: str, old: str) -> None:
+def end_restoring(admin: Session, name: str) -> None:
+    """End what fills a database, and wait until it has ended."""
+    admin.rows(
+        "SELECT pg_terminate_backend(pid, 10000) FROM pg_catalog.pg_stat_activity "
+        "WHERE datname = %s AND application_name = %s",
+        name,
+        RESTORING,
+    )
+
+
+def swap(admin: Session, target: PostgresTarget, new: str, name: str, old: str, wait: float) -> None:
     """Give a database another one's name, in one transaction: whoever is killed, one of them has it.
 
     The first rename holds off new sessions and waits for five seconds for those that are there, which are ended
     meanwhile from a second connection.
 
+    :param wait: seconds to wait for others that alter the database; 0 for ever.
     :raises TargetRefused: when some of them could not be ended; nothing was changed.
     """
     import psycopg2
 
-    pid = admin.connection.info.backend_pid
+    pid = admin.value("SELECT pg_backend_pid()")
     oid = admin.value("SELECT oid FROM pg_catalog.pg_database WHERE datname = %s", name)
     with suppress(psycopg2.Error):  # where the server can: it lets new sessions in as soon as this process is killed
         admin.rows("SET client_connection_check_interval = '100ms'")
@@ -407,6 +486,7 @@ def swap(admin: Session, target: PostgresTarget, new: str, name: str, old: str) 
     with maintenance(target, name) as ender:
         thread = threading.Thread(target=_end_sessions, args=(ender, pid, oid, ended))
         admin.rows("BEGIN")
+        admin.rows(f"SET LOCAL lock_timeout = {int(wait * 1000)}")
         thread.start()
         try:
             admin.rows(f"ALTER DATABASE {quoted(name)} RENAME TO {quoted(old)}")
@@ -417,7 +497,8 @@ def swap(admin: Session, target: PostgresTarget, new: str, name: str, old: str) 
             detail = " ".join(str(error.diag.message_detail or "").split())
             raise TargetRefused(
                 f"database {name} is in use: {detail or 'others are connected'}",
-                "end those sessions and prepared transactions, or restore with a role that may; nothing was changed",
+                "end those sessions and prepared transactions (of a subscription by ALTER SUBSCRIPTION ... DISABLE), "
+                "or restore with a role that may; nothing was changed",
             ) from None
         except psycopg2.Error:
             if not admin.connection.closed or not _was_renamed(target, pid, oid, name, old):
@@ -436,9 +517,10 @@ def _was_renamed(target: PostgresTarget, lost: int, oid: int, name: str, old: st
     try:
         with maintenance(target, name) as asked:
             for _ in range(LOST_LOOKS):
-                if not asked.rows("SELECT FROM pg_catalog.pg_stat_activity WHERE pid = %s", lost):
-                    names = dict(asked.rows("SELECT oid, datname FROM pg_catalog.pg_database"))
-                    return names.get(oid) == old
+                if not asked.rows("SELECT 1 FROM pg_catalog.pg_stat_activity WHERE pid = %s", lost):
+                    return bool(
+                        asked.rows("SELECT 1 FROM pg_catalog.pg_database WHERE oid = %s AND datname = %s", oid, old)
+                    )
                 time.sleep(LOST_LOOK_SECONDS)
     except (BackupFailed, ConnectionFailed):
         pass

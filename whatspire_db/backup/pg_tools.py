@@ -150,6 +150,7 @@ def _hint(text: str) -> str:
         "server version mismatch": f"take the server's own programs: {FOLDER_VARIABLE}",
         "permission denied": "back up and restore with the role that owns the tables",
         "row-level security": "take a role with BYPASSRLS, or the tables' owner",
+        "unsupported startup parameter": "name the server itself in WHATSAPP_DATABASE_DSN, for this is a pooler",
         "password": "check the password in WHATSAPP_DATABASE_DSN",
     }
     return next((hint for mark, hint in hints.items() if mark in text), "see the server's log; nothing was changed")

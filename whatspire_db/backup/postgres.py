@@ -8,14 +8,22 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..dsn import PostgresTarget
-from ..errors import BackupFailed, BackupInvalid, NothingToBackUp, TargetRefused, VersionMismatch
+from ..errors import (
+    BackupFailed,
+    BackupInvalid,
+    NothingToBackUp,
+    TargetRefused,
+    VersionMismatch,
+    WhatspireDBError,
+)
 from . import pg_tools
 from .archive import Backup, Content, Progress, Table, differences, silent
-from .durable import new_file
+from .durable import new_file, undisturbed
 from .pg_server import (
     RESTORING,
     Session,
@@ -24,10 +32,12 @@ from .pg_server import (
     database_of,
     database_properties,
     drop,
+    end_restoring,
     maintenance,
     old_name,
     rename,
     replaced,
+    require_direct,
     scratch,
     session,
     swap,
@@ -37,7 +47,6 @@ logger = logging.getLogger("whatspire_db.backup")
 
 SUFFIX = ".dump"
 MAGIC = b"PGDMP"
-POLL_SECONDS = 0.1
 LEVELS = {"none": "0", "gzip": "1", "zstd": "zstd:3"}
 # What belongs to an extension comes with it.
 _OWN = """
@@ -53,6 +62,16 @@ WHERE c.relkind = 'r' AND c.relpersistence <> 't' AND (c.relpersistence = 'p' OR
 ORDER BY 1
 """
 _ANY_LARGE_OBJECT = "SELECT EXISTS (SELECT FROM pg_catalog.pg_largeobject_metadata)"
+# In parts, for one value has 1 GB at most, and hexadecimal digits take two bytes for one. 262144 opens for reading.
+_LARGE_OBJECTS = """
+SELECT count(*) FILTER (WHERE start = 0),
+    coalesce(sum(hashtextextended(concat_ws(' ', oid, start, encode(lo_get(oid, start, 1048576), 'hex')), 0)), 0)::text
+FROM (
+    SELECT oid, lo_lseek64(opened, 0, 2) AS size, opened
+    FROM (SELECT oid, lo_open(oid, 262144) AS opened FROM pg_catalog.pg_largeobject_metadata OFFSET 0) AS one OFFSET 0
+) AS sized, generate_series(0, greatest(size - 1, 0), 1048576) AS start
+WHERE lo_close(opened) = 0
+"""
 _ANY_RELATION = f"""
 SELECT EXISTS (
     SELECT FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace WHERE {_OWN}
@@ -135,9 +154,10 @@ def dump(target: PostgresTarget, draft: Path, method: str, wait: float, progress
         sequences = _sequences(reading)
         with _beside(reading, lambda: _content(reading, names, tool, sequences)) as content:
             pg_tools.run(tool, arguments, target, lambda: progress("dumping", draft.stat().st_size, size))
+            found = content()
         reading.rows("ROLLBACK")
     check(draft, tool.major, progress)
-    return content()
+    return found
 
 
 @contextmanager
@@ -146,7 +166,7 @@ def _beside(reading: Session, work: Callable[[], Content]) -> Iterator[Callable[
 
     When the block fails, nobody waits for the rest; when it failed because the session did, that error is raised.
     """
-    from concurrent.futures import ThreadPoolExecutor, wait
+    from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(work)
@@ -154,10 +174,7 @@ def _beside(reading: Session, work: Callable[[], Content]) -> Iterator[Callable[
             yield future.result
         except BaseException as error:
             first = future.exception() if future.done() else None
-            while not future.done():  # between two statements there is nothing to cancel
-                with suppress(Exception):
-                    reading.connection.cancel()
-                wait([future], POLL_SECONDS)
+            reading.cancel(future)
             if first is not None and isinstance(error, BackupFailed):
                 raise first from None
             raise
@@ -171,10 +188,7 @@ def _content(
     reading: Session, names: Sequence[str], tool: pg_tools.Tool, sequences: Mapping[str, list[int]]
 ) -> Content:
     tables = {name: _table(reading, name) for name in names}
-    count, fingerprint = reading.rows(
-        "SELECT count(*), coalesce(sum(hashtextextended(oid || encode(lo_get(oid), 'hex'), 0)), 0)::text "
-        "FROM pg_catalog.pg_largeobject_metadata"
-    )[0]
+    count, fingerprint = reading.rows(_LARGE_OBJECTS)[0]
     if count:
         tables["large objects"] = Table(count, fingerprint)
     extensions = reading.rows(_EXTENSIONS)
@@ -197,15 +211,20 @@ def _content(
 
 
 def _table(reading: Session, name: str) -> Table:
+    import psycopg2
+
     # By name: what a parent got late stands elsewhere in a restored child.
     columns = reading.value(
         "SELECT coalesce(string_agg(format('one.%%I', attname), ', ' ORDER BY attname), '') "
         "FROM pg_catalog.pg_attribute WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped",
         name,
     )
-    rows, fingerprint = reading.rows(
-        f"SELECT count(*), coalesce(sum(hashtextextended(ROW({columns})::text, 0)), 0)::text FROM ONLY {name} AS one"
-    )[0]
+    asked = f"coalesce(sum(hashtextextended(ROW({columns})::text, 0)), 0)::text"
+    try:
+        rows, fingerprint = reading.rows(f"SELECT count(*), {asked} FROM ONLY {name} AS one")[0]
+    except (psycopg2.errors.ProgramLimitExceeded, psycopg2.errors.InternalError_) as error:
+        fact = f"table {name} cannot be read: {' '.join(str(error).split())}"
+        raise BackupFailed(fact, "a row must not take more than 1 GB as text; bytea takes two bytes for one") from None
     return Table(rows, fingerprint)
 
 
@@ -244,6 +263,7 @@ def check(file: Path, dumped_by: int, progress: Progress = silent) -> None:
 def test_restore(target: PostgresTarget, file: Path, content: Content, work: Path, progress: Progress) -> list[str]:
     """Restore a dump into a scratch database of the server and return in what that differs."""
     with maintenance(target) as admin:
+        require_direct(admin)
         target = admin.pinned(target)
         require_fitting(admin, content)
         with scratch(admin, content.details["database"], _template(admin, target, content)) as name:
@@ -350,11 +370,11 @@ def _entries(tool: pg_tools.Tool, file: Path, filling: Session) -> str:
 
 def _may_own(asked: Session, roles: Sequence[str]) -> bool:
     """Tell whether this role may give things to all who had them; else all of it is its own."""
-    if asked.value("SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user"):
-        known = asked.rows("SELECT rolname FROM pg_catalog.pg_roles")
-    else:
-        known = asked.rows("SELECT rolname FROM pg_catalog.pg_roles WHERE pg_has_role(current_user, oid, 'MEMBER')")
-    return set(roles) <= {name for (name,) in known}
+    known = asked.rows(
+        "SELECT 1 FROM pg_catalog.pg_roles WHERE rolname = ANY(%s) AND pg_has_role(current_user, oid, 'MEMBER')",
+        list(roles),
+    )
+    return len(known) == len(set(roles))
 
 
 def _restore_failed(error: BackupFailed) -> BackupFailed:
@@ -388,23 +408,70 @@ def restore(
     keep: Callable[[], Backup] | None,
     work: Path,
     progress: Progress,
+    wait: float = 0,
 ) -> Outcome:
     """Bring a database to what a dump holds: made beside it, compared, and swapped for it by rename.
 
     :param target: names the database; it is made where there is none.
     :param keep: makes a backup of what is about to be replaced; None where that was not wanted.
+    :param wait: seconds to wait for others' locks; 0 for ever.
     :raises TargetRefused: when there is data without `force`, or others cannot be sent away.
     """
+    done: list[Outcome] = []
+    made: list[Backup] = []
+
+    def kept(given: Callable[[], Backup]) -> Backup:
+        made.append(given())
+        return made[0]
+
+    try:
+        _restore(
+            target,
+            file,
+            content,
+            done,
+            force=force,
+            keep=partial(kept, keep) if keep else None,
+            work=work,
+            progress=progress,
+            wait=wait,
+        )
+    except KeyboardInterrupt:
+        if not done:
+            raise
+        logger.warning("the restore was done when the interrupt came: what it put aside, if anything, is kept")
+    except WhatspireDBError as error:
+        if made:
+            error.hint += f"; what is there is in the backup {made[0].file}"
+        raise
+    return done[-1]
+
+
+def _restore(
+    target: PostgresTarget,
+    file: Path,
+    content: Content,
+    done: list[Outcome],
+    *,
+    force: bool,
+    keep: Callable[[], Backup] | None,
+    work: Path,
+    progress: Progress,
+    wait: float,
+) -> None:
+    """Do the work of `restore`, and put into `done` what holds as soon as the database is the new one."""
     name = target.arguments["dbname"]
     with maintenance(target, name) as admin, alone(admin, name):
         target = admin.pinned(target)
         require_fitting(admin, content)
         properties = database_properties(admin, name)
         if properties is not None and _is_empty(target):
-            fill(target, file, content, work, progress)
-            _require_same(target, content, "drop the database and restore again")
-            return Outcome()
-        holds_rows = properties is not None and _holds_rows(target)
+            with _told_if_filled(admin, target):
+                fill(target, file, content, work, progress)
+                _require_same(target, content, "drop the database and restore again")
+                done.append(Outcome())
+            return
+        holds_rows = properties is not None and _holds_rows(target, wait)
         if holds_rows and not force:
             raise TargetRefused(f"database {name} holds data", "--force makes a backup of it, and replaces it")
         likeness = properties or content.details["database"]
@@ -413,17 +480,38 @@ def restore(
             _require_same(target.to(new), content, "nothing was changed")
             apply_properties(admin, new, likeness)
             if properties is None:
-                rename(admin, new, name)
-                return Outcome()
+                with undisturbed():
+                    rename(admin, new, name)
+                    done.append(Outcome())
+                return
             safety = keep() if keep else None
             old = old_name(admin, name, datetime.now(timezone.utc))
             progress("swapping", 0, 0)
-            swap(admin, target, new, name, old)
+            with undisturbed():
+                swap(admin, target, new, name, old, wait)
+                done.append(Outcome(safety, old))
         with suppress(Exception):  # the restore is done: what cannot be looked at, or dropped, is kept and told
             if safety is None or _is_saved(target.to(old), safety, work):
-                drop(admin, old)
-                return Outcome(safety)
-        return Outcome(safety, old)
+                with undisturbed():
+                    drop(admin, old)
+                    done.append(Outcome(safety))
+
+
+@contextmanager
+def _told_if_filled(admin: Session, target: PostgresTarget) -> Iterator[None]:
+    """Have an interrupt of the block tell so, where a database that was empty before is filled by then."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        name = target.arguments["dbname"]
+        with undisturbed():
+            end_restoring(admin, name)  # else it could commit after the look at what it did
+            if _is_empty(target):
+                raise
+        raise KeyboardInterrupt(
+            f"interrupted when database {name}, which was empty, had been filled from the backup",
+            "that was neither compared nor analyzed: drop the database and restore again",
+        ) from None
 
 
 def _require_same(target: PostgresTarget, content: Content, hint: str) -> None:
@@ -456,9 +544,10 @@ def _is_empty(target: PostgresTarget) -> bool:
         return not asked.value(_ANY_RELATION)
 
 
-def _holds_rows(target: PostgresTarget) -> bool:
+def _holds_rows(target: PostgresTarget, wait: float) -> bool:
     """Tell whether any table has a row, but for the migrator's own, or there is a large object."""
     with session(target) as asked:
+        asked.rows(f"SET lock_timeout = {int(wait * 1000)}")
         if asked.value(_ANY_LARGE_OBJECT):
             return True
         names = [n for (n,) in asked.rows(_TABLES) if n.rpartition(".")[2] != "migration_versions"]

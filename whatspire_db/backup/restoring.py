@@ -95,7 +95,9 @@ def restore(
                 engine, backup, place if safety_backup else None, work, force, lock_timeout, progress
             )
         else:
-            safety, kept = _restore_postgres(engine, backup, place if safety_backup else None, work, force, progress)
+            safety, kept = _restore_postgres(
+                engine, backup, place if safety_backup else None, work, force, lock_timeout, progress
+            )
     return Restored(engine.title, backup, safety, kept, (time.perf_counter() - started) * 1000)
 
 
@@ -178,7 +180,7 @@ def _kept_damaged(engine: SqliteEngine, copy: Path, folder: Path) -> Path:
 
 
 def _restore_postgres(
-    engine: PostgresEngine, backup: Backup, place: Path | None, work: Path, force: bool, progress: Progress
+    engine: PostgresEngine, backup: Backup, place: Path | None, work: Path, force: bool, wait: float, progress: Progress
 ) -> tuple[Backup | None, tuple[str, ...]]:
     from . import postgres
 
@@ -188,7 +190,7 @@ def _restore_postgres(
 
         def keep() -> Backup:
             try:
-                return create_of(engine, folder, purpose=SAFETY, progress=progress)
+                return create_of(engine, folder, purpose=SAFETY, wait=wait, progress=progress)
             except BackupFailed as error:
                 hint = f"{error.hint}; --no-safety-backup replaces it without"
                 raise BackupFailed(f"what is there cannot be backed up: {error.fact}", hint) from None
@@ -202,5 +204,6 @@ def _restore_postgres(
         keep=keep,
         work=work,
         progress=progress,
+        wait=wait,
     )
     return outcome.safety, (outcome.kept_database,) if outcome.kept_database else ()
