@@ -135,9 +135,12 @@ def test_all_that_belongs_to_a_database_stays_with_its_name(postgres: Place, ser
         server.execute("ALTER ROLE third RENAME TO fourth")
         cleanup.callback(server.execute, "ALTER ROLE fourth RENAME TO third")
         with spare(server) as other:
-            done(postgres, "restore", made["path"], "--to", other, warns="belongs to this role")
+            done(postgres, "restore", made["path"], "--to", other, warns="grants are left out: there is no role third")
             assert "third" not in repr(belongings(server, other))
             assert belongings(server, other)[0] == "owner"
+            assert rows(at(postgres, other), "SELECT tableowner FROM pg_tables WHERE schemaname = 'hers'") == [
+                ("owner",)
+            ]
             rows(at(postgres, other), *GONE[:2])
             server.execute(f"ALTER DATABASE {other} OWNER TO postgres")
 
@@ -245,6 +248,48 @@ def test_role_without_the_right_to_make_databases_is_refused(postgres: Place, se
         done(place, "restore", made["path"])
         assert rows(place, "SELECT a FROM kept") == [(1,)]
         server.execute(f"ALTER DATABASE {name} OWNER TO postgres")
+        rows(postgres, "DROP TABLE kept")
+
+
+def test_grants_of_a_plain_owner_stay(postgres: Place, server: Server) -> None:
+    with roles(server, plain="LOGIN CREATEDB", reader="LOGIN"), spare(server, "OWNER plain") as name:
+        place = at(postgres, name, user="plain")
+        rows(
+            place,
+            "CREATE SCHEMA s",
+            "CREATE TABLE s.kept (a integer)",
+            "INSERT INTO s.kept VALUES (1)",
+            "GRANT USAGE ON SCHEMA s, public TO reader",
+            "GRANT SELECT, UPDATE (a) ON s.kept TO reader WITH GRANT OPTION",
+            "ALTER DEFAULT PRIVILEGES IN SCHEMA s GRANT SELECT ON TABLES TO reader",
+            "ALTER DEFAULT PRIVILEGES REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC",
+        )
+        before = dump_text(place)
+        made = done(place, "create", "--test-restore")
+        done(place, "restore", made["path"], "--force")
+        assert dump_text(place) == before
+        assert rows(at(place, name, user="reader"), "SELECT a FROM s.kept") == [(1,)]
+        # What another one granted cannot be granted again in its name.
+        rows(at(place, name, user="reader"), "GRANT SELECT ON s.kept TO PUBLIC")
+        made = done(place, "create")
+        done(place, "restore", made["path"], "--force", warns="may not grant in the name of reader")
+        assert rows(place, "SELECT relacl, relowner::regrole::text FROM pg_class WHERE relname = 'kept'") == [
+            (None, "plain")
+        ]
+        server.execute(f"DROP DATABASE {name}")
+
+
+def test_member_that_may_not_act_for_the_owner_restores_as_its_own(postgres: Place, server: Server) -> None:
+    with roles(server, owner="", boss="LOGIN CREATEDB"), spare(server) as other:
+        server.execute("GRANT owner TO boss WITH ADMIN TRUE, SET FALSE, INHERIT TRUE")
+        rows(postgres, *ROW, "ALTER TABLE kept OWNER TO owner")
+        server.execute(f"ALTER DATABASE {name_of(postgres)} OWNER TO owner")
+        made = done(postgres, "create")
+        place = at(postgres, other, user="boss")
+        done(place, "restore", made["path"], "--to", other, warns="belongs to this role")
+        assert rows(place, "SELECT tableowner FROM pg_tables WHERE tablename = 'kept'") == [("boss",)]
+        assert belongings(server, other)[0] == "boss"
+        server.execute(f"DROP DATABASE {other}", f"ALTER DATABASE {name_of(postgres)} OWNER TO postgres")
         rows(postgres, "DROP TABLE kept")
 
 

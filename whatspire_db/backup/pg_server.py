@@ -283,6 +283,12 @@ def _locale_options(admin: Session, properties: Mapping[str, Any]) -> str:
     return " ".join(f"{name} = {value}" for name, value in options.items())
 
 
+def may_act_for(asked: Session) -> dict[str, bool]:
+    """Return the server's roles, and for which of them this role may act."""
+    right = "SET" if asked.major > 15 else "MEMBER"  # since 16 a member may be one without the right to SET ROLE
+    return dict(asked.rows("SELECT rolname, pg_has_role(current_user, oid, %s) FROM pg_catalog.pg_roles", right))
+
+
 def apply_properties(admin: Session, name: str, properties: Mapping[str, Any]) -> None:
     """Give a database the owner, grants, settings, limit and comment of another one.
 
@@ -290,7 +296,7 @@ def apply_properties(admin: Session, name: str, properties: Mapping[str, Any]) -
     of it is done, or nothing.
     """
     database = quoted(name)
-    able = dict(admin.rows("SELECT rolname, pg_has_role(current_user, oid, 'MEMBER') FROM pg_catalog.pg_roles"))
+    able = may_act_for(admin)
     roles, current = able.keys(), admin.value("SELECT current_user")
     admin.rows("BEGIN")
     if able.get(properties["owner"]) and properties["owner"] != current:

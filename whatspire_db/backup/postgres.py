@@ -25,6 +25,7 @@ from .pg_server import (
     database_properties,
     drop,
     maintenance,
+    may_act_for,
     old_name,
     rename,
     replaced,
@@ -80,11 +81,55 @@ _OWNED = " UNION ".join(
         "pg_largeobject_metadata": "lomowner",
     }.items()
 )
+# What each object's grants are, where they are not those that it was made with by the server or by an extension.
+_GRANTS = " UNION ALL ".join(
+    f"SELECT 'pg_catalog.{catalog}'::regclass::oid AS catalog, o.oid, 0 AS part, {owner} AS owner, {grants} AS acl "
+    f"FROM pg_catalog.{catalog} AS o"
+    for catalog, owner, grants in (
+        ("pg_class", "relowner", "relacl"),
+        ("pg_namespace", "nspowner", "nspacl"),
+        ("pg_proc", "proowner", "proacl"),
+        ("pg_type", "typowner", "typacl"),
+        ("pg_language", "lanowner", "lanacl"),
+        ("pg_foreign_data_wrapper", "fdwowner", "fdwacl"),
+        ("pg_foreign_server", "srvowner", "srvacl"),
+        ("pg_largeobject_metadata", "lomowner", "lomacl"),
+        ("pg_default_acl", "defaclrole", "defaclacl"),
+    )
+)
 _ROLES = f"""
-SELECT r.rolname FROM pg_catalog.pg_shdepend AS d JOIN pg_catalog.pg_roles AS r ON r.oid = d.refobjid
-WHERE d.dbid = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
-    AND d.refclassid = 'pg_catalog.pg_authid'::regclass AND d.deptype IN ('o', 'a', 'r')
-UNION SELECT rolname FROM pg_catalog.pg_roles WHERE oid = 10 AND oid IN ({_OWNED}) ORDER BY 1
+WITH changed AS (
+    SELECT o.*, o.oid < 16384 OR EXISTS (
+        SELECT FROM pg_catalog.pg_depend AS d WHERE d.classid = o.catalog AND d.objid = o.oid AND d.deptype = 'e'
+    ) AS is_given
+    FROM (
+        {_GRANTS} UNION ALL
+        SELECT 'pg_catalog.pg_class'::regclass::oid, c.oid, a.attnum, c.relowner, a.attacl
+        FROM pg_catalog.pg_attribute AS a JOIN pg_catalog.pg_class AS c ON c.oid = a.attrelid
+    ) AS o
+    LEFT JOIN pg_catalog.pg_init_privs AS i ON (i.classoid, i.objoid, i.objsubid) = (o.catalog, o.oid, o.part)
+    WHERE o.acl IS NOT NULL AND o.acl IS DISTINCT FROM i.initprivs
+        -- the information schema is in no dump, and the server notes no grants that it was made with
+        AND (o.oid NOT BETWEEN 12000 AND 16383 OR i.initprivs IS NOT NULL)
+), granted AS (
+    SELECT c.owner, c.is_given, g.grantor, g.grantee FROM changed AS c, aclexplode(c.acl) AS g
+), found (part, role) AS (
+    SELECT 'owners', d.refobjid FROM pg_catalog.pg_shdepend AS d
+    WHERE d.dbid = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
+        AND d.refclassid = 'pg_catalog.pg_authid'::regclass AND d.deptype = 'o'
+        AND d.classid::regclass::text NOT IN ('pg_default_acl', 'pg_extension', 'pg_user_mapping')
+        AND NOT EXISTS (
+            SELECT FROM pg_catalog.pg_depend AS e
+            WHERE (e.classid, e.objid) = (d.classid, d.objid) AND e.deptype = 'e'
+        )
+    UNION SELECT 'owners', 10 WHERE 10 IN ({_OWNED})
+    UNION SELECT 'defaults', defaclrole FROM pg_catalog.pg_default_acl
+    UNION SELECT 'grantors', grantor FROM granted WHERE grantor <> owner
+    UNION SELECT 'grantors', owner FROM granted
+        WHERE is_given AND owner IN (SELECT oid FROM pg_catalog.pg_roles WHERE rolsuper)
+    UNION SELECT 'grantees', grantee FROM granted WHERE grantee NOT IN (0, owner)
+)
+SELECT f.part, r.rolname FROM found AS f JOIN pg_catalog.pg_roles AS r ON r.oid = f.role ORDER BY 1, 2
 """
 
 
@@ -183,7 +228,7 @@ def _content(
         "dumped_by": tool.major,
         "sequences": sequences,
         "extension_schemas": {name: schema for name, _, schema in extensions},
-        "roles": [name for (name,) in reading.rows(_ROLES)],
+        "roles": _roles(reading),
         "database": database_properties(reading, reading.value("SELECT current_database()")),
         "hnsw": reading.value(
             "SELECT EXISTS (SELECT FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_am AS a ON a.oid = c.relam "
@@ -194,6 +239,14 @@ def _content(
     return Content(
         "postgres", version, _schema_version(reading, names), tables, {n: v for n, v, _ in extensions}, details
     )
+
+
+def _roles(reading: Session) -> dict[str, list[str]]:
+    """Return the roles that a restore needs, by what it needs them for."""
+    found: dict[str, list[str]] = {}
+    for part, role in reading.rows(_ROLES):
+        found.setdefault(part, []).append(role)
+    return found
 
 
 def _table(reading: Session, name: str) -> Table:
@@ -315,9 +368,7 @@ def fill(target: PostgresTarget, file: Path, content: Content, work: Path, progr
         entries = work / "entries"
         entries.write_text(_entries(tool, file, filling), encoding="utf-8", errors="surrogateescape")
         arguments = ["--single-transaction", "--exit-on-error", f"--use-list={entries}"]
-        if not _may_own(filling, content.details["roles"]):
-            logger.warning("all that is restored belongs to this role: it may not act for all who owned it")
-            arguments += ["--no-owner", "--no-privileges"]
+        arguments += _left_to_roles(filling, content.details["roles"])
         target = PostgresTarget({**target.arguments, "application_name": RESTORING})
         options = ["-c default_transaction_read_only=off"]
         if content.details["hnsw"]:
@@ -348,13 +399,29 @@ def _entries(tool: pg_tools.Tool, file: Path, filling: Session) -> str:
     return "".join(f"{line}\n" for line in listing.splitlines() if not left_out.match(line))
 
 
-def _may_own(asked: Session, roles: Sequence[str]) -> bool:
-    """Tell whether this role may give things to all who had them; else all of it is its own."""
-    if asked.value("SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user"):
-        known = asked.rows("SELECT rolname FROM pg_catalog.pg_roles")
-    else:
-        known = asked.rows("SELECT rolname FROM pg_catalog.pg_roles WHERE pg_has_role(current_user, oid, 'MEMBER')")
-    return set(roles) <= {name for (name,) in known}
+def _left_to_roles(asked: Session, needed: Mapping[str, Sequence[str]] | Sequence[str]) -> list[str]:
+    """Return the options that leave out what this role cannot restore, or names roles that are not there.
+
+    :param needed: by what for; in older manifests all of them in one list.
+    """
+    by_part = needed if isinstance(needed, Mapping) else {"owners": needed}
+    roles = may_act_for(asked)
+    is_super, current = asked.rows("SELECT rolsuper, rolname FROM pg_catalog.pg_roles WHERE rolname = current_user")[0]
+    usable = {name for name, may in roles.items() if may}
+    if not usable.issuperset(by_part.get("owners", ())):
+        logger.warning("all that is restored belongs to this role, without grants: it may not act for all who owned it")
+        return ["--no-owner", "--no-privileges"]
+    missing = {name for names in by_part.values() for name in names if name not in roles}
+    if missing:
+        logger.warning("grants are left out: there is no role %s", ", ".join(sorted(missing)))
+        return ["--no-privileges"]
+    # What another one than the owner granted is granted again in its name, which superusers alone can take.
+    others = {name for name in by_part.get("defaults", ()) if name not in usable}
+    others |= {name for name in by_part.get("grantors", ()) if not is_super and name != current}
+    if others:
+        logger.warning("grants are left out: this role may not grant in the name of %s", ", ".join(sorted(others)))
+        return ["--no-privileges"]
+    return []
 
 
 def _restore_failed(error: BackupFailed) -> BackupFailed:
