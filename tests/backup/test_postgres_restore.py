@@ -40,6 +40,7 @@ from tests.servers import Node, eventually, new_node, psql
 from whatspire_db import Settings, backup
 from whatspire_db.backup.pg_server import old_name, session
 from whatspire_db.dsn import parse_postgres
+from whatspire_db.errors import BackupFailed
 
 ROW = ("CREATE TABLE kept (a integer)", "INSERT INTO kept VALUES (1)")
 GONE = [f"DROP OWNED BY {role} CASCADE" for role in ("owner", "second", "third")]
@@ -143,6 +144,37 @@ def test_all_that_belongs_to_a_database_stays_with_its_name(postgres: Place, ser
             ]
             rows(at(postgres, other), *GONE[:2])
             server.execute(f"ALTER DATABASE {other} OWNER TO postgres")
+
+
+@pytest.mark.parametrize("moment", ["analyzing", "swapping"])
+def test_what_is_set_for_a_database_while_it_is_restored_is_not_lost(
+    postgres: Place, server: Server, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    monkeypatch.setenv("WHATSPIRE_PG_BIN", postgres_programs())
+    name = name_of(postgres)
+    rows(postgres, *ROW)
+    settings = Settings(driver="postgres", dsn=postgres.dsn)
+    taken = backup.create(settings, postgres.folder)
+
+    def change(what: str, done: int, total: int) -> None:
+        if what == moment:
+            server.execute(
+                f"ALTER DATABASE {name} SET statement_timeout = '77s'",
+                f"REVOKE CONNECT ON DATABASE {name} FROM PUBLIC",
+                f"ALTER DATABASE {name} CONNECTION LIMIT 9",
+                f"COMMENT ON DATABASE {name} IS 'late'",
+            )
+
+    told = backup.restore(taken, settings, postgres.folder, force=True, progress=change)
+    assert told.kept == tuple(kept_of(server, name))
+    # What came too late stays with the old database.
+    late = belongings(server, told.kept[0] if moment == "swapping" else name)
+    assert late[4] == 9
+    assert late[7] == "late"
+    assert "statement_timeout=77s" in repr(late)
+    assert len(told.kept) == (moment == "swapping")
+    for old in told.kept:
+        server.execute(f'DROP DATABASE "{old}"')
 
 
 NAMES = ['UPPER "quoted" it\'s \\', "postgres://u:p@h/d", "ü" * 31 + "x"]
@@ -291,6 +323,26 @@ def test_member_that_may_not_act_for_the_owner_restores_as_its_own(postgres: Pla
         assert belongings(server, other)[0] == "boss"
         server.execute(f"DROP DATABASE {other}", f"ALTER DATABASE {name_of(postgres)} OWNER TO postgres")
         rows(postgres, "DROP TABLE kept")
+
+
+@pytest.mark.parametrize("whose", ["DATABASE {}", "ROLE reader IN DATABASE {}"])
+def test_setting_that_the_role_may_not_make_is_told_before_any_work(
+    postgres: Place, server: Server, monkeypatch: pytest.MonkeyPatch, whose: str
+) -> None:
+    monkeypatch.setenv("WHATSPIRE_PG_BIN", postgres_programs())
+    with roles(server, plain="LOGIN CREATEDB", reader="LOGIN"), spare(server, "OWNER plain") as name:
+        place = at(postgres, name, user="plain")
+        rows(place, "CREATE SCHEMA s", "CREATE TABLE s.kept AS SELECT 1 AS a")
+        server.execute(f"ALTER {whose.format(name)} SET log_min_duration_statement = '250ms'")
+        settings, done_so_far = Settings(driver="postgres", dsn=place.dsn), set()
+        taken = backup.create(settings, place.folder)
+        with pytest.raises(BackupFailed) as caught:
+            backup.restore(taken, settings, place.folder, force=True, progress=lambda what, *_: done_so_far.add(what))
+        assert "log_min_duration_statement" in caught.value.fact
+        assert "log_min_duration_statement" in caught.value.hint
+        assert "restoring" not in done_so_far
+        assert scratches(server) == []
+        server.execute(f"ALTER {whose.format(name)} RESET ALL", f"DROP DATABASE {name}")
 
 
 def test_plain_role_restores_a_superusers_backup_as_its_own(postgres: Place, server: Server) -> None:

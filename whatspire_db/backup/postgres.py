@@ -476,18 +476,23 @@ def restore(
             raise TargetRefused(f"database {name} holds data", "--force makes a backup of it, and replaces it")
         likeness = properties or content.details["database"]
         with scratch(admin, likeness, _template(admin, target, content)) as new:
+            apply_properties(admin, new, likeness, on_trial=True)  # better refused now than when all is done
             fill(target.to(new), file, content, work, progress)
             _require_same(target.to(new), content, "nothing was changed")
-            apply_properties(admin, new, likeness)
             if properties is None:
+                apply_properties(admin, new, likeness)
                 rename(admin, new, name)
                 return Outcome()
             safety = keep() if keep else None
+            properties = database_properties(admin, name) or properties  # others may have changed them meanwhile
+            apply_properties(admin, new, properties)
             old = old_name(admin, name, datetime.now(timezone.utc))
             progress("swapping", 0, 0)
             swap(admin, target, new, name, old)
         with suppress(Exception):  # the restore is done: what cannot be looked at, or dropped, is kept and told
-            if safety is None or _is_saved(target.to(old), safety, work):
+            if safety is None or (
+                database_properties(admin, old) == properties and _is_saved(target.to(old), safety, work)
+            ):
                 drop(admin, old)
                 return Outcome(safety)
         return Outcome(safety, old)
