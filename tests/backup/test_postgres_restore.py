@@ -262,6 +262,47 @@ def test_large_objects_are_data_too(postgres: Place) -> None:
     ]
 
 
+# Makes a table the configuration of an extension, as its script would by pg_extension_config_dump.
+CONFIGURED = (
+    "CREATE EXTENSION vector",
+    "CREATE TABLE job (name text, is_given boolean)",
+    "INSERT INTO job VALUES ('given', true)",
+    "GRANT ALL ON job TO PUBLIC",
+    "ALTER EXTENSION vector ADD TABLE job",
+    "UPDATE pg_extension SET extconfig = ARRAY['job'::regclass]::oid[], extcondition = ARRAY['WHERE NOT job.is_given'] "
+    "WHERE extname = 'vector'",
+)
+
+
+def test_rows_that_users_gave_to_an_extension_are_data_too(
+    postgres: Place, server: Server, template: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WHATSPIRE_PG_BIN", postgres_programs())
+    rows(template, *CONFIGURED)
+    job = "SELECT name FROM job ORDER BY 1"
+    # A plain role's databases are copied from this template: those of a superuser would make the extension anew.
+    with roles(server, plain="LOGIN CREATEDB"), spare(server, "OWNER plain") as name:
+        place = at(postgres, name, user="plain")
+        assert "nothing to back up" in refused(place, 1, "create")
+        rows(place, "INSERT INTO job VALUES ('mine', false)")
+        made = done(place, "create", "--test-restore")
+        assert {table: one["rows"] for table, one in made["content"]["tables"].items()} == {"public.job": 1}
+        rows(place, "INSERT INTO job VALUES ('second', false)")
+        assert "holds data" in refused(place, 4, "restore", made["path"])
+        told = done(place, "restore", made["path"], "--force")
+        assert (told["kept"], rows(place, job)) == ([], [("given",), ("mine",)])
+        settings = Settings(driver="postgres", dsn=place.dsn)
+
+        def make(what: str, done: int, total: int) -> None:
+            if what == "swapping":
+                rows(place, "INSERT INTO job VALUES ('late', false)")
+
+        taken = backup.find("latest", place.folder / "backups", settings)
+        (old,) = backup.restore(taken, settings, place.folder / "backups", force=True, progress=make).kept
+        assert rows(at(place, old), job) == [("given",), ("late",), ("mine",)]
+        server.execute(f'DROP DATABASE "{old}"', f"DROP DATABASE {name}")
+
+
 # Roles that may not do everything
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..dsn import PostgresTarget
 from ..errors import BackupFailed, BackupInvalid, NothingToBackUp, TargetRefused, VersionMismatch
@@ -47,10 +47,15 @@ NOT EXISTS (
     WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e'
 ) AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
 """
+# Of an extension's tables those are data that it declares as its configuration, and of their rows what it says.
 _TABLES = f"""
-SELECT format('%I.%I', n.nspname, c.relname)
+SELECT format('%I.%I', n.nspname, c.relname), coalesce(e.condition, ''), e.oid IS NOT NULL
 FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
-WHERE c.relkind = 'r' AND c.relpersistence <> 't' AND (c.relpersistence = 'p' OR NOT pg_is_in_recovery()) AND {_OWN}
+LEFT JOIN (
+    SELECT unnest(extconfig) AS oid, unnest(extcondition) AS condition FROM pg_catalog.pg_extension
+) AS e ON e.oid = c.oid
+WHERE c.relkind = 'r' AND c.relpersistence <> 't' AND (c.relpersistence = 'p' OR NOT pg_is_in_recovery())
+    AND (e.oid IS NOT NULL OR {_OWN})
 ORDER BY 1
 """
 _ANY_LARGE_OBJECT = "SELECT EXISTS (SELECT FROM pg_catalog.pg_largeobject_metadata)"
@@ -73,6 +78,8 @@ _OWNED = " UNION ".join(
     f"SELECT {owner} FROM pg_catalog.{catalog} AS o WHERE oid >= 16384 AND NOT EXISTS ("
     "SELECT FROM pg_catalog.pg_depend AS d "
     f"WHERE d.classid = 'pg_catalog.{catalog}'::regclass AND d.objid = o.oid AND d.deptype IN ('e', 'i'))"
+    # An index belongs to its table's owner, also that of a table of an extension.
+    + (" AND relkind NOT IN ('i', 'I', 't')" if catalog == "pg_class" else "")
     for catalog, owner in {
         "pg_class": "relowner",
         "pg_namespace": "nspowner",
@@ -133,6 +140,14 @@ SELECT f.part, r.rolname FROM found AS f JOIN pg_catalog.pg_roles AS r ON r.oid 
 """
 
 
+class _Source(NamedTuple):
+    """A table with rows of its own that are data."""
+
+    name: str
+    condition: str  # a WHERE clause, or nothing
+    is_extensions: bool
+
+
 def source_of(target: PostgresTarget) -> str:
     """Return what tells a database from those of its name on other servers."""
     with session(target) as asked:
@@ -157,15 +172,16 @@ def dump(target: PostgresTarget, draft: Path, method: str, wait: float, progress
         pg_tools.require_taken(tool, reading.major, pg_tools.how_to_get("pg_dump", reading.major))
         reading.rows("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
         reading.rows(f"SET LOCAL lock_timeout = {int(wait * 1000)}")
-        names = [name for (name,) in reading.rows(_TABLES)]
-        if not names and not reading.value(_ANY_RELATION):
+        sources = _sources(reading)
+        if _is_empty(reading):
             raise NothingToBackUp(
                 f"database {database_of(target)} holds nothing to back up", "migrate it first, or check the DSN"
             )
         for other in replaced(reading, reading.value("SELECT current_database()")):
             logger.warning("database %s holds what a restore replaced: drop it when nothing of it is needed", other)
-        if names and reading.value("SELECT NOT pg_is_in_recovery()"):
-            reading.rows(f"LOCK TABLE ONLY {', ONLY '.join(names)} IN ACCESS SHARE MODE")
+        if sources and reading.value("SELECT NOT pg_is_in_recovery()"):
+            names = ", ONLY ".join(source.name for source in sources)
+            reading.rows(f"LOCK TABLE ONLY {names} IN ACCESS SHARE MODE")
         (size,) = reading.rows("SELECT pg_database_size(current_database())")[0]
         arguments = [
             "--format=custom",
@@ -178,7 +194,7 @@ def dump(target: PostgresTarget, draft: Path, method: str, wait: float, progress
             arguments.append("--no-unlogged-table-data")
         # No snapshot holds for sequences: the dump's must not be behind these.
         sequences = _sequences(reading)
-        with _beside(reading, lambda: _content(reading, names, tool, sequences)) as content:
+        with _beside(reading, lambda: _content(reading, sources, tool, sequences)) as content:
             pg_tools.run(tool, arguments, target, lambda: progress("dumping", draft.stat().st_size, size))
         reading.rows("ROLLBACK")
     check(draft, tool.major, progress)
@@ -208,14 +224,18 @@ def _beside(reading: Session, work: Callable[[], Content]) -> Iterator[Callable[
             raise
 
 
+def _sources(reading: Session) -> list[_Source]:
+    return [_Source(*row) for row in reading.rows(_TABLES)]
+
+
 def _sequences(reading: Session) -> dict[str, list[int]]:
     return {name: [value, step] for name, value, step in reading.rows(_SEQUENCES)}
 
 
 def _content(
-    reading: Session, names: Sequence[str], tool: pg_tools.Tool, sequences: Mapping[str, list[int]]
+    reading: Session, sources: Sequence[_Source], tool: pg_tools.Tool, sequences: Mapping[str, list[int]]
 ) -> Content:
-    tables = {name: _table(reading, name) for name in names}
+    tables = {source.name: _table(reading, source) for source in sources}
     count, fingerprint = reading.rows(
         "SELECT count(*), coalesce(sum(hashtextextended(oid || encode(lo_get(oid), 'hex'), 0)), 0)::text "
         "FROM pg_catalog.pg_largeobject_metadata"
@@ -237,7 +257,7 @@ def _content(
     }
     version = reading.value("SELECT current_setting('server_version')").split()[0]
     return Content(
-        "postgres", version, _schema_version(reading, names), tables, {n: v for n, v, _ in extensions}, details
+        "postgres", version, _schema_version(reading, sources), tables, {n: v for n, v, _ in extensions}, details
     )
 
 
@@ -249,21 +269,22 @@ def _roles(reading: Session) -> dict[str, list[str]]:
     return found
 
 
-def _table(reading: Session, name: str) -> Table:
+def _table(reading: Session, source: _Source) -> Table:
     # By name: what a parent got late stands elsewhere in a restored child.
     columns = reading.value(
         "SELECT coalesce(string_agg(format('one.%%I', attname), ', ' ORDER BY attname), '') "
         "FROM pg_catalog.pg_attribute WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped",
-        name,
+        source.name,
     )
     rows, fingerprint = reading.rows(
-        f"SELECT count(*), coalesce(sum(hashtextextended(ROW({columns})::text, 0)), 0)::text FROM ONLY {name} AS one"
+        f"SELECT count(*), coalesce(sum(hashtextextended(ROW({columns})::text, 0)), 0)::text "
+        f"FROM (SELECT * FROM ONLY {source.name} {source.condition}) AS one"
     )[0]
     return Table(rows, fingerprint)
 
 
-def _schema_version(reading: Session, names: Sequence[str]) -> int:
-    for name in names:
+def _schema_version(reading: Session, sources: Sequence[_Source]) -> int:
+    for name, _, _ in sources:
         if name.rpartition(".")[2] == "migration_versions":
             columns = reading.value(
                 "SELECT count(*) FROM pg_catalog.pg_attribute WHERE attrelid = %s::regclass AND attname = 'version' "
@@ -310,7 +331,7 @@ def _template(admin: Session, target: PostgresTarget, content: Content) -> str:
         return "template0"
     with session(target.to("template1")) as template:
         there = {name for name, _, _ in template.rows(_EXTENSIONS)}
-        fits = there >= content.extensions.keys() and not template.value(_ANY_RELATION)
+        fits = there >= content.extensions.keys() and _is_empty(template)
     return "template1" if fits else "template0"
 
 
@@ -346,8 +367,9 @@ def _numbers(version: str) -> list[int]:
 def compared(target: PostgresTarget, content: Content) -> list[str]:
     """Return in what a database differs from a backup's content."""
     with session(target) as reading:
-        names = [name for (name,) in reading.rows(_TABLES)]
-        found = _content(reading, names, pg_tools.Tool("", 0), _sequences(reading))
+        # A later version of an extension may have more of them.
+        sources = [one for one in _sources(reading) if not one.is_extensions or one.name in content.tables]
+        found = _content(reading, sources, pg_tools.Tool("", 0), _sequences(reading))
     return differences(
         replace(content, details=_compared_details(content)), replace(found, details=_compared_details(found))
     )
@@ -467,7 +489,7 @@ def restore(
         target = admin.pinned(target)
         require_fitting(admin, content)
         properties = database_properties(admin, name)
-        if properties is not None and _is_empty(target):
+        if properties is not None and _is_empty_at(target):
             fill(target, file, content, work, progress)
             _require_same(target, content, "drop the database and restore again")
             return Outcome()
@@ -523,9 +545,15 @@ def _schema(file: Path, dumped_by: int) -> list[str]:
     return sorted(part for part in parts if "; Type: MATERIALIZED VIEW DATA; " not in part.partition("\n")[0])
 
 
-def _is_empty(target: PostgresTarget) -> bool:
+def _is_empty(asked: Session) -> bool:
+    """Tell whether there is nothing that anybody made, but for extensions without data."""
+    extensions = (source for source in _sources(asked) if source.is_extensions)
+    return not asked.value(_ANY_RELATION) and not any(_has_rows(asked, source) for source in extensions)
+
+
+def _is_empty_at(target: PostgresTarget) -> bool:
     with session(target) as asked:
-        return not asked.value(_ANY_RELATION)
+        return _is_empty(asked)
 
 
 def _holds_rows(target: PostgresTarget) -> bool:
@@ -533,5 +561,9 @@ def _holds_rows(target: PostgresTarget) -> bool:
     with session(target) as asked:
         if asked.value(_ANY_LARGE_OBJECT):
             return True
-        names = [n for (n,) in asked.rows(_TABLES) if n.rpartition(".")[2] != "migration_versions"]
-        return any(asked.value(f"SELECT EXISTS (SELECT FROM ONLY {name})") for name in names)
+        sources = [one for one in _sources(asked) if one.name.rpartition(".")[2] != "migration_versions"]
+        return any(_has_rows(asked, source) for source in sources)
+
+
+def _has_rows(asked: Session, source: _Source) -> bool:
+    return bool(asked.value(f"SELECT EXISTS (SELECT FROM ONLY {source.name} {source.condition})"))
