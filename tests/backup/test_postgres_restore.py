@@ -262,6 +262,22 @@ def test_large_objects_are_data_too(postgres: Place) -> None:
     ]
 
 
+def test_backup_of_a_standby_restores_unlogged_tables_without_their_rows(server: Server, tmp_path: Path) -> None:
+    with new_node(server, "-c fsync=off") as primary, new_node(server, "-c fsync=off") as standby:
+        primary.make()
+        primary.start()
+        place = Place("postgres", primary.dsn("source"), tmp_path)
+        rows(at(place, "postgres"), "CREATE DATABASE source")
+        rows(place, *ROW, "CREATE UNLOGGED TABLE fast (id serial, a text)", "INSERT INTO fast (a) VALUES ('x')")
+        standby.copy(primary)
+        standby.start()
+        made = done(Place("postgres", standby.dsn("source"), tmp_path), "create")
+        assert made["content"]["tables"]["public.fast"]["rows"] == 0
+        done(place, "verify", made["path"], "--test-restore")
+        done(place, "restore", made["path"], "--force")
+        assert rows(place, "SELECT a, (SELECT count(*) FROM fast) FROM kept") == [(1, 0)]
+
+
 # Makes a table the configuration of an extension, as its script would by pg_extension_config_dump.
 CONFIGURED = (
     "CREATE EXTENSION vector",

@@ -39,6 +39,7 @@ logger = logging.getLogger("whatspire_db.backup")
 SUFFIX = ".dump"
 MAGIC = b"PGDMP"
 POLL_SECONDS = 0.1
+NO_ROWS = Table(0, "0")  # the fingerprint of nothing
 LEVELS = {"none": "0", "gzip": "1", "zstd": "zstd:3"}
 # What belongs to an extension comes with it.
 _OWN = """
@@ -49,13 +50,13 @@ NOT EXISTS (
 """
 # Of an extension's tables those are data that it declares as its configuration, and of their rows what it says.
 _TABLES = f"""
-SELECT format('%I.%I', n.nspname, c.relname), coalesce(e.condition, ''), e.oid IS NOT NULL
+SELECT format('%I.%I', n.nspname, c.relname), coalesce(e.condition, ''), e.oid IS NOT NULL,
+    c.relpersistence = 'p' OR NOT pg_is_in_recovery()
 FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
 LEFT JOIN (
     SELECT unnest(extconfig) AS oid, unnest(extcondition) AS condition FROM pg_catalog.pg_extension
 ) AS e ON e.oid = c.oid
-WHERE c.relkind = 'r' AND c.relpersistence <> 't' AND (c.relpersistence = 'p' OR NOT pg_is_in_recovery())
-    AND (e.oid IS NOT NULL OR {_OWN})
+WHERE c.relkind = 'r' AND c.relpersistence <> 't' AND (e.oid IS NOT NULL OR {_OWN})
 ORDER BY 1
 """
 _ANY_LARGE_OBJECT = "SELECT EXISTS (SELECT FROM pg_catalog.pg_largeobject_metadata)"
@@ -146,6 +147,7 @@ class _Source(NamedTuple):
     name: str
     condition: str  # a WHERE clause, or nothing
     is_extensions: bool
+    is_readable: bool  # unlogged tables are not on a standby: the dump has none of their rows
 
 
 def source_of(target: PostgresTarget) -> str:
@@ -270,6 +272,8 @@ def _roles(reading: Session) -> dict[str, list[str]]:
 
 
 def _table(reading: Session, source: _Source) -> Table:
+    if not source.is_readable:
+        return NO_ROWS
     # By name: what a parent got late stands elsewhere in a restored child.
     columns = reading.value(
         "SELECT coalesce(string_agg(format('one.%%I', attname), ', ' ORDER BY attname), '') "
@@ -284,7 +288,7 @@ def _table(reading: Session, source: _Source) -> Table:
 
 
 def _schema_version(reading: Session, sources: Sequence[_Source]) -> int:
-    for name, _, _ in sources:
+    for name in (source.name for source in sources if source.is_readable):
         if name.rpartition(".")[2] == "migration_versions":
             columns = reading.value(
                 "SELECT count(*) FROM pg_catalog.pg_attribute WHERE attrelid = %s::regclass AND attname = 'version' "
@@ -566,4 +570,4 @@ def _holds_rows(target: PostgresTarget) -> bool:
 
 
 def _has_rows(asked: Session, source: _Source) -> bool:
-    return bool(asked.value(f"SELECT EXISTS (SELECT FROM ONLY {source.name} {source.condition})"))
+    return source.is_readable and asked.value(f"SELECT EXISTS (SELECT FROM ONLY {source.name} {source.condition})")
