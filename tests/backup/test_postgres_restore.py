@@ -345,6 +345,7 @@ def test_grants_of_a_plain_owner_stay(postgres: Place, server: Server) -> None:
         place = at(postgres, name, user="plain")
         rows(
             place,
+            "CREATE TEMPORARY TABLE gone (a integer)",  # its schema is the first superuser's, and stays
             "CREATE SCHEMA s",
             "CREATE TABLE s.kept (a integer)",
             "INSERT INTO s.kept VALUES (1)",
@@ -763,6 +764,32 @@ def backup_by_hand(place: Place) -> str:
     ran = place.run("create", "--json", module=MODULE)
     assert ran.returncode == 0, ran
     return ran.stderr
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        "CREATE TYPE mood AS ENUM ('ok')",
+        "CREATE DOMAIN short AS text",
+        "CREATE FUNCTION one() RETURNS integer LANGUAGE sql AS 'SELECT 1'",
+        "CREATE SCHEMA apart",
+        "CREATE TEXT SEARCH CONFIGURATION own (COPY = pg_catalog.simple)",
+        'CREATE COLLATION low FROM "C"',
+        "CREATE OPERATOR === (LEFTARG = integer, RIGHTARG = integer, FUNCTION = int4eq)",
+        "CREATE CAST (point AS text) WITH INOUT",
+        "CREATE PUBLICATION news",
+    ],
+)
+def test_what_is_no_table_is_backed_up_and_replaced_too(postgres: Place, made: str) -> None:
+    rows(postgres, made, *ROW)
+    full, content = done(postgres, "create")["path"], dump_text(postgres)
+    rows(postgres, "DROP TABLE kept")
+    bare, without = done(postgres, "create", "--test-restore")["path"], dump_text(postgres)
+    told = done(postgres, "restore", full)
+    assert dump_text(postgres) == content
+    assert (told["kept"], told["safety_backup"] is None) == ([], False)
+    done(postgres, "restore", bare, "--force")
+    assert dump_text(postgres) == without
 
 
 def test_database_without_rows_is_replaced_without_force_and_kept_all_the_same(postgres: Place, server: Server) -> None:

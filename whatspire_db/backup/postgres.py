@@ -60,11 +60,59 @@ WHERE c.relkind = 'r' AND c.relpersistence <> 't' AND (e.oid IS NOT NULL OR {_OW
 ORDER BY 1
 """
 _ANY_LARGE_OBJECT = "SELECT EXISTS (SELECT FROM pg_catalog.pg_largeobject_metadata)"
-_ANY_RELATION = f"""
-SELECT EXISTS (
-    SELECT FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace WHERE {_OWN}
-) OR ({_ANY_LARGE_OBJECT})
-"""
+# Kinds of objects that are no part of another one, by the catalog that they stand in.
+_KINDS = (
+    "pg_am",
+    "pg_cast",
+    "pg_class",
+    "pg_collation",
+    "pg_conversion",
+    "pg_event_trigger",
+    "pg_foreign_data_wrapper",
+    "pg_foreign_server",
+    "pg_language",
+    "pg_namespace",
+    "pg_opclass",
+    "pg_operator",
+    "pg_opfamily",
+    "pg_proc",
+    "pg_publication",
+    "pg_transform",
+    "pg_ts_config",
+    "pg_ts_dict",
+    "pg_ts_parser",
+    "pg_ts_template",
+    "pg_type",
+)
+# An extension's table has indexes that it does not name, and sessions leave schemas for their temporary tables behind.
+_WITHOUT = {
+    "pg_class": " AND o.relkind NOT IN ('i', 'I', 't') AND o.relpersistence <> 't'",
+    "pg_namespace": " AND o.nspname !~ '^pg_'",
+}
+
+
+def _own(catalog: str) -> str:
+    """Return a condition on a row `o` of a catalog: a user's own object, no extension's, nor made with another one.
+
+    Those have an oid from 16384 on.
+    """
+    return (
+        f"o.oid >= 16384{_WITHOUT.get(catalog, '')} AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend AS d "
+        f"WHERE d.classid = 'pg_catalog.{catalog}'::regclass AND d.objid = o.oid AND d.deptype IN ('e', 'i'))"
+    )
+
+
+_ANY_OBJECT = " OR ".join(
+    f"EXISTS (SELECT FROM pg_catalog.{catalog} AS o WHERE {_own(catalog)}"
+    # The first is there always, and others hold extensions.
+    + (
+        " AND o.nspname <> 'public' AND o.oid NOT IN (SELECT extnamespace FROM pg_catalog.pg_extension))"
+        if catalog == "pg_namespace"
+        else ")"
+    )
+    for catalog in _KINDS
+)
+_ANY_OBJECT = f"SELECT {_ANY_OBJECT} OR ({_ANY_LARGE_OBJECT})"
 _SEQUENCES = """
 SELECT format('%I.%I', schemaname, sequencename), last_value, increment_by
 FROM pg_catalog.pg_sequences WHERE last_value IS NOT NULL AND NOT cycle ORDER BY 1
@@ -74,19 +122,23 @@ SELECT e.extname, e.extversion, n.nspname
 FROM pg_catalog.pg_extension AS e JOIN pg_catalog.pg_namespace AS n ON n.oid = e.extnamespace
 WHERE e.extname <> 'plpgsql' ORDER BY 1
 """
-# What the first superuser owns is in no catalog of dependencies. Objects of a user's own have an oid from 16384 on.
+# What the first superuser owns is in no catalog of dependencies.
 _OWNED = " UNION ".join(
-    f"SELECT {owner} FROM pg_catalog.{catalog} AS o WHERE oid >= 16384 AND NOT EXISTS ("
-    "SELECT FROM pg_catalog.pg_depend AS d "
-    f"WHERE d.classid = 'pg_catalog.{catalog}'::regclass AND d.objid = o.oid AND d.deptype IN ('e', 'i'))"
-    # An index belongs to its table's owner, also that of a table of an extension.
-    + (" AND relkind NOT IN ('i', 'I', 't')" if catalog == "pg_class" else "")
+    f"SELECT {owner} FROM pg_catalog.{catalog} AS o WHERE {_own(catalog)}"
     for catalog, owner in {
         "pg_class": "relowner",
         "pg_namespace": "nspowner",
         "pg_proc": "proowner",
         "pg_type": "typowner",
         "pg_largeobject_metadata": "lomowner",
+        "pg_collation": "collowner",
+        "pg_event_trigger": "evtowner",
+        "pg_foreign_data_wrapper": "fdwowner",
+        "pg_foreign_server": "srvowner",
+        "pg_operator": "oprowner",
+        "pg_publication": "pubowner",
+        "pg_ts_config": "cfgowner",
+        "pg_ts_dict": "dictowner",
     }.items()
 )
 # What each object's grants are, where they are not those that it was made with by the server or by an extension.
@@ -552,7 +604,7 @@ def _schema(file: Path, dumped_by: int) -> list[str]:
 def _is_empty(asked: Session) -> bool:
     """Tell whether there is nothing that anybody made, but for extensions without data."""
     extensions = (source for source in _sources(asked) if source.is_extensions)
-    return not asked.value(_ANY_RELATION) and not any(_has_rows(asked, source) for source in extensions)
+    return not asked.value(_ANY_OBJECT) and not any(_has_rows(asked, source) for source in extensions)
 
 
 def _is_empty_at(target: PostgresTarget) -> bool:
