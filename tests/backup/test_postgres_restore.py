@@ -221,6 +221,18 @@ def test_encoding_and_locale_stay(postgres: Place, server: Server, likeness: str
         assert dump_text(at(postgres, other)) == dump_text(place)
 
 
+@pytest.mark.parametrize("setting", ["quote_all_identifiers = on", "client_encoding = 'LATIN1'"])
+def test_what_a_setting_does_to_names_and_texts_stops_nothing(postgres: Place, server: Server, setting: str) -> None:
+    rows(postgres, "CREATE TABLE kept (a text)", "INSERT INTO kept VALUES ('€')", "COMMENT ON TABLE kept IS '€'")
+    before = dump_text(postgres)
+    server.execute(f"ALTER DATABASE {name_of(postgres)} SET {setting}")
+    made = done(postgres, "create", "--test-restore")
+    assert done(postgres, "restore", made["path"], "--force")["kept"] == []
+    assert setting.split()[0] in repr(belongings(server, name_of(postgres)))
+    server.execute(f"ALTER DATABASE {name_of(postgres)} RESET ALL")
+    assert dump_text(postgres) == before
+
+
 # What a database holds
 
 

@@ -31,6 +31,7 @@ SESSION = {
     "extra_float_digits": "1",
     "bytea_output": "hex",
     "lc_monetary": "C",
+    "quote_all_identifiers": "off",
     "row_security": "off",  # rows that a policy hides are an error, and not missing
     "default_transaction_read_only": "off",
     "statement_timeout": "0",

@@ -243,6 +243,7 @@ def dump(target: PostgresTarget, draft: Path, method: str, wait: float, progress
             f"--snapshot={reading.value('SELECT pg_export_snapshot()')}",
             f"--lock-wait-timeout={int(wait * 1000)}",
             f"--file={draft}",
+            _encoding(reading),
         ]
         if reading.value("SELECT pg_is_in_recovery()"):
             arguments.append("--no-unlogged-table-data")
@@ -276,6 +277,11 @@ def _beside(reading: Session, work: Callable[[], Content]) -> Iterator[Callable[
             if first is not None and isinstance(error, BackupFailed):
                 raise first from None
             raise
+
+
+def _encoding(asked: Session) -> str:
+    """Return pg_dump's option for the database's own encoding: its settings may name one that does not hold it all."""
+    return f"--encoding={asked.value('SHOW server_encoding')}"
 
 
 def _sources(reading: Session) -> list[_Source]:
@@ -587,8 +593,9 @@ def _is_saved(old: PostgresTarget, safety: Backup, work: Path) -> bool:
         return False
     with session(old) as asked:
         tool = pg_tools.find("pg_dump", asked.major, "the server")
+        encoding = _encoding(asked)
     now = new_file(work / "schema")
-    pg_tools.run(tool, ["--format=custom", "--schema-only", f"--file={now}"], old)
+    pg_tools.run(tool, ["--format=custom", "--schema-only", f"--file={now}", encoding], old)
     return _schema(now, tool.major) == _schema(safety.file, tool.major)
 
 
