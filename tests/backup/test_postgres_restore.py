@@ -233,6 +233,14 @@ def test_what_a_setting_does_to_names_and_texts_stops_nothing(postgres: Place, s
     assert dump_text(postgres) == before
 
 
+def test_dsn_that_reads_alone_restores_all_the_same(postgres: Place) -> None:
+    rows(postgres, *ROW)
+    place = at(postgres, name_of(postgres), options="-c default_transaction_read_only=on -c work_mem=5MB")
+    made = done(place, "create", "--test-restore")
+    done(place, "restore", made["path"], "--force")
+    assert rows(place, "SELECT a FROM kept") == [(1,)]
+
+
 # What a database holds
 
 

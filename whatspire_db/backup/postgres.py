@@ -454,12 +454,13 @@ def fill(target: PostgresTarget, file: Path, content: Content, work: Path, progr
         arguments = ["--single-transaction", "--exit-on-error", f"--use-list={entries}"]
         arguments += _left_to_roles(filling, content.details["roles"])
         target = PostgresTarget({**target.arguments, "application_name": RESTORING})
-        options = ["-c default_transaction_read_only=off"]
+        options = []
         if content.details["hnsw"]:
             # In little memory a graph takes four times as long; in parallel it wants shared memory, of which
             # containers have little.
             options.append("-c maintenance_work_mem=1GB -c max_parallel_maintenance_workers=0")
         options += [target.arguments["options"]] if "options" in target.arguments else []
+        options.append("-c default_transaction_read_only=off")  # the last one counts
         target = PostgresTarget({**target.arguments, "options": " ".join(options)})
 
         def tick() -> None:
