@@ -298,6 +298,27 @@ def test_backup_of_a_standby_restores_unlogged_tables_without_their_rows(server:
         assert rows(place, "SELECT a, (SELECT count(*) FROM fast) FROM kept") == [(1, 0)]
 
 
+def test_schemas_whose_names_begin_with_that_of_an_extensions_are_restored(postgres: Place, server: Server) -> None:
+    rows(
+        postgres,
+        "CREATE SCHEMA x",
+        "CREATE EXTENSION vector SCHEMA x",
+        'CREATE SCHEMA "public data"',
+        'CREATE SCHEMA "x y"',
+        'CREATE TABLE "x y".kept AS SELECT 1 AS a',
+        'CREATE TABLE "public data".kept AS SELECT 2 AS a',
+    )
+    made = done(postgres, "create")
+    before = dump_text(postgres)
+    for schema in ("x", "public"):
+        with spare(server, "") as other:
+            place = at(postgres, other)
+            rows(place, f"CREATE SCHEMA IF NOT EXISTS {schema}", f"CREATE EXTENSION vector SCHEMA {schema}")
+            done(place, "restore", made["path"], "--to", other)
+            assert rows(place, 'SELECT a, (SELECT a FROM "public data".kept) FROM "x y".kept') == [(1, 2)]
+            assert schema == "public" or dump_text(place) == before
+
+
 # Makes a table the configuration of an extension, as its script would by pg_extension_config_dump.
 CONFIGURED = (
     "CREATE EXTENSION vector",

@@ -122,6 +122,10 @@ SELECT e.extname, e.extversion, n.nspname
 FROM pg_catalog.pg_extension AS e JOIN pg_catalog.pg_namespace AS n ON n.oid = e.extnamespace
 WHERE e.extname <> 'plpgsql' ORDER BY 1
 """
+_SCHEMAS = """
+SELECT n.nspname, r.rolname FROM pg_catalog.pg_namespace AS n JOIN pg_catalog.pg_roles AS r ON r.oid = n.nspowner
+WHERE n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' ORDER BY 1
+"""
 # What the first superuser owns is in no catalog of dependencies.
 _OWNED = " UNION ".join(
     f"SELECT {owner} FROM pg_catalog.{catalog} AS o WHERE {_own(catalog)}"
@@ -308,6 +312,7 @@ def _content(
         "dumped_by": tool.major,
         "sequences": sequences,
         "extension_schemas": {name: schema for name, _, schema in extensions},
+        "schemas": dict(reading.rows(_SCHEMAS)),
         "roles": _roles(reading),
         "database": database_properties(reading, reading.value("SELECT current_database()")),
         "hnsw": reading.value(
@@ -450,7 +455,8 @@ def fill(target: PostgresTarget, file: Path, content: Content, work: Path, progr
         hint = f"restore it on a server of version {least}" if later else pg_tools.how_to_get("pg_restore", least)
         pg_tools.require_taken(tool, filling.major, hint)
         entries = work / "entries"
-        entries.write_text(_entries(tool, file, filling), encoding="utf-8", errors="surrogateescape")
+        listing = _entries(tool, file, filling, content.details.get("schemas", {}))
+        entries.write_text(listing, encoding="utf-8", errors="surrogateescape")
         arguments = ["--single-transaction", "--exit-on-error", f"--use-list={entries}"]
         arguments += _left_to_roles(filling, content.details["roles"])
         target = PostgresTarget({**target.arguments, "application_name": RESTORING})
@@ -474,14 +480,18 @@ def fill(target: PostgresTarget, file: Path, content: Content, work: Path, progr
         filling.rows("ANALYZE")
 
 
-def _entries(tool: pg_tools.Tool, file: Path, filling: Session) -> str:
-    """Return what of a dump is to be restored: all but the extensions that are there, and their schemas."""
-    there = filling.rows(_EXTENSIONS)
-    names = "|".join(re.escape(name) for name, _, _ in there) or "(?!)"
-    schemas = "|".join(re.escape(schema) for _, _, schema in there) or "(?!)"
-    left_out = re.compile(rf"\d+; \d+ \d+ (?:(?:EXTENSION -|COMMENT - EXTENSION) (?:{names})|SCHEMA - (?:{schemas})) ")
+def _entries(tool: pg_tools.Tool, file: Path, filling: Session, owners: Mapping[str, str]) -> str:
+    """Return what of a dump is to be restored: all but the extensions that are there, and their schemas.
+
+    :param owners: of the backup's schemas; older manifests do not tell.
+    """
+    left_out = []
+    for name, _, schema in filling.rows(_EXTENSIONS):
+        owner = re.escape(owners[schema]) if schema in owners else r"\S*"
+        left_out += [f"(?:EXTENSION -|COMMENT - EXTENSION) {re.escape(name)} ", f"SCHEMA - {re.escape(schema)} {owner}"]
+    matched = re.compile(rf"\d+; \d+ \d+ (?:{'|'.join(left_out) or '(?!)'})")
     listing = pg_tools.run(tool, ["--list", str(file)], None)
-    return "".join(f"{line}\n" for line in listing.splitlines() if not left_out.match(line))
+    return "".join(f"{line}\n" for line in listing.splitlines() if not matched.fullmatch(line))
 
 
 def _left_to_roles(asked: Session, needed: Mapping[str, Sequence[str]] | Sequence[str]) -> list[str]:
