@@ -319,6 +319,28 @@ def test_schemas_whose_names_begin_with_that_of_an_extensions_are_restored(postg
             assert schema == "public" or dump_text(place) == before
 
 
+# Before 17 there is none that fires when a session begins.
+EVENT = "login" if POSTGRES_VERSION >= 17 else "sql_drop"
+
+
+def test_trigger_that_writes_when_a_session_begins_stops_nothing(postgres: Place, server: Server) -> None:
+    rows(
+        postgres,
+        "CREATE TABLE seen (a text)",
+        "CREATE FUNCTION see() RETURNS event_trigger LANGUAGE plpgsql AS "
+        "$$BEGIN INSERT INTO public.seen VALUES (current_user); END$$",
+        f"CREATE EVENT TRIGGER seeing ON {EVENT} EXECUTE FUNCTION see()",
+        "ALTER EVENT TRIGGER seeing ENABLE ALWAYS",
+    )
+    made = done(postgres, "create", "--test-restore")
+    told = done(postgres, "restore", made["path"], "--force")
+    count = made["content"]["tables"]["public.seen"]["rows"]
+    fires = POSTGRES_VERSION >= 17
+    assert rows(postgres, "SELECT count(*) FROM seen") == [(count + fires,)]
+    for old in told["kept"]:
+        server.execute(f'DROP DATABASE "{old}"')  # the backup's own sessions wrote after its snapshot
+
+
 # Makes a table the configuration of an extension, as its script would by pg_extension_config_dump.
 CONFIGURED = (
     "CREATE EXTENSION vector",
