@@ -466,6 +466,39 @@ def test_setting_that_the_role_may_not_make_is_told_before_any_work(
         server.execute(f"ALTER {whose.format(name)} RESET ALL", f"DROP DATABASE {name}")
 
 
+@pytest.mark.parametrize(
+    "named",
+    ["CREATE POLICY own ON kept TO reader USING (true)", "CREATE USER MAPPING FOR reader SERVER far"],
+)
+def test_missing_role_that_is_named_is_told_before_any_work(postgres: Place, server: Server, named: str) -> None:
+    with roles(server, reader=""):
+        rows(postgres, *ROW, "CREATE FOREIGN DATA WRAPPER none", "CREATE SERVER far FOREIGN DATA WRAPPER none", named)
+        made = done(postgres, "create", "--test-restore")
+        done(postgres, "restore", made["path"], "--force")
+        rows(postgres, "DROP OWNED BY reader")
+    for verb in (["restore", made["path"], "--force"], ["verify", made["path"], "--test-restore"]):
+        text = refused(postgres, 4, *verb)
+        assert "that are not there: reader" in text
+        assert 'CREATE ROLE "reader"' in text
+    assert rows(postgres, "SELECT a FROM kept") == [(1,)]
+
+
+def test_missing_tablespace_is_left_out(postgres: Place, server: Server) -> None:
+    space = "SELECT (SELECT spcname FROM pg_tablespace WHERE oid = reltablespace) FROM pg_class WHERE relname = 'kept'"
+    rows(at(postgres, "postgres"), "SET allow_in_place_tablespaces = on", "CREATE TABLESPACE aside LOCATION ''")
+    try:
+        rows(postgres, *ROW, "ALTER TABLE kept SET TABLESPACE aside")
+        made = done(postgres, "create", "--test-restore")
+        done(postgres, "restore", made["path"], "--force")
+        assert rows(postgres, space) == [("aside",)]
+        rows(postgres, "DROP TABLE kept")
+    finally:
+        server.execute("DROP TABLESPACE aside")
+    done(postgres, "restore", made["path"], warns="no right to aside")
+    assert rows(postgres, space) == [(None,)]
+    assert rows(postgres, "SELECT a FROM kept") == [(1,)]
+
+
 def test_plain_role_restores_a_superusers_backup_as_its_own(postgres: Place, server: Server) -> None:
     rows(postgres, *ROW, "CREATE VIEW seen AS SELECT a FROM kept", "GRANT SELECT ON kept TO PUBLIC")
     made = done(postgres, "create")

@@ -27,6 +27,7 @@ from .pg_server import (
     maintenance,
     may_act_for,
     old_name,
+    quoted,
     rename,
     replaced,
     scratch,
@@ -122,6 +123,11 @@ SELECT e.extname, e.extversion, n.nspname
 FROM pg_catalog.pg_extension AS e JOIN pg_catalog.pg_namespace AS n ON n.oid = e.extnamespace
 WHERE e.extname <> 'plpgsql' ORDER BY 1
 """
+_TABLESPACES = """
+SELECT DISTINCT t.spcname
+FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_tablespace AS t ON t.oid = c.reltablespace
+WHERE c.oid >= 16384 ORDER BY 1
+"""
 _SCHEMAS = """
 SELECT n.nspname, r.rolname FROM pg_catalog.pg_namespace AS n JOIN pg_catalog.pg_roles AS r ON r.oid = n.nspowner
 WHERE n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' ORDER BY 1
@@ -192,6 +198,8 @@ WITH changed AS (
     UNION SELECT 'grantors', owner FROM granted
         WHERE is_given AND owner IN (SELECT oid FROM pg_catalog.pg_roles WHERE rolsuper)
     UNION SELECT 'grantees', grantee FROM granted WHERE grantee NOT IN (0, owner)
+    UNION SELECT 'named', unnest(polroles) FROM pg_catalog.pg_policy
+    UNION SELECT 'named', umuser FROM pg_catalog.pg_user_mappings
 )
 SELECT f.part, r.rolname FROM found AS f JOIN pg_catalog.pg_roles AS r ON r.oid = f.role ORDER BY 1, 2
 """
@@ -320,6 +328,7 @@ def _content(
         "dumped_by": tool.major,
         "sequences": sequences,
         "extension_schemas": {name: schema for name, _, schema in extensions},
+        "tablespaces": [name for (name,) in reading.rows(_TABLESPACES)],
         "schemas": dict(reading.rows(_SCHEMAS)),
         "roles": _roles(reading),
         "database": database_properties(reading, reading.value("SELECT current_database()")),
@@ -411,9 +420,10 @@ def _template(admin: Session, target: PostgresTarget, content: Content) -> str:
 
 
 def require_fitting(admin: Session, content: Content) -> None:
-    """Refuse a backup of a later server than this one.
+    """Refuse a backup of a later server than this one, or one that cannot be restored here.
 
     :raises VersionMismatch: when it is, or when it holds an extension that is not to be had here in its version.
+    :raises TargetRefused: when a role is missing that it names otherwise than as an owner or grantee.
     """
     major = content.details["major"]
     if major > admin.major:
@@ -433,6 +443,19 @@ def require_fitting(admin: Session, content: Content) -> None:
                 f"the backup holds the extension {name} {version}, and this server has {available[name]}",
                 f"install {name} {version} or later on the server",
             )
+
+    _require_named_roles(admin, content.details["roles"])
+
+
+def _require_named_roles(admin: Session, roles: Mapping[str, Sequence[str]] | Sequence[str]) -> None:
+    there = {name for (name,) in admin.rows("SELECT rolname FROM pg_catalog.pg_roles")}
+    named = set(roles.get("named", ())) if isinstance(roles, Mapping) else set()  # older manifests do not tell
+    if missing := sorted(named - there):
+        raise TargetRefused(
+            f"policies or user mappings of the backup name roles that are not there: {', '.join(missing)}",
+            "; ".join(f"CREATE ROLE {quoted(name)}" for name in missing)
+            + "; or drop what names them, and make another backup",
+        )
 
 
 def _numbers(version: str) -> list[int]:
@@ -467,6 +490,7 @@ def fill(target: PostgresTarget, file: Path, content: Content, work: Path, progr
         entries.write_text(listing, encoding="utf-8", errors="surrogateescape")
         arguments = ["--single-transaction", "--exit-on-error", f"--use-list={entries}"]
         arguments += _left_to_roles(filling, content.details["roles"])
+        arguments += _left_to_tablespaces(filling, content.details.get("tablespaces", ()))
         target = PostgresTarget({**target.arguments, "application_name": RESTORING})
         options = []
         if content.details["hnsw"]:
@@ -525,6 +549,16 @@ def _left_to_roles(asked: Session, needed: Mapping[str, Sequence[str]] | Sequenc
         logger.warning("grants are left out: this role may not grant in the name of %s", ", ".join(sorted(others)))
         return ["--no-privileges"]
     return []
+
+
+def _left_to_tablespaces(asked: Session, needed: Sequence[str]) -> list[str]:
+    """Return the option that leaves tablespaces out, where some are not there, or this role may not use them."""
+    usable = asked.rows("SELECT spcname FROM pg_catalog.pg_tablespace WHERE has_tablespace_privilege(oid, 'CREATE')")
+    missing = sorted(set(needed) - {name for (name,) in usable})
+    if not missing:
+        return []
+    logger.warning("all is restored in the database's own tablespace: there is none, or no right to %s", missing[0])
+    return ["--no-tablespaces"]
 
 
 def _restore_failed(error: BackupFailed) -> BackupFailed:
