@@ -466,6 +466,19 @@ def test_setting_that_the_role_may_not_make_is_told_before_any_work(
         server.execute(f"ALTER {whose.format(name)} RESET ALL", f"DROP DATABASE {name}")
 
 
+def test_schema_public_of_a_superuser_costs_a_plain_owner_no_grants(postgres: Place, server: Server) -> None:
+    with roles(server, plain="LOGIN CREATEDB"), spare(server, "OWNER plain") as name:
+        place = at(postgres, name, user="plain")
+        rows(at(postgres, name), "ALTER SCHEMA public OWNER TO postgres", "GRANT ALL ON SCHEMA public TO PUBLIC")
+        rows(place, *ROW, "GRANT SELECT ON kept TO PUBLIC")
+        granted = "SELECT relacl::text FROM pg_class WHERE relname = 'kept'"
+        before = rows(place, granted)
+        made = done(place, "create")
+        done(place, "restore", made["path"], "--force", warns="schema public is left as it is made")
+        assert rows(place, granted) == before
+        server.execute(f"DROP DATABASE {name}")
+
+
 @pytest.mark.parametrize(
     "named",
     ["CREATE POLICY own ON kept TO reader USING (true)", "CREATE USER MAPPING FOR reader SERVER far"],
