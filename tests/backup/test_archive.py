@@ -560,9 +560,8 @@ def test_latest_says_that_a_later_one_is_damaged(place: Place, one: backup.Backu
 def test_manifest_keeps_every_name(sqlite: Place) -> None:
     """What a manifest holds comes back as it was, also what is no Unicode or no end of a line."""
     odd = 'é\n\u2028\udcff"\\ \0'
-    content = Content(
-        "sqlite", "3", 1, {odd: Table(1, odd)}, {odd: odd}, {"page_size": 4096, "details": [odd, 1.5, None]}
-    )
+    details = {"page_size": 4096, "encoding": "UTF-8", "details": [odd, 1.5, None]}
+    content = Content("sqlite", "3", 1, {odd: Table(1, odd)}, {odd: odd}, details)
     manifest = Manifest(odd, "x", "2026-01-01T00:00:00+00:00", 1, odd, "none", 2, "", content, "0", odd)
     text = manifest.to_text()
     assert text.isascii()

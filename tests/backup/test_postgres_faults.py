@@ -154,8 +154,8 @@ def renaming(server: Server, process: subprocess.Popen[str], statement: str) -> 
 
 @contextmanager
 def second_rename_held_up(server: Server, process: subprocess.Popen[str]) -> Iterator[None]:
-    """Let a restore come no further than to its second rename, by a session in the new database when that is ready."""
-    assert renaming(server, process, "COMMIT")  # of what belongs to it; the backup of the old one is next
+    """Let a restore come no further than to its second rename, by a session in the new database."""
+    assert renaming(server, process, "ROLLBACK")  # of the trial of what belongs to it; it is filled next
     (new,) = scratches(server)
     with closing(psycopg2.connect(server.of_database(new))):
         yield

@@ -72,12 +72,14 @@ _DATABASE: Shape = {
 }
 # What is read of the details; the rest is compared at most.
 _DETAILS: dict[str, Shape] = {
-    "sqlite": {"page_size": _NUMBER},
+    "sqlite": {"page_size": _NUMBER, "encoding": str},
     "postgres": {
         "major": _NUMBER,
         "dumped_by": _NUMBER,
         "sequences": _SEQUENCES,
-        "roles": [str],
+        "roles": {...: [str]},
+        "schemas": {...: str},
+        "tablespaces": [str],
         "database": _DATABASE,
         "hnsw": bool,
     },

@@ -34,6 +34,7 @@ SESSION = {
     "extra_float_digits": "1",
     "bytea_output": "hex",
     "lc_monetary": "C",
+    "quote_all_identifiers": "off",
     "row_security": "off",  # rows that a policy hides are an error, and not missing
     "default_transaction_read_only": "off",
     "statement_timeout": "0",
@@ -340,21 +341,32 @@ def _locale_options(admin: Session, properties: Mapping[str, Any]) -> str:
     return " ".join(f"{name} = {value}" for name, value in options.items())
 
 
-def apply_properties(admin: Session, name: str, properties: Mapping[str, Any]) -> None:
+def may_act_for(asked: Session, roles: Iterable[str]) -> dict[str, bool]:
+    """Return which of some roles are there, and for which of them this role may act."""
+    right = "SET" if asked.major > 15 else "MEMBER"  # since 16 a member may be one without the right to SET ROLE
+    # Of others nothing may come: their names may be in any encoding.
+    return dict(
+        asked.rows(
+            "SELECT rolname, pg_has_role(current_user, oid, %s) FROM pg_catalog.pg_roles WHERE rolname = ANY(%s)",
+            right,
+            list(roles),
+        )
+    )
+
+
+def apply_properties(admin: Session, name: str, properties: Mapping[str, Any], *, on_trial: bool = False) -> None:
     """Give a database the owner, grants, settings, limit and comment of another one.
 
     What belongs to roles that are not there is left out, and it stays this role's where that may not give it away. All
     of it is done, or nothing.
+
+    :param on_trial: undo it all: it is known then that it can be done.
+    :raises BackupFailed: when this role may not make a setting.
     """
     database = quoted(name)
     named = {properties["owner"], *(role for role, _ in properties["settings"])}
     named.update(role for to, _, _, by in properties["grants"] for role in (to, by))
-    able = dict(
-        admin.rows(
-            "SELECT rolname, pg_has_role(current_user, oid, 'MEMBER') FROM pg_catalog.pg_roles WHERE rolname = ANY(%s)",
-            list(named),
-        )
-    )
+    able = may_act_for(admin, named)
     roles, current = able.keys(), admin.value("SELECT current_user")
     admin.rows("BEGIN")
     if able.get(properties["owner"]) and properties["owner"] != current:
@@ -380,7 +392,7 @@ def apply_properties(admin: Session, name: str, properties: Mapping[str, Any]) -
             whose = f"ROLE {quoted(role)} IN DATABASE {database}" if role else f"DATABASE {database}"
             for setting in settings:
                 _set(admin, whose, *setting.split("=", 1))
-    admin.rows("COMMIT")
+    admin.rows("ROLLBACK" if on_trial else "COMMIT")
 
 
 def _in_order(grants: Iterable[Sequence[Any]], owner: str) -> Iterator[Sequence[Any]]:
@@ -395,12 +407,19 @@ def _in_order(grants: Iterable[Sequence[Any]], owner: str) -> Iterator[Sequence[
 
 
 def _set(admin: Session, whose: str, name: str, value: str) -> None:
+    import psycopg2
+
     parameter = ".".join(quoted(part) for part in name.split("."))
-    if name.lower() in LISTS:  # a list in its stored form is no literal
-        admin.rows("SELECT set_config(%s, %s, true)", name, value)
-        admin.rows(f"ALTER {whose} SET {parameter} FROM CURRENT")
-    else:
-        admin.rows(f"ALTER {whose} SET {parameter} = {literal(value)}")
+    is_list = name.lower() in LISTS  # in its stored form it is no literal
+    try:
+        if is_list:
+            admin.rows("SELECT set_config(%s, %s, true)", name, value)
+        admin.rows(f"ALTER {whose} SET {parameter} {'FROM CURRENT' if is_list else f'= {literal(value)}'}")
+    except psycopg2.errors.InsufficientPrivilege:
+        raise BackupFailed(
+            f"this role may not set {name}, which a superuser set for the {'role' if whose[0] == 'R' else 'database'}",
+            f"restore with a superuser, or let one reset {name} by ALTER {whose.split()[0]} ... RESET",
+        ) from None
 
 
 def old_name(admin: Session, name: str, moment: datetime) -> str:

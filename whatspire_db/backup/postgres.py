@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..dsn import PostgresTarget
 from ..errors import (
@@ -34,7 +34,9 @@ from .pg_server import (
     drop,
     end_restoring,
     maintenance,
+    may_act_for,
     old_name,
+    quoted,
     rename,
     replaced,
     require_direct,
@@ -47,6 +49,7 @@ logger = logging.getLogger("whatspire_db.backup")
 
 SUFFIX = ".dump"
 MAGIC = b"PGDMP"
+NO_ROWS = Table(0, "0")  # the fingerprint of nothing
 LEVELS = {"none": "0", "gzip": "1", "zstd": "zstd:3"}
 # What belongs to an extension comes with it.
 _OWN = """
@@ -55,10 +58,15 @@ NOT EXISTS (
     WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e'
 ) AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
 """
+# Of an extension's tables those are data that it declares as its configuration, and of their rows what it says.
 _TABLES = f"""
-SELECT format('%I.%I', n.nspname, c.relname)
+SELECT format('%I.%I', n.nspname, c.relname), coalesce(e.condition, ''), e.oid IS NOT NULL,
+    c.relpersistence = 'p' OR NOT pg_is_in_recovery()
 FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
-WHERE c.relkind = 'r' AND c.relpersistence <> 't' AND (c.relpersistence = 'p' OR NOT pg_is_in_recovery()) AND {_OWN}
+LEFT JOIN (
+    SELECT unnest(extconfig) AS oid, unnest(extcondition) AS condition FROM pg_catalog.pg_extension
+) AS e ON e.oid = c.oid
+WHERE c.relkind = 'r' AND c.relpersistence <> 't' AND (e.oid IS NOT NULL OR {_OWN})
 ORDER BY 1
 """
 _ANY_LARGE_OBJECT = "SELECT EXISTS (SELECT FROM pg_catalog.pg_largeobject_metadata)"
@@ -72,11 +80,59 @@ FROM (
 ) AS sized, generate_series(0, greatest(size - 1, 0), 1048576) AS start
 WHERE lo_close(opened) = 0
 """
-_ANY_RELATION = f"""
-SELECT EXISTS (
-    SELECT FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace WHERE {_OWN}
-) OR ({_ANY_LARGE_OBJECT})
-"""
+# Kinds of objects that are no part of another one, by the catalog that they stand in.
+_KINDS = (
+    "pg_am",
+    "pg_cast",
+    "pg_class",
+    "pg_collation",
+    "pg_conversion",
+    "pg_event_trigger",
+    "pg_foreign_data_wrapper",
+    "pg_foreign_server",
+    "pg_language",
+    "pg_namespace",
+    "pg_opclass",
+    "pg_operator",
+    "pg_opfamily",
+    "pg_proc",
+    "pg_publication",
+    "pg_transform",
+    "pg_ts_config",
+    "pg_ts_dict",
+    "pg_ts_parser",
+    "pg_ts_template",
+    "pg_type",
+)
+# An extension's table has indexes that it does not name, and sessions leave schemas for their temporary tables behind.
+_WITHOUT = {
+    "pg_class": " AND o.relkind NOT IN ('i', 'I', 't') AND o.relpersistence <> 't'",
+    "pg_namespace": " AND o.nspname !~ '^pg_'",
+}
+
+
+def _own(catalog: str) -> str:
+    """Return a condition on a row `o` of a catalog: a user's own object, no extension's, nor made with another one.
+
+    Those have an oid from 16384 on.
+    """
+    return (
+        f"o.oid >= 16384{_WITHOUT.get(catalog, '')} AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend AS d "
+        f"WHERE d.classid = 'pg_catalog.{catalog}'::regclass AND d.objid = o.oid AND d.deptype IN ('e', 'i'))"
+    )
+
+
+_ANY_OBJECT = " OR ".join(
+    f"EXISTS (SELECT FROM pg_catalog.{catalog} AS o WHERE {_own(catalog)}"
+    # The first is there always, and others hold extensions.
+    + (
+        " AND o.nspname <> 'public' AND o.oid NOT IN (SELECT extnamespace FROM pg_catalog.pg_extension))"
+        if catalog == "pg_namespace"
+        else ")"
+    )
+    for catalog in _KINDS
+)
+_ANY_OBJECT = f"SELECT {_ANY_OBJECT} OR ({_ANY_LARGE_OBJECT})"
 _SEQUENCES = """
 SELECT format('%I.%I', schemaname, sequencename), last_value, increment_by
 FROM pg_catalog.pg_sequences WHERE last_value IS NOT NULL AND NOT cycle ORDER BY 1
@@ -86,25 +142,97 @@ SELECT e.extname, e.extversion, n.nspname
 FROM pg_catalog.pg_extension AS e JOIN pg_catalog.pg_namespace AS n ON n.oid = e.extnamespace
 WHERE e.extname <> 'plpgsql' ORDER BY 1
 """
-# What the first superuser owns is in no catalog of dependencies. Objects of a user's own have an oid from 16384 on.
+_TABLESPACES = """
+SELECT DISTINCT t.spcname
+FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_tablespace AS t ON t.oid = c.reltablespace
+WHERE c.oid >= 16384 ORDER BY 1
+"""
+_SCHEMAS = """
+SELECT n.nspname, r.rolname FROM pg_catalog.pg_namespace AS n JOIN pg_catalog.pg_roles AS r ON r.oid = n.nspowner
+WHERE n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' ORDER BY 1
+"""
+# What the first superuser owns is in no catalog of dependencies.
 _OWNED = " UNION ".join(
-    f"SELECT {owner} FROM pg_catalog.{catalog} AS o WHERE oid >= 16384 AND NOT EXISTS ("
-    "SELECT FROM pg_catalog.pg_depend AS d "
-    f"WHERE d.classid = 'pg_catalog.{catalog}'::regclass AND d.objid = o.oid AND d.deptype IN ('e', 'i'))"
+    f"SELECT {owner} FROM pg_catalog.{catalog} AS o WHERE {_own(catalog)}"
     for catalog, owner in {
         "pg_class": "relowner",
         "pg_namespace": "nspowner",
         "pg_proc": "proowner",
         "pg_type": "typowner",
         "pg_largeobject_metadata": "lomowner",
+        "pg_collation": "collowner",
+        "pg_event_trigger": "evtowner",
+        "pg_foreign_data_wrapper": "fdwowner",
+        "pg_foreign_server": "srvowner",
+        "pg_operator": "oprowner",
+        "pg_publication": "pubowner",
+        "pg_ts_config": "cfgowner",
+        "pg_ts_dict": "dictowner",
     }.items()
 )
+# What each object's grants are, where they are not those that it was made with by the server or by an extension.
+_GRANTS = " UNION ALL ".join(
+    f"SELECT 'pg_catalog.{catalog}'::regclass::oid AS catalog, o.oid, 0 AS part, {owner} AS owner, {grants} AS acl "
+    f"FROM pg_catalog.{catalog} AS o"
+    for catalog, owner, grants in (
+        ("pg_class", "relowner", "relacl"),
+        ("pg_namespace", "nspowner", "nspacl"),
+        ("pg_proc", "proowner", "proacl"),
+        ("pg_type", "typowner", "typacl"),
+        ("pg_language", "lanowner", "lanacl"),
+        ("pg_foreign_data_wrapper", "fdwowner", "fdwacl"),
+        ("pg_foreign_server", "srvowner", "srvacl"),
+        ("pg_largeobject_metadata", "lomowner", "lomacl"),
+        ("pg_default_acl", "defaclrole", "defaclacl"),
+    )
+)
 _ROLES = f"""
-SELECT r.rolname FROM pg_catalog.pg_shdepend AS d JOIN pg_catalog.pg_roles AS r ON r.oid = d.refobjid
-WHERE d.dbid = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
-    AND d.refclassid = 'pg_catalog.pg_authid'::regclass AND d.deptype IN ('o', 'a', 'r')
-UNION SELECT rolname FROM pg_catalog.pg_roles WHERE oid = 10 AND oid IN ({_OWNED}) ORDER BY 1
+WITH changed AS (
+    SELECT o.*, o.oid < 16384 OR EXISTS (
+        SELECT FROM pg_catalog.pg_depend AS d WHERE d.classid = o.catalog AND d.objid = o.oid AND d.deptype = 'e'
+    ) AS is_given, (o.catalog, o.oid) IN (
+        SELECT 'pg_catalog.pg_namespace'::regclass::oid, oid FROM pg_catalog.pg_namespace WHERE nspname = 'public'
+    ) AS is_public
+    FROM (
+        {_GRANTS} UNION ALL
+        SELECT 'pg_catalog.pg_class'::regclass::oid, c.oid, a.attnum, c.relowner, a.attacl
+        FROM pg_catalog.pg_attribute AS a JOIN pg_catalog.pg_class AS c ON c.oid = a.attrelid
+    ) AS o
+    LEFT JOIN pg_catalog.pg_init_privs AS i ON (i.classoid, i.objoid, i.objsubid) = (o.catalog, o.oid, o.part)
+    WHERE o.acl IS NOT NULL AND o.acl IS DISTINCT FROM i.initprivs
+        -- the information schema is in no dump, and the server notes no grants that it was made with
+        AND (o.oid NOT BETWEEN 12000 AND 16383 OR i.initprivs IS NOT NULL)
+), granted AS (
+    SELECT c.owner, c.is_given, c.is_public, g.grantor, g.grantee FROM changed AS c, aclexplode(c.acl) AS g
+), found (part, role) AS (
+    SELECT 'owners', d.refobjid FROM pg_catalog.pg_shdepend AS d
+    WHERE d.dbid = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
+        AND d.refclassid = 'pg_catalog.pg_authid'::regclass AND d.deptype = 'o'
+        AND d.classid::regclass::text NOT IN ('pg_default_acl', 'pg_extension', 'pg_user_mapping')
+        AND NOT EXISTS (
+            SELECT FROM pg_catalog.pg_depend AS e
+            WHERE (e.classid, e.objid) = (d.classid, d.objid) AND e.deptype = 'e'
+        )
+    UNION SELECT 'owners', 10 WHERE 10 IN ({_OWNED})
+    UNION SELECT 'defaults', defaclrole FROM pg_catalog.pg_default_acl
+    UNION SELECT 'grantors', grantor FROM granted WHERE grantor <> owner
+    UNION SELECT 'grantors', owner FROM granted
+        WHERE is_given AND NOT is_public AND owner IN (SELECT oid FROM pg_catalog.pg_roles WHERE rolsuper)
+    UNION SELECT 'grantees', grantee FROM granted WHERE grantee NOT IN (0, owner)
+    UNION SELECT 'named', unnest(polroles) FROM pg_catalog.pg_policy
+    UNION SELECT 'named', umuser FROM pg_catalog.pg_user_mappings
+)
+SELECT f.part, r.rolname FROM found AS f JOIN pg_catalog.pg_roles AS r ON r.oid = f.role ORDER BY 1, 2
 """
+
+
+class _Source(NamedTuple):
+    """A table with rows of its own that are data."""
+
+    name: str
+    condition: str  # a WHERE clause, or nothing
+    is_extensions: bool
+    is_readable: bool  # unlogged tables are not on a standby: the dump has none of their rows
 
 
 def source_of(target: PostgresTarget) -> str:
@@ -131,15 +259,16 @@ def dump(target: PostgresTarget, draft: Path, method: str, wait: float, progress
         pg_tools.require_taken(tool, reading.major, pg_tools.how_to_get("pg_dump", reading.major))
         reading.rows("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
         reading.rows(f"SET LOCAL lock_timeout = {int(wait * 1000)}")
-        names = [name for (name,) in reading.rows(_TABLES)]
-        if not names and not reading.value(_ANY_RELATION):
+        sources = _sources(reading)
+        if _is_empty(reading):
             raise NothingToBackUp(
                 f"database {database_of(target)} holds nothing to back up", "migrate it first, or check the DSN"
             )
         for other in replaced(reading, reading.value("SELECT current_database()")):
             logger.warning("database %s holds what a restore replaced: drop it when nothing of it is needed", other)
-        if names and reading.value("SELECT NOT pg_is_in_recovery()"):
-            reading.rows(f"LOCK TABLE ONLY {', ONLY '.join(names)} IN ACCESS SHARE MODE")
+        if sources and reading.value("SELECT NOT pg_is_in_recovery()"):
+            names = ", ONLY ".join(source.name for source in sources)
+            reading.rows(f"LOCK TABLE ONLY {names} IN ACCESS SHARE MODE")
         (size,) = reading.rows("SELECT pg_database_size(current_database())")[0]
         arguments = [
             "--format=custom",
@@ -147,12 +276,13 @@ def dump(target: PostgresTarget, draft: Path, method: str, wait: float, progress
             f"--snapshot={reading.value('SELECT pg_export_snapshot()')}",
             f"--lock-wait-timeout={int(wait * 1000)}",
             f"--file={draft}",
+            _encoding(reading),
         ]
         if reading.value("SELECT pg_is_in_recovery()"):
             arguments.append("--no-unlogged-table-data")
         # No snapshot holds for sequences: the dump's must not be behind these.
         sequences = _sequences(reading)
-        with _beside(reading, lambda: _content(reading, names, tool, sequences)) as content:
+        with _beside(reading, lambda: _content(reading, sources, tool, sequences)) as content:
             pg_tools.run(tool, arguments, target, lambda: progress("dumping", draft.stat().st_size, size))
             found = content()
         reading.rows("ROLLBACK")
@@ -180,14 +310,31 @@ def _beside(reading: Session, work: Callable[[], Content]) -> Iterator[Callable[
             raise
 
 
+def _quiet(asked: Session, target: PostgresTarget) -> PostgresTarget:
+    """Return a target whose sessions fire no triggers by beginning, which may write; where this role may have it so."""
+    if asked.major < 17 or not asked.value("SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user"):
+        return target
+    options = f"{target.arguments.get('options', '')} -c event_triggers=off".strip()
+    return PostgresTarget({**target.arguments, "options": options})
+
+
+def _encoding(asked: Session) -> str:
+    """Return pg_dump's option for the database's own encoding: its settings may name one that does not hold it all."""
+    return f"--encoding={asked.value('SHOW server_encoding')}"
+
+
+def _sources(reading: Session) -> list[_Source]:
+    return [_Source(*row) for row in reading.rows(_TABLES)]
+
+
 def _sequences(reading: Session) -> dict[str, list[int]]:
     return {name: [value, step] for name, value, step in reading.rows(_SEQUENCES)}
 
 
 def _content(
-    reading: Session, names: Sequence[str], tool: pg_tools.Tool, sequences: Mapping[str, list[int]]
+    reading: Session, sources: Sequence[_Source], tool: pg_tools.Tool, sequences: Mapping[str, list[int]]
 ) -> Content:
-    tables = {name: _table(reading, name) for name in names}
+    tables = {source.name: _table(reading, source) for source in sources}
     count, fingerprint = reading.rows(_LARGE_OBJECTS)[0]
     if count:
         tables["large objects"] = Table(count, fingerprint)
@@ -196,8 +343,9 @@ def _content(
         "major": reading.major,
         "dumped_by": tool.major,
         "sequences": sequences,
-        "extension_schemas": {name: schema for name, _, schema in extensions},
-        "roles": [name for (name,) in reading.rows(_ROLES)],
+        "tablespaces": [name for (name,) in reading.rows(_TABLESPACES)],
+        "schemas": dict(reading.rows(_SCHEMAS)),
+        "roles": _roles(reading),
         "database": database_properties(reading, reading.value("SELECT current_database()")),
         "hnsw": reading.value(
             "SELECT EXISTS (SELECT FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_am AS a ON a.oid = c.relam "
@@ -206,30 +354,41 @@ def _content(
     }
     version = reading.value("SELECT current_setting('server_version')").split()[0]
     return Content(
-        "postgres", version, _schema_version(reading, names), tables, {n: v for n, v, _ in extensions}, details
+        "postgres", version, _schema_version(reading, sources), tables, {n: v for n, v, _ in extensions}, details
     )
 
 
-def _table(reading: Session, name: str) -> Table:
+def _roles(reading: Session) -> dict[str, list[str]]:
+    """Return the roles that a restore needs, by what it needs them for."""
+    found: dict[str, list[str]] = {}
+    for part, role in reading.rows(_ROLES):
+        found.setdefault(part, []).append(role)
+    return found
+
+
+def _table(reading: Session, source: _Source) -> Table:
     import psycopg2
 
+    if not source.is_readable:
+        return NO_ROWS
     # By name: what a parent got late stands elsewhere in a restored child.
     columns = reading.value(
         "SELECT coalesce(string_agg(format('one.%%I', attname), ', ' ORDER BY attname), '') "
         "FROM pg_catalog.pg_attribute WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped",
-        name,
+        source.name,
     )
     asked = f"coalesce(sum(hashtextextended(ROW({columns})::text, 0)), 0)::text"
+    rows_of = f"(SELECT * FROM ONLY {source.name} {source.condition}) AS one"
     try:
-        rows, fingerprint = reading.rows(f"SELECT count(*), {asked} FROM ONLY {name} AS one")[0]
+        rows, fingerprint = reading.rows(f"SELECT count(*), {asked} FROM {rows_of}")[0]
     except (psycopg2.errors.ProgramLimitExceeded, psycopg2.errors.InternalError_) as error:
-        fact = f"table {name} cannot be read: {' '.join(str(error).split())}"
+        fact = f"table {source.name} cannot be read: {' '.join(str(error).split())}"
         raise BackupFailed(fact, "a row must not take more than 1 GB as text; bytea takes two bytes for one") from None
     return Table(rows, fingerprint)
 
 
-def _schema_version(reading: Session, names: Sequence[str]) -> int:
-    for name in names:
+def _schema_version(reading: Session, sources: Sequence[_Source]) -> int:
+    for name in (source.name for source in sources if source.is_readable):
         if name.rpartition(".")[2] == "migration_versions":
             columns = reading.value(
                 "SELECT count(*) FROM pg_catalog.pg_attribute WHERE attrelid = %s::regclass AND attname = 'version' "
@@ -268,7 +427,7 @@ def test_restore(target: PostgresTarget, file: Path, content: Content, work: Pat
         require_fitting(admin, content)
         with scratch(admin, content.details["database"], _template(admin, target, content)) as name:
             fill(target.to(name), file, content, work, progress)
-            return compared(target.to(name), content)
+            return compared(_quiet(admin, target.to(name)), content)
 
 
 def _template(admin: Session, target: PostgresTarget, content: Content) -> str:
@@ -277,14 +436,15 @@ def _template(admin: Session, target: PostgresTarget, content: Content) -> str:
         return "template0"
     with session(target.to("template1")) as template:
         there = {name for name, _, _ in template.rows(_EXTENSIONS)}
-        fits = there >= content.extensions.keys() and not template.value(_ANY_RELATION)
+        fits = there >= content.extensions.keys() and _is_empty(template)
     return "template1" if fits else "template0"
 
 
 def require_fitting(admin: Session, content: Content) -> None:
-    """Refuse a backup of a later server than this one.
+    """Refuse a backup of a later server than this one, or one that cannot be restored here.
 
     :raises VersionMismatch: when it is, or when it holds an extension that is not to be had here in its version.
+    :raises TargetRefused: when a role is missing that it names otherwise than as an owner or grantee.
     """
     major = content.details["major"]
     if major > admin.major:
@@ -305,6 +465,18 @@ def require_fitting(admin: Session, content: Content) -> None:
                 f"install {name} {version} or later on the server",
             )
 
+    _require_named_roles(admin, content.details["roles"])
+
+
+def _require_named_roles(admin: Session, roles: Mapping[str, Sequence[str]]) -> None:
+    named = roles.get("named", ())
+    if missing := sorted(set(named) - may_act_for(admin, named).keys()):
+        raise TargetRefused(
+            f"policies or user mappings of the backup name roles that are not there: {', '.join(missing)}",
+            "; ".join(f"CREATE ROLE {quoted(name)}" for name in missing)
+            + "; or drop what names them, and make another backup",
+        )
+
 
 def _numbers(version: str) -> list[int]:
     return [int(number) for number in re.findall(r"\d+", version)]
@@ -313,8 +485,9 @@ def _numbers(version: str) -> list[int]:
 def compared(target: PostgresTarget, content: Content) -> list[str]:
     """Return in what a database differs from a backup's content."""
     with session(target) as reading:
-        names = [name for (name,) in reading.rows(_TABLES)]
-        found = _content(reading, names, pg_tools.Tool("", 0), _sequences(reading))
+        # A later version of an extension may have more of them.
+        sources = [one for one in _sources(reading) if not one.is_extensions or one.name in content.tables]
+        found = _content(reading, sources, pg_tools.Tool("", 0), _sequences(reading))
     return differences(
         replace(content, details=_compared_details(content)), replace(found, details=_compared_details(found))
     )
@@ -333,18 +506,19 @@ def fill(target: PostgresTarget, file: Path, content: Content, work: Path, progr
         hint = f"restore it on a server of version {least}" if later else pg_tools.how_to_get("pg_restore", least)
         pg_tools.require_taken(tool, filling.major, hint)
         entries = work / "entries"
-        entries.write_text(_entries(tool, file, filling), encoding="utf-8", errors="surrogateescape")
+        listing = _entries(tool, file, filling, content.details["schemas"])
+        entries.write_text(listing, encoding="utf-8", errors="surrogateescape")
         arguments = ["--single-transaction", "--exit-on-error", f"--use-list={entries}"]
-        if not _may_own(filling, content.details["roles"]):
-            logger.warning("all that is restored belongs to this role: it may not act for all who owned it")
-            arguments += ["--no-owner", "--no-privileges"]
+        arguments += _left_to_roles(filling, content.details["roles"])
+        arguments += _left_to_tablespaces(filling, content.details["tablespaces"])
         target = PostgresTarget({**target.arguments, "application_name": RESTORING})
-        options = ["-c default_transaction_read_only=off"]
+        options = []
         if content.details["hnsw"]:
             # In little memory a graph takes four times as long; in parallel it wants shared memory, of which
             # containers have little.
             options.append("-c maintenance_work_mem=1GB -c max_parallel_maintenance_workers=0")
         options += [target.arguments["options"]] if "options" in target.arguments else []
+        options.append("-c default_transaction_read_only=off")  # the last one counts
         target = PostgresTarget({**target.arguments, "options": " ".join(options)})
 
         def tick() -> None:
@@ -358,23 +532,68 @@ def fill(target: PostgresTarget, file: Path, content: Content, work: Path, progr
         filling.rows("ANALYZE")
 
 
-def _entries(tool: pg_tools.Tool, file: Path, filling: Session) -> str:
-    """Return what of a dump is to be restored: all but the extensions that are there, and their schemas."""
-    there = filling.rows(_EXTENSIONS)
-    names = "|".join(re.escape(name) for name, _, _ in there) or "(?!)"
-    schemas = "|".join(re.escape(schema) for _, _, schema in there) or "(?!)"
-    left_out = re.compile(rf"\d+; \d+ \d+ (?:(?:EXTENSION -|COMMENT - EXTENSION) (?:{names})|SCHEMA - (?:{schemas})) ")
+def _entries(tool: pg_tools.Tool, file: Path, filling: Session, owners: Mapping[str, str]) -> str:
+    """Return what of a dump is to be restored: all but the extensions that are there, and their schemas.
+
+    :param owners: of the backup's schemas.
+    """
+    left_out = []
+    for name, _, schema in filling.rows(_EXTENSIONS):
+        owner = re.escape(owners[schema]) if schema in owners else r"\S*"
+        left_out += [f"(?:EXTENSION -|COMMENT - EXTENSION) {re.escape(name)} ", f"SCHEMA - {re.escape(schema)} {owner}"]
+    left_out += _left_of_public(filling, owners.get("public"))
+    matched = re.compile(rf"\d+; \d+ \d+ (?:{'|'.join(left_out) or '(?!)'})")
     listing = pg_tools.run(tool, ["--list", str(file)], None)
-    return "".join(f"{line}\n" for line in listing.splitlines() if not left_out.match(line))
+    return "".join(f"{line}\n" for line in listing.splitlines() if not matched.fullmatch(line))
 
 
-def _may_own(asked: Session, roles: Sequence[str]) -> bool:
-    """Tell whether this role may give things to all who had them; else all of it is its own."""
-    known = asked.rows(
-        "SELECT 1 FROM pg_catalog.pg_roles WHERE rolname = ANY(%s) AND pg_has_role(current_user, oid, 'MEMBER')",
-        list(roles),
+def _left_of_public(asked: Session, owner: str | None) -> list[str]:
+    """Return the entries for owner and grants of the schema public that this role cannot restore.
+
+    It is there in any database; where a server before 15 made it, it is the first superuser's.
+    """
+    if owner in (None, "pg_database_owner") or may_act_for(asked, [owner]).get(owner):
+        return []
+    logger.warning("the schema public is left as it is made: this role may not act for %s, who owned it", owner)
+    return [f"(?:SCHEMA -|ACL - SCHEMA) public {re.escape(owner)}"]
+
+
+def _left_to_roles(asked: Session, needed: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return the options that leave out what this role cannot restore, or names roles that are not there.
+
+    :param needed: by what for.
+    """
+    roles = may_act_for(asked, {name for names in needed.values() for name in names})
+    is_super, current = asked.rows("SELECT rolsuper, rolname FROM pg_catalog.pg_roles WHERE rolname = current_user")[0]
+    usable = {name for name, may in roles.items() if may}
+    if not usable.issuperset(needed.get("owners", ())):
+        logger.warning("all that is restored belongs to this role, without grants: it may not act for all who owned it")
+        return ["--no-owner", "--no-privileges"]
+    missing = {name for names in needed.values() for name in names if name not in roles}
+    if missing:
+        logger.warning("grants are left out: there is no role %s", ", ".join(sorted(missing)))
+        return ["--no-privileges"]
+    # What another one than the owner granted is granted again in its name, which superusers alone can take.
+    others = {name for name in needed.get("defaults", ()) if name not in usable}
+    others |= {name for name in needed.get("grantors", ()) if not is_super and name != current}
+    if others:
+        logger.warning("grants are left out: this role may not grant in the name of %s", ", ".join(sorted(others)))
+        return ["--no-privileges"]
+    return []
+
+
+def _left_to_tablespaces(asked: Session, needed: Sequence[str]) -> list[str]:
+    """Return the option that leaves tablespaces out, where some are not there, or this role may not use them."""
+    usable = asked.rows(
+        "SELECT spcname FROM pg_catalog.pg_tablespace "
+        "WHERE spcname = ANY(%s) AND has_tablespace_privilege(oid, 'CREATE')",
+        list(needed),
     )
-    return len(known) == len(set(roles))
+    missing = sorted(set(needed) - {name for (name,) in usable})
+    if not missing:
+        return []
+    logger.warning("all is restored in the database's own tablespace: there is none, or no right to %s", missing[0])
+    return ["--no-tablespaces"]
 
 
 def _restore_failed(error: BackupFailed) -> BackupFailed:
@@ -464,34 +683,39 @@ def _restore(
     with maintenance(target, name) as admin, alone(admin, name):
         target = admin.pinned(target)
         require_fitting(admin, content)
+        quiet = _quiet(admin, target)
         properties = database_properties(admin, name)
-        if properties is not None and _is_empty(target):
-            with _told_if_filled(admin, target):
+        if properties is not None and _is_empty_at(quiet):
+            with _told_if_filled(admin, quiet):
                 fill(target, file, content, work, progress)
-                _require_same(target, content, "drop the database and restore again")
+                _require_same(quiet, content, "drop the database and restore again")
                 done.append(Outcome())
             return
-        holds_rows = properties is not None and _holds_rows(target, wait)
+        holds_rows = properties is not None and _holds_rows(quiet, wait)
         if holds_rows and not force:
             raise TargetRefused(f"database {name} holds data", "--force makes a backup of it, and replaces it")
         likeness = properties or content.details["database"]
         with scratch(admin, likeness, _template(admin, target, content)) as new:
+            apply_properties(admin, new, likeness, on_trial=True)  # better refused now than when all is done
             fill(target.to(new), file, content, work, progress)
-            _require_same(target.to(new), content, "nothing was changed")
-            apply_properties(admin, new, likeness)
+            _require_same(quiet.to(new), content, "nothing was changed")
             if properties is None:
+                apply_properties(admin, new, likeness)
                 with undisturbed():
                     rename(admin, new, name)
                     done.append(Outcome())
                 return
             safety = keep() if keep else None
+            properties = database_properties(admin, name) or properties  # others may have changed them meanwhile
+            apply_properties(admin, new, properties)
             old = old_name(admin, name, datetime.now(timezone.utc))
             progress("swapping", 0, 0)
             with undisturbed():
                 swap(admin, target, new, name, old, wait)
                 done.append(Outcome(safety, old))
         with suppress(Exception):  # the restore is done: what cannot be looked at, or dropped, is kept and told
-            if safety is None or _is_saved(target.to(old), safety, work):
+            same = database_properties(admin, old) == properties
+            if safety is None or (same and _is_saved(quiet.to(old), safety, work)):
                 with undisturbed():
                     drop(admin, old)
                     done.append(Outcome(safety))
@@ -506,7 +730,7 @@ def _told_if_filled(admin: Session, target: PostgresTarget) -> Iterator[None]:
         name = target.arguments["dbname"]
         with undisturbed():
             end_restoring(admin, name)  # else it could commit after the look at what it did
-            if _is_empty(target):
+            if _is_empty_at(target):
                 raise
         raise KeyboardInterrupt(
             f"interrupted when database {name}, which was empty, had been filled from the backup",
@@ -525,8 +749,9 @@ def _is_saved(old: PostgresTarget, safety: Backup, work: Path) -> bool:
         return False
     with session(old) as asked:
         tool = pg_tools.find("pg_dump", asked.major, "the server")
+        encoding = _encoding(asked)
     now = new_file(work / "schema")
-    pg_tools.run(tool, ["--format=custom", "--schema-only", f"--file={now}"], old)
+    pg_tools.run(tool, ["--format=custom", "--schema-only", f"--file={now}", encoding], old)
     return _schema(now, tool.major) == _schema(safety.file, tool.major)
 
 
@@ -539,9 +764,15 @@ def _schema(file: Path, dumped_by: int) -> list[str]:
     return sorted(part for part in parts if "; Type: MATERIALIZED VIEW DATA; " not in part.partition("\n")[0])
 
 
-def _is_empty(target: PostgresTarget) -> bool:
+def _is_empty(asked: Session) -> bool:
+    """Tell whether there is nothing that anybody made, but for extensions without data."""
+    extensions = (source for source in _sources(asked) if source.is_extensions)
+    return not asked.value(_ANY_OBJECT) and not any(_has_rows(asked, source) for source in extensions)
+
+
+def _is_empty_at(target: PostgresTarget) -> bool:
     with session(target) as asked:
-        return not asked.value(_ANY_RELATION)
+        return _is_empty(asked)
 
 
 def _holds_rows(target: PostgresTarget, wait: float) -> bool:
@@ -550,5 +781,9 @@ def _holds_rows(target: PostgresTarget, wait: float) -> bool:
         asked.rows(f"SET lock_timeout = {int(wait * 1000)}")
         if asked.value(_ANY_LARGE_OBJECT):
             return True
-        names = [n for (n,) in asked.rows(_TABLES) if n.rpartition(".")[2] != "migration_versions"]
-        return any(asked.value(f"SELECT EXISTS (SELECT FROM ONLY {name})") for name in names)
+        sources = [one for one in _sources(asked) if one.name.rpartition(".")[2] != "migration_versions"]
+        return any(_has_rows(asked, source) for source in sources)
+
+
+def _has_rows(asked: Session, source: _Source) -> bool:
+    return source.is_readable and asked.value(f"SELECT EXISTS (SELECT FROM ONLY {source.name} {source.condition})")
