@@ -212,3 +212,29 @@ def test_tables_of_one_name_in_two_schemas(postgres: Place) -> None:
         db.execute_sql("DROP SCHEMA archive CASCADE")
         assert "create_schema" in {step.kind for step in runner.up().applied}
         assert not runner.verify_schema()
+
+
+def test_indexes_of_a_table_that_another_schema_refers_to(postgres: Place) -> None:
+    class Person(peewee.Model):
+        code = peewee.TextField(unique=True)
+
+        class Meta:
+            indexes = [peewee.SQL("CREATE INDEX person_by_text ON public.person (lower(code))")]
+
+    class Entry(peewee.Model):
+        person = peewee.ForeignKeyField(Person)
+
+        class Meta:
+            schema = "archive"
+
+    models = [Person, Entry]
+    db = postgres.connect()
+    db.execute_sql("CREATE SCHEMA archive")
+    with db.bind_ctx(models, bind_refs=False, bind_backrefs=False):
+        db.create_tables(models)
+        runner = MigrationRunner(db, models)
+        assert not runner.plan(), str(runner.plan())
+        db.execute_sql("DROP INDEX person_code, person_by_text")
+        assert {missing.name for missing in runner.verify_schema().missing} == {"person_code", "person_by_text"}
+        runner.up()
+        assert not runner.verify_schema()

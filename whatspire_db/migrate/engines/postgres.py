@@ -184,7 +184,8 @@ class PostgresEngine(Engine):
                 self._create(model, sql)
                 deferred.add((self.key(model), column))
         found = self._snapshot_one(schema, {name: self.key(m) for m, name in names.items()}, scratch=True)
-        return Schema({key: _optional(table, deferred) for key, table in found.tables.items() if key in keys})
+        own = {key: table for key, table in found.tables.items() if key in keys and key[0] == schema}
+        return Schema({key: _optional(table, deferred) for key, table in own.items()})
 
     def _create_indexes(self, model: ModelType, names: Mapping[ModelType, str], *, whole: bool) -> None:
         for _, sql in create_indexes(self.db, model, names):
