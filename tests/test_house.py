@@ -36,6 +36,8 @@ ORDER = [
     "backup.pg_tools",
     "backup.pg_server",
     "backup.sqlite",
+    "backup.pg_content",
+    "backup.pg_filling",
     "backup.postgres",
     "backup.engines",
     "backup.making",

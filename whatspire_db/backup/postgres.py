@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..dsn import PostgresTarget
 from ..errors import (
@@ -22,10 +22,19 @@ from ..errors import (
     WhatspireDBError,
 )
 from . import pg_tools
-from .archive import Backup, Content, Progress, Table, differences, silent
+from .archive import Backup, Content, Progress, differences, silent
 from .durable import new_file, undisturbed
+from .pg_content import (
+    ANY_LARGE_OBJECT,
+    EXTENSIONS,
+    content_of,
+    has_rows,
+    is_empty,
+    sequences_of,
+    sources_of,
+)
+from .pg_filling import fill
 from .pg_server import (
-    RESTORING,
     Session,
     alone,
     apply_properties,
@@ -49,190 +58,7 @@ logger = logging.getLogger("whatspire_db.backup")
 
 SUFFIX = ".dump"
 MAGIC = b"PGDMP"
-NO_ROWS = Table(0, "0")  # the fingerprint of nothing
 LEVELS = {"none": "0", "gzip": "1", "zstd": "zstd:3"}
-# What belongs to an extension comes with it.
-_OWN = """
-NOT EXISTS (
-    SELECT FROM pg_catalog.pg_depend AS d
-    WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e'
-) AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
-"""
-# Of an extension's tables those are data that it declares as its configuration, and of their rows what it says.
-_TABLES = f"""
-SELECT format('%I.%I', n.nspname, c.relname), coalesce(e.condition, ''), e.oid IS NOT NULL,
-    c.relpersistence = 'p' OR NOT pg_is_in_recovery()
-FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
-LEFT JOIN (
-    SELECT unnest(extconfig) AS oid, unnest(extcondition) AS condition FROM pg_catalog.pg_extension
-) AS e ON e.oid = c.oid
-WHERE c.relkind = 'r' AND c.relpersistence <> 't' AND (e.oid IS NOT NULL OR {_OWN})
-ORDER BY 1
-"""
-_ANY_LARGE_OBJECT = "SELECT EXISTS (SELECT FROM pg_catalog.pg_largeobject_metadata)"
-# In parts, for one value has 1 GB at most, and hexadecimal digits take two bytes for one. 262144 opens for reading.
-_LARGE_OBJECTS = """
-SELECT count(*) FILTER (WHERE start = 0),
-    coalesce(sum(hashtextextended(concat_ws(' ', oid, start, encode(lo_get(oid, start, 1048576), 'hex')), 0)), 0)::text
-FROM (
-    SELECT oid, lo_lseek64(opened, 0, 2) AS size, opened
-    FROM (SELECT oid, lo_open(oid, 262144) AS opened FROM pg_catalog.pg_largeobject_metadata OFFSET 0) AS one OFFSET 0
-) AS sized, generate_series(0, greatest(size - 1, 0), 1048576) AS start
-WHERE lo_close(opened) = 0
-"""
-# Kinds of objects that are no part of another one, by the catalog that they stand in.
-_KINDS = (
-    "pg_am",
-    "pg_cast",
-    "pg_class",
-    "pg_collation",
-    "pg_conversion",
-    "pg_event_trigger",
-    "pg_foreign_data_wrapper",
-    "pg_foreign_server",
-    "pg_language",
-    "pg_namespace",
-    "pg_opclass",
-    "pg_operator",
-    "pg_opfamily",
-    "pg_proc",
-    "pg_publication",
-    "pg_transform",
-    "pg_ts_config",
-    "pg_ts_dict",
-    "pg_ts_parser",
-    "pg_ts_template",
-    "pg_type",
-)
-# An extension's table has indexes that it does not name, and sessions leave schemas for their temporary tables behind.
-_WITHOUT = {
-    "pg_class": " AND o.relkind NOT IN ('i', 'I', 't') AND o.relpersistence <> 't'",
-    "pg_namespace": " AND o.nspname !~ '^pg_'",
-}
-
-
-def _own(catalog: str) -> str:
-    """Return a condition on a row `o` of a catalog: a user's own object, no extension's, nor made with another one.
-
-    Those have an oid from 16384 on.
-    """
-    return (
-        f"o.oid >= 16384{_WITHOUT.get(catalog, '')} AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend AS d "
-        f"WHERE d.classid = 'pg_catalog.{catalog}'::regclass AND d.objid = o.oid AND d.deptype IN ('e', 'i'))"
-    )
-
-
-_ANY_OBJECT = " OR ".join(
-    f"EXISTS (SELECT FROM pg_catalog.{catalog} AS o WHERE {_own(catalog)}"
-    # The first is there always, and others hold extensions.
-    + (
-        " AND o.nspname <> 'public' AND o.oid NOT IN (SELECT extnamespace FROM pg_catalog.pg_extension))"
-        if catalog == "pg_namespace"
-        else ")"
-    )
-    for catalog in _KINDS
-)
-_ANY_OBJECT = f"SELECT {_ANY_OBJECT} OR ({_ANY_LARGE_OBJECT})"
-_SEQUENCES = """
-SELECT format('%I.%I', schemaname, sequencename), last_value, increment_by
-FROM pg_catalog.pg_sequences WHERE last_value IS NOT NULL AND NOT cycle ORDER BY 1
-"""
-_EXTENSIONS = """
-SELECT e.extname, e.extversion, n.nspname
-FROM pg_catalog.pg_extension AS e JOIN pg_catalog.pg_namespace AS n ON n.oid = e.extnamespace
-WHERE e.extname <> 'plpgsql' ORDER BY 1
-"""
-_TABLESPACES = """
-SELECT DISTINCT t.spcname
-FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_tablespace AS t ON t.oid = c.reltablespace
-WHERE c.oid >= 16384 ORDER BY 1
-"""
-_SCHEMAS = """
-SELECT n.nspname, r.rolname FROM pg_catalog.pg_namespace AS n JOIN pg_catalog.pg_roles AS r ON r.oid = n.nspowner
-WHERE n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' ORDER BY 1
-"""
-# What the first superuser owns is in no catalog of dependencies.
-_OWNED = " UNION ".join(
-    f"SELECT {owner} FROM pg_catalog.{catalog} AS o WHERE {_own(catalog)}"
-    for catalog, owner in {
-        "pg_class": "relowner",
-        "pg_namespace": "nspowner",
-        "pg_proc": "proowner",
-        "pg_type": "typowner",
-        "pg_largeobject_metadata": "lomowner",
-        "pg_collation": "collowner",
-        "pg_event_trigger": "evtowner",
-        "pg_foreign_data_wrapper": "fdwowner",
-        "pg_foreign_server": "srvowner",
-        "pg_operator": "oprowner",
-        "pg_publication": "pubowner",
-        "pg_ts_config": "cfgowner",
-        "pg_ts_dict": "dictowner",
-    }.items()
-)
-# What each object's grants are, where they are not those that it was made with by the server or by an extension.
-_GRANTS = " UNION ALL ".join(
-    f"SELECT 'pg_catalog.{catalog}'::regclass::oid AS catalog, o.oid, 0 AS part, {owner} AS owner, {grants} AS acl "
-    f"FROM pg_catalog.{catalog} AS o"
-    for catalog, owner, grants in (
-        ("pg_class", "relowner", "relacl"),
-        ("pg_namespace", "nspowner", "nspacl"),
-        ("pg_proc", "proowner", "proacl"),
-        ("pg_type", "typowner", "typacl"),
-        ("pg_language", "lanowner", "lanacl"),
-        ("pg_foreign_data_wrapper", "fdwowner", "fdwacl"),
-        ("pg_foreign_server", "srvowner", "srvacl"),
-        ("pg_largeobject_metadata", "lomowner", "lomacl"),
-        ("pg_default_acl", "defaclrole", "defaclacl"),
-    )
-)
-_ROLES = f"""
-WITH changed AS (
-    SELECT o.*, o.oid < 16384 OR EXISTS (
-        SELECT FROM pg_catalog.pg_depend AS d WHERE d.classid = o.catalog AND d.objid = o.oid AND d.deptype = 'e'
-    ) AS is_given, (o.catalog, o.oid) IN (
-        SELECT 'pg_catalog.pg_namespace'::regclass::oid, oid FROM pg_catalog.pg_namespace WHERE nspname = 'public'
-    ) AS is_public
-    FROM (
-        {_GRANTS} UNION ALL
-        SELECT 'pg_catalog.pg_class'::regclass::oid, c.oid, a.attnum, c.relowner, a.attacl
-        FROM pg_catalog.pg_attribute AS a JOIN pg_catalog.pg_class AS c ON c.oid = a.attrelid
-    ) AS o
-    LEFT JOIN pg_catalog.pg_init_privs AS i ON (i.classoid, i.objoid, i.objsubid) = (o.catalog, o.oid, o.part)
-    WHERE o.acl IS NOT NULL AND o.acl IS DISTINCT FROM i.initprivs
-        -- the information schema is in no dump, and the server notes no grants that it was made with
-        AND (o.oid NOT BETWEEN 12000 AND 16383 OR i.initprivs IS NOT NULL)
-), granted AS (
-    SELECT c.owner, c.is_given, c.is_public, g.grantor, g.grantee FROM changed AS c, aclexplode(c.acl) AS g
-), found (part, role) AS (
-    SELECT 'owners', d.refobjid FROM pg_catalog.pg_shdepend AS d
-    WHERE d.dbid = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
-        AND d.refclassid = 'pg_catalog.pg_authid'::regclass AND d.deptype = 'o'
-        AND d.classid::regclass::text NOT IN ('pg_default_acl', 'pg_extension', 'pg_user_mapping')
-        AND NOT EXISTS (
-            SELECT FROM pg_catalog.pg_depend AS e
-            WHERE (e.classid, e.objid) = (d.classid, d.objid) AND e.deptype = 'e'
-        )
-    UNION SELECT 'owners', 10 WHERE 10 IN ({_OWNED})
-    UNION SELECT 'defaults', defaclrole FROM pg_catalog.pg_default_acl
-    UNION SELECT 'grantors', grantor FROM granted WHERE grantor <> owner
-    UNION SELECT 'grantors', owner FROM granted
-        WHERE is_given AND NOT is_public AND owner IN (SELECT oid FROM pg_catalog.pg_roles WHERE rolsuper)
-    UNION SELECT 'grantees', grantee FROM granted WHERE grantee NOT IN (0, owner)
-    UNION SELECT 'named', unnest(polroles) FROM pg_catalog.pg_policy
-    UNION SELECT 'named', umuser FROM pg_catalog.pg_user_mappings
-)
-SELECT f.part, r.rolname FROM found AS f JOIN pg_catalog.pg_roles AS r ON r.oid = f.role ORDER BY 1, 2
-"""
-
-
-class _Source(NamedTuple):
-    """A table with rows of its own that are data."""
-
-    name: str
-    condition: str  # a WHERE clause, or nothing
-    is_extensions: bool
-    is_readable: bool  # unlogged tables are not on a standby: the dump has none of their rows
 
 
 def source_of(target: PostgresTarget) -> str:
@@ -259,8 +85,8 @@ def dump(target: PostgresTarget, draft: Path, method: str, wait: float, progress
         pg_tools.require_taken(tool, reading.major, pg_tools.how_to_get("pg_dump", reading.major))
         reading.rows("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
         reading.rows(f"SET LOCAL lock_timeout = {int(wait * 1000)}")
-        sources = _sources(reading)
-        if _is_empty(reading):
+        sources = sources_of(reading)
+        if is_empty(reading):
             raise NothingToBackUp(
                 f"database {database_of(target)} holds nothing to back up", "migrate it first, or check the DSN"
             )
@@ -281,8 +107,8 @@ def dump(target: PostgresTarget, draft: Path, method: str, wait: float, progress
         if reading.value("SELECT pg_is_in_recovery()"):
             arguments.append("--no-unlogged-table-data")
         # No snapshot holds for sequences: the dump's must not be behind these.
-        sequences = _sequences(reading)
-        with _beside(reading, lambda: _content(reading, sources, tool, sequences)) as content:
+        sequences = sequences_of(reading)
+        with _beside(reading, lambda: content_of(reading, sources, tool, sequences)) as content:
             pg_tools.run(tool, arguments, target, lambda: progress("dumping", draft.stat().st_size, size))
             found = content()
         reading.rows("ROLLBACK")
@@ -323,82 +149,6 @@ def _encoding(asked: Session) -> str:
     return f"--encoding={asked.value('SHOW server_encoding')}"
 
 
-def _sources(reading: Session) -> list[_Source]:
-    return [_Source(*row) for row in reading.rows(_TABLES)]
-
-
-def _sequences(reading: Session) -> dict[str, list[int]]:
-    return {name: [value, step] for name, value, step in reading.rows(_SEQUENCES)}
-
-
-def _content(
-    reading: Session, sources: Sequence[_Source], tool: pg_tools.Tool, sequences: Mapping[str, list[int]]
-) -> Content:
-    tables = {source.name: _table(reading, source) for source in sources}
-    count, fingerprint = reading.rows(_LARGE_OBJECTS)[0]
-    if count:
-        tables["large objects"] = Table(count, fingerprint)
-    extensions = reading.rows(_EXTENSIONS)
-    details = {
-        "major": reading.major,
-        "dumped_by": tool.major,
-        "sequences": sequences,
-        "tablespaces": [name for (name,) in reading.rows(_TABLESPACES)],
-        "schemas": dict(reading.rows(_SCHEMAS)),
-        "roles": _roles(reading),
-        "database": database_properties(reading, reading.value("SELECT current_database()")),
-        "hnsw": reading.value(
-            "SELECT EXISTS (SELECT FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_am AS a ON a.oid = c.relam "
-            "WHERE c.relkind = 'i' AND a.amname = 'hnsw')"
-        ),
-    }
-    version = reading.value("SELECT current_setting('server_version')").split()[0]
-    return Content(
-        "postgres", version, _schema_version(reading, sources), tables, {n: v for n, v, _ in extensions}, details
-    )
-
-
-def _roles(reading: Session) -> dict[str, list[str]]:
-    """Return the roles that a restore needs, by what it needs them for."""
-    found: dict[str, list[str]] = {}
-    for part, role in reading.rows(_ROLES):
-        found.setdefault(part, []).append(role)
-    return found
-
-
-def _table(reading: Session, source: _Source) -> Table:
-    import psycopg2
-
-    if not source.is_readable:
-        return NO_ROWS
-    # By name: what a parent got late stands elsewhere in a restored child.
-    columns = reading.value(
-        "SELECT coalesce(string_agg(format('one.%%I', attname), ', ' ORDER BY attname), '') "
-        "FROM pg_catalog.pg_attribute WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped",
-        source.name,
-    )
-    asked = f"coalesce(sum(hashtextextended(ROW({columns})::text, 0)), 0)::text"
-    rows_of = f"(SELECT * FROM ONLY {source.name} {source.condition}) AS one"
-    try:
-        rows, fingerprint = reading.rows(f"SELECT count(*), {asked} FROM {rows_of}")[0]
-    except (psycopg2.errors.ProgramLimitExceeded, psycopg2.errors.InternalError_) as error:
-        fact = f"table {source.name} cannot be read: {' '.join(str(error).split())}"
-        raise BackupFailed(fact, "a row must not take more than 1 GB as text; bytea takes two bytes for one") from None
-    return Table(rows, fingerprint)
-
-
-def _schema_version(reading: Session, sources: Sequence[_Source]) -> int:
-    for name in (source.name for source in sources if source.is_readable):
-        if name.rpartition(".")[2] == "migration_versions":
-            columns = reading.value(
-                "SELECT count(*) FROM pg_catalog.pg_attribute WHERE attrelid = %s::regclass AND attname = 'version' "
-                "AND atttypid IN (20, 23)",
-                name,
-            )
-            return int(reading.value(f"SELECT max(version) FROM {name}") or 0) if columns else 0
-    return 0
-
-
 # Verifying
 
 
@@ -435,8 +185,8 @@ def _template(admin: Session, target: PostgresTarget, content: Content) -> str:
     if not content.extensions or admin.value("SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user"):
         return "template0"
     with session(target.to("template1")) as template:
-        there = {name for name, _, _ in template.rows(_EXTENSIONS)}
-        fits = there >= content.extensions.keys() and _is_empty(template)
+        there = {name for name, _, _ in template.rows(EXTENSIONS)}
+        fits = there >= content.extensions.keys() and is_empty(template)
     return "template1" if fits else "template0"
 
 
@@ -486,8 +236,8 @@ def compared(target: PostgresTarget, content: Content) -> list[str]:
     """Return in what a database differs from a backup's content."""
     with session(target) as reading:
         # A later version of an extension may have more of them.
-        sources = [one for one in _sources(reading) if not one.is_extensions or one.name in content.tables]
-        found = _content(reading, sources, pg_tools.Tool("", 0), _sequences(reading))
+        sources = [one for one in sources_of(reading) if not one.is_extensions or one.name in content.tables]
+        found = content_of(reading, sources, pg_tools.Tool("", 0), sequences_of(reading))
     return differences(
         replace(content, details=_compared_details(content)), replace(found, details=_compared_details(found))
     )
@@ -495,116 +245,6 @@ def compared(target: PostgresTarget, content: Content) -> list[str]:
 
 def _compared_details(content: Content) -> dict[str, Any]:
     return {"sequences": content.details["sequences"]}
-
-
-def fill(target: PostgresTarget, file: Path, content: Content, work: Path, progress: Progress) -> None:
-    """Restore a dump into an empty database, in one transaction, and analyze it."""
-    with session(target) as filling:
-        least = max(content.details["dumped_by"], filling.major)
-        tool = pg_tools.find("pg_restore", least, "the dump or the server")
-        later = least > filling.major
-        hint = f"restore it on a server of version {least}" if later else pg_tools.how_to_get("pg_restore", least)
-        pg_tools.require_taken(tool, filling.major, hint)
-        entries = work / "entries"
-        listing = _entries(tool, file, filling, content.details["schemas"])
-        entries.write_text(listing, encoding="utf-8", errors="surrogateescape")
-        arguments = ["--single-transaction", "--exit-on-error", f"--use-list={entries}"]
-        arguments += _left_to_roles(filling, content.details["roles"])
-        arguments += _left_to_tablespaces(filling, content.details["tablespaces"])
-        target = PostgresTarget({**target.arguments, "application_name": RESTORING})
-        options = []
-        if content.details["hnsw"]:
-            # In little memory a graph takes four times as long; in parallel it wants shared memory, of which
-            # containers have little.
-            options.append("-c maintenance_work_mem=1GB -c max_parallel_maintenance_workers=0")
-        options += [target.arguments["options"]] if "options" in target.arguments else []
-        options.append("-c default_transaction_read_only=off")  # the last one counts
-        target = PostgresTarget({**target.arguments, "options": " ".join(options)})
-
-        def tick() -> None:
-            progress("restoring", filling.value("SELECT pg_database_size(current_database())"), 0)
-
-        try:
-            pg_tools.run(tool, [*arguments, str(file)], target, tick)
-        except BackupFailed as error:
-            raise _restore_failed(error) from None
-        progress("analyzing", 0, 0)
-        filling.rows("ANALYZE")
-
-
-def _entries(tool: pg_tools.Tool, file: Path, filling: Session, owners: Mapping[str, str]) -> str:
-    """Return what of a dump is to be restored: all but the extensions that are there, and their schemas.
-
-    :param owners: of the backup's schemas.
-    """
-    left_out = []
-    for name, _, schema in filling.rows(_EXTENSIONS):
-        owner = re.escape(owners[schema]) if schema in owners else r"\S*"
-        left_out += [f"(?:EXTENSION -|COMMENT - EXTENSION) {re.escape(name)} ", f"SCHEMA - {re.escape(schema)} {owner}"]
-    left_out += _left_of_public(filling, owners.get("public"))
-    matched = re.compile(rf"\d+; \d+ \d+ (?:{'|'.join(left_out) or '(?!)'})")
-    listing = pg_tools.run(tool, ["--list", str(file)], None)
-    return "".join(f"{line}\n" for line in listing.splitlines() if not matched.fullmatch(line))
-
-
-def _left_of_public(asked: Session, owner: str | None) -> list[str]:
-    """Return the entries for owner and grants of the schema public that this role cannot restore.
-
-    It is there in any database; where a server before 15 made it, it is the first superuser's.
-    """
-    if owner in (None, "pg_database_owner") or may_act_for(asked, [owner]).get(owner):
-        return []
-    logger.warning("the schema public is left as it is made: this role may not act for %s, who owned it", owner)
-    return [f"(?:SCHEMA -|ACL - SCHEMA) public {re.escape(owner)}"]
-
-
-def _left_to_roles(asked: Session, needed: Mapping[str, Sequence[str]]) -> list[str]:
-    """Return the options that leave out what this role cannot restore, or names roles that are not there.
-
-    :param needed: by what for.
-    """
-    roles = may_act_for(asked, {name for names in needed.values() for name in names})
-    is_super, current = asked.rows("SELECT rolsuper, rolname FROM pg_catalog.pg_roles WHERE rolname = current_user")[0]
-    usable = {name for name, may in roles.items() if may}
-    if not usable.issuperset(needed.get("owners", ())):
-        logger.warning("all that is restored belongs to this role, without grants: it may not act for all who owned it")
-        return ["--no-owner", "--no-privileges"]
-    missing = {name for names in needed.values() for name in names if name not in roles}
-    if missing:
-        logger.warning("grants are left out: there is no role %s", ", ".join(sorted(missing)))
-        return ["--no-privileges"]
-    # What another one than the owner granted is granted again in its name, which superusers alone can take.
-    others = {name for name in needed.get("defaults", ()) if name not in usable}
-    others |= {name for name in needed.get("grantors", ()) if not is_super and name != current}
-    if others:
-        logger.warning("grants are left out: this role may not grant in the name of %s", ", ".join(sorted(others)))
-        return ["--no-privileges"]
-    return []
-
-
-def _left_to_tablespaces(asked: Session, needed: Sequence[str]) -> list[str]:
-    """Return the option that leaves tablespaces out, where some are not there, or this role may not use them."""
-    usable = asked.rows(
-        "SELECT spcname FROM pg_catalog.pg_tablespace "
-        "WHERE spcname = ANY(%s) AND has_tablespace_privilege(oid, 'CREATE')",
-        list(needed),
-    )
-    missing = sorted(set(needed) - {name for (name,) in usable})
-    if not missing:
-        return []
-    logger.warning("all is restored in the database's own tablespace: there is none, or no right to %s", missing[0])
-    return ["--no-tablespaces"]
-
-
-def _restore_failed(error: BackupFailed) -> BackupFailed:
-    extension = re.search(r'permission denied to create extension "?([^" ]+)', error.fact)
-    if not extension:
-        return error
-    return BackupFailed(
-        f"this role may not create the extension {extension[1]}",
-        f"let a superuser run CREATE EXTENSION {extension[1]} in template1, or in an empty database to restore --to; "
-        "or restore with a superuser",
-    )
 
 
 # Restoring
@@ -764,26 +404,16 @@ def _schema(file: Path, dumped_by: int) -> list[str]:
     return sorted(part for part in parts if "; Type: MATERIALIZED VIEW DATA; " not in part.partition("\n")[0])
 
 
-def _is_empty(asked: Session) -> bool:
-    """Tell whether there is nothing that anybody made, but for extensions without data."""
-    extensions = (source for source in _sources(asked) if source.is_extensions)
-    return not asked.value(_ANY_OBJECT) and not any(_has_rows(asked, source) for source in extensions)
-
-
 def _is_empty_at(target: PostgresTarget) -> bool:
     with session(target) as asked:
-        return _is_empty(asked)
+        return is_empty(asked)
 
 
 def _holds_rows(target: PostgresTarget, wait: float) -> bool:
     """Tell whether any table has a row, but for the migrator's own, or there is a large object."""
     with session(target) as asked:
         asked.rows(f"SET lock_timeout = {int(wait * 1000)}")
-        if asked.value(_ANY_LARGE_OBJECT):
+        if asked.value(ANY_LARGE_OBJECT):
             return True
-        sources = [one for one in _sources(asked) if one.name.rpartition(".")[2] != "migration_versions"]
-        return any(_has_rows(asked, source) for source in sources)
-
-
-def _has_rows(asked: Session, source: _Source) -> bool:
-    return source.is_readable and asked.value(f"SELECT EXISTS (SELECT FROM ONLY {source.name} {source.condition})")
+        sources = [one for one in sources_of(asked) if one.name.rpartition(".")[2] != "migration_versions"]
+        return any(has_rows(asked, source) for source in sources)

@@ -1,0 +1,289 @@
+"""What a PostgreSQL database holds: tables with rows and fingerprints, and what a restore needs to know besides."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from ..errors import BackupFailed
+from . import pg_tools
+from .archive import Content, Table
+from .pg_server import Session, database_properties
+
+NO_ROWS = Table(0, "0")  # the fingerprint of nothing
+# What belongs to an extension comes with it.
+_OWN = """
+NOT EXISTS (
+    SELECT FROM pg_catalog.pg_depend AS d
+    WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e'
+) AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
+"""
+# Of an extension's tables those are data that it declares as its configuration, and of their rows what it says.
+_TABLES = f"""
+SELECT format('%I.%I', n.nspname, c.relname), coalesce(e.condition, ''), e.oid IS NOT NULL,
+    c.relpersistence = 'p' OR NOT pg_is_in_recovery()
+FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+LEFT JOIN (
+    SELECT unnest(extconfig) AS oid, unnest(extcondition) AS condition FROM pg_catalog.pg_extension
+) AS e ON e.oid = c.oid
+WHERE c.relkind = 'r' AND c.relpersistence <> 't' AND (e.oid IS NOT NULL OR {_OWN})
+ORDER BY 1
+"""
+ANY_LARGE_OBJECT = "SELECT EXISTS (SELECT FROM pg_catalog.pg_largeobject_metadata)"
+# In parts, for one value has 1 GB at most, and hexadecimal digits take two bytes for one. 262144 opens for reading.
+_LARGE_OBJECTS = """
+SELECT count(*) FILTER (WHERE start = 0),
+    coalesce(sum(hashtextextended(concat_ws(' ', oid, start, encode(lo_get(oid, start, 1048576), 'hex')), 0)), 0)::text
+FROM (
+    SELECT oid, lo_lseek64(opened, 0, 2) AS size, opened
+    FROM (SELECT oid, lo_open(oid, 262144) AS opened FROM pg_catalog.pg_largeobject_metadata OFFSET 0) AS one OFFSET 0
+) AS sized, generate_series(0, greatest(size - 1, 0), 1048576) AS start
+WHERE lo_close(opened) = 0
+"""
+# Kinds of objects that are no part of another one, by the catalog that they stand in.
+_KINDS = (
+    "pg_am",
+    "pg_cast",
+    "pg_class",
+    "pg_collation",
+    "pg_conversion",
+    "pg_event_trigger",
+    "pg_foreign_data_wrapper",
+    "pg_foreign_server",
+    "pg_language",
+    "pg_namespace",
+    "pg_opclass",
+    "pg_operator",
+    "pg_opfamily",
+    "pg_proc",
+    "pg_publication",
+    "pg_transform",
+    "pg_ts_config",
+    "pg_ts_dict",
+    "pg_ts_parser",
+    "pg_ts_template",
+    "pg_type",
+)
+# An extension's table has indexes that it does not name, and sessions leave schemas for their temporary tables behind.
+_WITHOUT = {
+    "pg_class": " AND o.relkind NOT IN ('i', 'I', 't') AND o.relpersistence <> 't'",
+    "pg_namespace": " AND o.nspname !~ '^pg_'",
+}
+
+
+def _own(catalog: str) -> str:
+    """Return a condition on a row `o` of a catalog: a user's own object, no extension's, nor made with another one.
+
+    Those have an oid from 16384 on.
+    """
+    return (
+        f"o.oid >= 16384{_WITHOUT.get(catalog, '')} AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend AS d "
+        f"WHERE d.classid = 'pg_catalog.{catalog}'::regclass AND d.objid = o.oid AND d.deptype IN ('e', 'i'))"
+    )
+
+
+_ANY_OBJECT = " OR ".join(
+    f"EXISTS (SELECT FROM pg_catalog.{catalog} AS o WHERE {_own(catalog)}"
+    # The first is there always, and others hold extensions.
+    + (
+        " AND o.nspname <> 'public' AND o.oid NOT IN (SELECT extnamespace FROM pg_catalog.pg_extension))"
+        if catalog == "pg_namespace"
+        else ")"
+    )
+    for catalog in _KINDS
+)
+_ANY_OBJECT = f"SELECT {_ANY_OBJECT} OR ({ANY_LARGE_OBJECT})"
+_SEQUENCES = """
+SELECT format('%I.%I', schemaname, sequencename), last_value, increment_by
+FROM pg_catalog.pg_sequences WHERE last_value IS NOT NULL AND NOT cycle ORDER BY 1
+"""
+EXTENSIONS = """
+SELECT e.extname, e.extversion, n.nspname
+FROM pg_catalog.pg_extension AS e JOIN pg_catalog.pg_namespace AS n ON n.oid = e.extnamespace
+WHERE e.extname <> 'plpgsql' ORDER BY 1
+"""
+_TABLESPACES = """
+SELECT DISTINCT t.spcname
+FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_tablespace AS t ON t.oid = c.reltablespace
+WHERE c.oid >= 16384 ORDER BY 1
+"""
+_SCHEMAS = """
+SELECT n.nspname, r.rolname FROM pg_catalog.pg_namespace AS n JOIN pg_catalog.pg_roles AS r ON r.oid = n.nspowner
+WHERE n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' ORDER BY 1
+"""
+# What the first superuser owns is in no catalog of dependencies.
+_OWNED = " UNION ".join(
+    f"SELECT {owner} FROM pg_catalog.{catalog} AS o WHERE {_own(catalog)}"
+    for catalog, owner in {
+        "pg_class": "relowner",
+        "pg_namespace": "nspowner",
+        "pg_proc": "proowner",
+        "pg_type": "typowner",
+        "pg_largeobject_metadata": "lomowner",
+        "pg_collation": "collowner",
+        "pg_event_trigger": "evtowner",
+        "pg_foreign_data_wrapper": "fdwowner",
+        "pg_foreign_server": "srvowner",
+        "pg_operator": "oprowner",
+        "pg_publication": "pubowner",
+        "pg_ts_config": "cfgowner",
+        "pg_ts_dict": "dictowner",
+    }.items()
+)
+# What each object's grants are, where they are not those that it was made with by the server or by an extension.
+_GRANTS = " UNION ALL ".join(
+    f"SELECT 'pg_catalog.{catalog}'::regclass::oid AS catalog, o.oid, 0 AS part, {owner} AS owner, {grants} AS acl "
+    f"FROM pg_catalog.{catalog} AS o"
+    for catalog, owner, grants in (
+        ("pg_class", "relowner", "relacl"),
+        ("pg_namespace", "nspowner", "nspacl"),
+        ("pg_proc", "proowner", "proacl"),
+        ("pg_type", "typowner", "typacl"),
+        ("pg_language", "lanowner", "lanacl"),
+        ("pg_foreign_data_wrapper", "fdwowner", "fdwacl"),
+        ("pg_foreign_server", "srvowner", "srvacl"),
+        ("pg_largeobject_metadata", "lomowner", "lomacl"),
+        ("pg_default_acl", "defaclrole", "defaclacl"),
+    )
+)
+_ROLES = f"""
+WITH changed AS (
+    SELECT o.*, o.oid < 16384 OR EXISTS (
+        SELECT FROM pg_catalog.pg_depend AS d WHERE d.classid = o.catalog AND d.objid = o.oid AND d.deptype = 'e'
+    ) AS is_given, (o.catalog, o.oid) IN (
+        SELECT 'pg_catalog.pg_namespace'::regclass::oid, oid FROM pg_catalog.pg_namespace WHERE nspname = 'public'
+    ) AS is_public
+    FROM (
+        {_GRANTS} UNION ALL
+        SELECT 'pg_catalog.pg_class'::regclass::oid, c.oid, a.attnum, c.relowner, a.attacl
+        FROM pg_catalog.pg_attribute AS a JOIN pg_catalog.pg_class AS c ON c.oid = a.attrelid
+    ) AS o
+    LEFT JOIN pg_catalog.pg_init_privs AS i ON (i.classoid, i.objoid, i.objsubid) = (o.catalog, o.oid, o.part)
+    WHERE o.acl IS NOT NULL AND o.acl IS DISTINCT FROM i.initprivs
+        -- the information schema is in no dump, and the server notes no grants that it was made with
+        AND (o.oid NOT BETWEEN 12000 AND 16383 OR i.initprivs IS NOT NULL)
+), granted AS (
+    SELECT c.owner, c.is_given, c.is_public, g.grantor, g.grantee FROM changed AS c, aclexplode(c.acl) AS g
+), found (part, role) AS (
+    SELECT 'owners', d.refobjid FROM pg_catalog.pg_shdepend AS d
+    WHERE d.dbid = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
+        AND d.refclassid = 'pg_catalog.pg_authid'::regclass AND d.deptype = 'o'
+        AND d.classid::regclass::text NOT IN ('pg_default_acl', 'pg_extension', 'pg_user_mapping')
+        AND NOT EXISTS (
+            SELECT FROM pg_catalog.pg_depend AS e
+            WHERE (e.classid, e.objid) = (d.classid, d.objid) AND e.deptype = 'e'
+        )
+    UNION SELECT 'owners', 10 WHERE 10 IN ({_OWNED})
+    UNION SELECT 'defaults', defaclrole FROM pg_catalog.pg_default_acl
+    UNION SELECT 'grantors', grantor FROM granted WHERE grantor <> owner
+    UNION SELECT 'grantors', owner FROM granted
+        WHERE is_given AND NOT is_public AND owner IN (SELECT oid FROM pg_catalog.pg_roles WHERE rolsuper)
+    UNION SELECT 'grantees', grantee FROM granted WHERE grantee NOT IN (0, owner)
+    UNION SELECT 'named', unnest(polroles) FROM pg_catalog.pg_policy
+    UNION SELECT 'named', umuser FROM pg_catalog.pg_user_mappings
+)
+SELECT f.part, r.rolname FROM found AS f JOIN pg_catalog.pg_roles AS r ON r.oid = f.role ORDER BY 1, 2
+"""
+
+
+class Source(NamedTuple):
+    """A table with rows of its own that are data."""
+
+    name: str
+    condition: str  # a WHERE clause, or nothing
+    is_extensions: bool
+    is_readable: bool  # unlogged tables are not on a standby: the dump has none of their rows
+
+
+def sources_of(reading: Session) -> list[Source]:
+    """Return the tables whose rows are a database's own."""
+    return [Source(*row) for row in reading.rows(_TABLES)]
+
+
+def sequences_of(reading: Session) -> dict[str, list[int]]:
+    """Return each sequence's last value and step; no snapshot holds for them."""
+    return {name: [value, step] for name, value, step in reading.rows(_SEQUENCES)}
+
+
+def content_of(
+    reading: Session, sources: Sequence[Source], tool: pg_tools.Tool, sequences: Mapping[str, list[int]]
+) -> Content:
+    """Read all tables, in the session's snapshot if it has one, and return what a manifest tells.
+
+    :param tool: the program that dumps it.
+    :raises BackupFailed: when a row is too long to be read as text.
+    """
+    tables = {source.name: _table(reading, source) for source in sources}
+    count, fingerprint = reading.rows(_LARGE_OBJECTS)[0]
+    if count:
+        tables["large objects"] = Table(count, fingerprint)
+    extensions = reading.rows(EXTENSIONS)
+    details = {
+        "major": reading.major,
+        "dumped_by": tool.major,
+        "sequences": sequences,
+        "tablespaces": [name for (name,) in reading.rows(_TABLESPACES)],
+        "schemas": dict(reading.rows(_SCHEMAS)),
+        "roles": _roles(reading),
+        "database": database_properties(reading, reading.value("SELECT current_database()")),
+        "hnsw": reading.value(
+            "SELECT EXISTS (SELECT FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_am AS a ON a.oid = c.relam "
+            "WHERE c.relkind = 'i' AND a.amname = 'hnsw')"
+        ),
+    }
+    version = reading.value("SELECT current_setting('server_version')").split()[0]
+    return Content(
+        "postgres", version, _schema_version(reading, sources), tables, {n: v for n, v, _ in extensions}, details
+    )
+
+
+def _roles(reading: Session) -> dict[str, list[str]]:
+    """Return the roles that a restore needs, by what it needs them for."""
+    found: dict[str, list[str]] = {}
+    for part, role in reading.rows(_ROLES):
+        found.setdefault(part, []).append(role)
+    return found
+
+
+def _table(reading: Session, source: Source) -> Table:
+    import psycopg2
+
+    if not source.is_readable:
+        return NO_ROWS
+    # By name: what a parent got late stands elsewhere in a restored child.
+    columns = reading.value(
+        "SELECT coalesce(string_agg(format('one.%%I', attname), ', ' ORDER BY attname), '') "
+        "FROM pg_catalog.pg_attribute WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped",
+        source.name,
+    )
+    asked = f"coalesce(sum(hashtextextended(ROW({columns})::text, 0)), 0)::text"
+    rows_of = f"(SELECT * FROM ONLY {source.name} {source.condition}) AS one"
+    try:
+        rows, fingerprint = reading.rows(f"SELECT count(*), {asked} FROM {rows_of}")[0]
+    except (psycopg2.errors.ProgramLimitExceeded, psycopg2.errors.InternalError_) as error:
+        fact = f"table {source.name} cannot be read: {' '.join(str(error).split())}"
+        raise BackupFailed(fact, "a row must not take more than 1 GB as text; bytea takes two bytes for one") from None
+    return Table(rows, fingerprint)
+
+
+def _schema_version(reading: Session, sources: Sequence[Source]) -> int:
+    for name in (source.name for source in sources if source.is_readable):
+        if name.rpartition(".")[2] == "migration_versions":
+            columns = reading.value(
+                "SELECT count(*) FROM pg_catalog.pg_attribute WHERE attrelid = %s::regclass AND attname = 'version' "
+                "AND atttypid IN (20, 23)",
+                name,
+            )
+            return int(reading.value(f"SELECT max(version) FROM {name}") or 0) if columns else 0
+    return 0
+
+
+def is_empty(asked: Session) -> bool:
+    """Tell whether there is nothing that anybody made, but for extensions without data."""
+    extensions = (source for source in sources_of(asked) if source.is_extensions)
+    return not asked.value(_ANY_OBJECT) and not any(has_rows(asked, source) for source in extensions)
+
+
+def has_rows(asked: Session, source: Source) -> bool:
+    """Tell whether a table has a row."""
+    return source.is_readable and asked.value(f"SELECT EXISTS (SELECT FROM ONLY {source.name} {source.condition})")
