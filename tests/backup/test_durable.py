@@ -5,14 +5,17 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.backup.ground import at_once, files_of, fill, folder_of, look, made, names
 from tests.conftest import Place
-from whatspire_db import backup
+from whatspire_db import Settings, backup
+from whatspire_db.backup import durable
 from whatspire_db.backup.durable import locked, make_folder, new_file, publish, sweep, workspace
 from whatspire_db.errors import BackupFailed
 
@@ -195,3 +198,24 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
         with pytest.raises(BackupFailed, match="cannot be made") as caught:
             make_folder(path)
         assert "--dir" in caught.value.hint
+
+
+def test_interrupts_while_a_restore_clears_up_are_too_late(
+    sqlite: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fill(sqlite)
+    settings = Settings(driver="sqlite", dsn=sqlite.dsn)
+    one = backup.create(settings, tmp_path / "backups", compress="gzip")
+    remove = durable._remove
+
+    def interrupted(path: Path) -> None:
+        signal.raise_signal(signal.SIGINT)
+        remove(path)
+
+    monkeypatch.setattr(durable, "_remove", interrupted)
+    target = tmp_path / "other.db"
+    assert backup.restore(one, settings, to=str(target)).target == str(target)
+    assert "the restore was done when the interrupt came" in caplog.text
+    monkeypatch.undo()
+    again = backup.create(replace(settings, dsn=str(target)), tmp_path / "others")
+    assert again.manifest.content.tables == one.manifest.content.tables

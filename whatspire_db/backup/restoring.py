@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import time
 from collections.abc import Callable
@@ -27,6 +28,8 @@ from .durable import locked, make_folder, new_file, publish, workspace
 from .engines import PostgresEngine, SqliteEngine, check, engine_at, engine_of
 from .making import LOCK_SECONDS, SAFETY, create_of, manifest_of, published, require_name, told
 from .proving import DAMAGED, folder_of, require_engine, still_there, verify_file, work_for
+
+logger = logging.getLogger("whatspire_db.backup")
 
 
 @dataclass(frozen=True)
@@ -87,17 +90,20 @@ def restore(
     engine.name = engine.name if given is None else require_name(given)
     if isinstance(engine, SqliteEngine):
         _require_file(engine.path)
-    place = folder_of(folder, settings)
-    with told(), still_there(backup), work_for(backup) as work:
-        verify_file(backup, progress)
-        if isinstance(engine, SqliteEngine):
-            safety, kept = _restore_sqlite(
-                engine, backup, place if safety_backup else None, work, force, lock_timeout, progress
-            )
-        else:
-            safety, kept = _restore_postgres(
-                engine, backup, place if safety_backup else None, work, force, lock_timeout, progress
-            )
+    place = folder_of(folder, settings) if safety_backup else None
+    done: list[tuple[Backup | None, tuple[str, ...]]] = []
+    try:
+        with told(), still_there(backup), work_for(backup) as work:
+            verify_file(backup, progress)
+            if isinstance(engine, SqliteEngine):
+                done.append(_restore_sqlite(engine, backup, place, work, force, lock_timeout, progress))
+            else:
+                done.append(_restore_postgres(engine, backup, place, work, force, lock_timeout, progress))
+    except KeyboardInterrupt:
+        if not done:
+            raise
+        logger.warning("the restore was done when the interrupt came")
+    safety, kept = done[0]
     return Restored(engine.title, backup, safety, kept, (time.perf_counter() - started) * 1000)
 
 
