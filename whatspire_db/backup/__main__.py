@@ -26,6 +26,7 @@ from ..errors import WhatspireDBError
 from ..settings import Settings, read_duration
 from . import making, proving, pruning, restoring
 from .archive import Backup, Progress
+from .durable import LOCK_SECONDS
 from .retention import Policy
 
 logger = logging.getLogger("whatspire_db.backup")
@@ -258,7 +259,7 @@ def _policy(options: argparse.Namespace) -> Policy:
 
 def _wait(options: argparse.Namespace) -> float:
     if options.lock_timeout is None:
-        return making.LOCK_SECONDS
+        return LOCK_SECONDS
     # The engines count milliseconds in 32 bits.
     return min(read_duration("--lock-timeout", options.lock_timeout).total_seconds(), LONGEST_SECONDS)
 

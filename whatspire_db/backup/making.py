@@ -27,8 +27,7 @@ from .archive import (
     read_folder,
     silent,
 )
-from .durable import LOCK_SECONDS as LOCK_SECONDS
-from .durable import locked, make_folder, new_file, publish, sync, workspace
+from .durable import LOCK_SECONDS, locked, make_folder, new_file, publish, sync, workspace
 from .engines import Engine, engine_of
 
 SAFETY = "before a restore"

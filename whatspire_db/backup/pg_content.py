@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..errors import BackupFailed
-from . import pg_tools
 from .archive import Content, Table
 from .pg_server import Session, database_properties
 
@@ -205,23 +204,25 @@ def sequences_of(reading: Session) -> dict[str, list[int]]:
     return {name: [value, step] for name, value, step in reading.rows(_SEQUENCES)}
 
 
-def content_of(
-    reading: Session, sources: Sequence[Source], tool: pg_tools.Tool, sequences: Mapping[str, list[int]]
-) -> Content:
-    """Read all tables, in the session's snapshot if it has one, and return what a manifest tells.
+def content_of(reading: Session, sources: Sequence[Source], details: Mapping[str, Any]) -> Content:
+    """Read all tables, in the session's snapshot if it has one, and return what the database holds.
 
-    :param tool: the program that dumps it.
+    :param details: what a manifest tells besides.
     :raises BackupFailed: when a row is too long to be read as text.
     """
     tables = {source.name: _table(reading, source) for source in sources}
     count, fingerprint = reading.rows(_LARGE_OBJECTS)[0]
     if count:
         tables["large objects"] = Table(count, fingerprint)
-    extensions = reading.rows(EXTENSIONS)
-    details = {
+    extensions = {name: version for name, version, _ in reading.rows(EXTENSIONS)}
+    version = reading.value("SELECT current_setting('server_version')").split()[0]
+    return Content("postgres", version, _schema_version(reading, sources), tables, extensions, details)
+
+
+def details_of(reading: Session) -> dict[str, Any]:
+    """Return what a restore needs to know besides the tables."""
+    return {
         "major": reading.major,
-        "dumped_by": tool.major,
-        "sequences": sequences,
         "tablespaces": [name for (name,) in reading.rows(_TABLESPACES)],
         "schemas": dict(reading.rows(_SCHEMAS)),
         "roles": _roles(reading),
@@ -231,10 +232,6 @@ def content_of(
             "WHERE c.relkind = 'i' AND a.amname = 'hnsw')"
         ),
     }
-    version = reading.value("SELECT current_setting('server_version')").split()[0]
-    return Content(
-        "postgres", version, _schema_version(reading, sources), tables, {n: v for n, v, _ in extensions}, details
-    )
 
 
 def _roles(reading: Session) -> dict[str, list[str]]:

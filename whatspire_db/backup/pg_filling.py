@@ -84,7 +84,6 @@ def _left_to_roles(asked: Session, needed: Mapping[str, Sequence[str]]) -> list[
     :param needed: by what for.
     """
     roles = may_act_for(asked, {name for names in needed.values() for name in names})
-    is_super, current = asked.rows("SELECT rolsuper, rolname FROM pg_catalog.pg_roles WHERE rolname = current_user")[0]
     usable = {name for name, may in roles.items() if may}
     if not usable.issuperset(needed.get("owners", ())):
         logger.warning("all that is restored belongs to this role, without grants: it may not act for all who owned it")
@@ -95,7 +94,8 @@ def _left_to_roles(asked: Session, needed: Mapping[str, Sequence[str]]) -> list[
         return ["--no-privileges"]
     # What another one than the owner granted is granted again in its name, which superusers alone can take.
     others = {name for name in needed.get("defaults", ()) if name not in usable}
-    others |= {name for name in needed.get("grantors", ()) if not is_super and name != current}
+    if not asked.is_superuser:
+        others |= set(needed.get("grantors", ())) - {asked.value("SELECT current_user")}
     if others:
         logger.warning("grants are left out: this role may not grant in the name of %s", ", ".join(sorted(others)))
         return ["--no-privileges"]

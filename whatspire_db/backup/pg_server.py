@@ -22,7 +22,8 @@ MAINTENANCE = ("postgres", "template1")  # databases to be connected to while an
 SCRATCH = "whatspire_scratch_"
 RESTORING = "whatspire_db restore"  # the application name of the program that fills a database
 NAME_BYTES = 63
-STEM_BYTES = NAME_BYTES - len("_old_20260102T030405Z")
+OLD_BYTES = len("_old_20260102T030405Z")
+STEM_BYTES = NAME_BYTES - OLD_BYTES
 POLL_SECONDS = 0.1
 LOST_LOOKS, LOST_LOOK_SECONDS = 100, 0.1  # at a session that was lost, until it has ended
 # What is asked must come out alike on every server and for every role.
@@ -69,7 +70,8 @@ WHERE EXISTS (
 _IS_OLD = "d.datname ~ '_old_[0-9]{8}T[0-9]{6}Z$'"
 _OLD = f"""
 SELECT d.datname FROM (SELECT %s::text AS stem) AS given, pg_catalog.pg_database AS d
-WHERE {_IS_OLD} AND starts_with(d.datname, stem || '_old_') AND octet_length(d.datname::text) = octet_length(stem) + 21
+WHERE {_IS_OLD} AND starts_with(d.datname, stem || '_old_')
+    AND octet_length(d.datname::text) = octet_length(stem) + {OLD_BYTES}
 ORDER BY 1
 """
 # A character has four bytes at most, so that what has three less may be the rest of a longer name.
@@ -139,6 +141,11 @@ class Session:
     def major(self) -> int:
         """The major version of the server."""
         return int(self.connection.server_version) // 10000
+
+    @property
+    def is_superuser(self) -> bool:
+        """Whether its role may do all."""
+        return bool(self.value("SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user"))
 
 
 @contextmanager

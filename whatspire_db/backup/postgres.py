@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from ..dsn import PostgresTarget
 from ..errors import (
@@ -28,6 +27,7 @@ from .pg_content import (
     ANY_LARGE_OBJECT,
     EXTENSIONS,
     content_of,
+    details_of,
     has_rows,
     is_empty,
     sequences_of,
@@ -92,7 +92,8 @@ def dump(target: PostgresTarget, draft: Path, method: str, wait: float, progress
             )
         for other in replaced(reading, reading.value("SELECT current_database()")):
             logger.warning("database %s holds what a restore replaced: drop it when nothing of it is needed", other)
-        if sources and reading.value("SELECT NOT pg_is_in_recovery()"):
+        in_recovery = reading.value("SELECT pg_is_in_recovery()")
+        if sources and not in_recovery:
             names = ", ONLY ".join(source.name for source in sources)
             reading.rows(f"LOCK TABLE ONLY {names} IN ACCESS SHARE MODE")
         (size,) = reading.rows("SELECT pg_database_size(current_database())")[0]
@@ -104,11 +105,12 @@ def dump(target: PostgresTarget, draft: Path, method: str, wait: float, progress
             f"--file={draft}",
             _encoding(reading),
         ]
-        if reading.value("SELECT pg_is_in_recovery()"):
+        if in_recovery:
             arguments.append("--no-unlogged-table-data")
         # No snapshot holds for sequences: the dump's must not be behind these.
         sequences = sequences_of(reading)
-        with _beside(reading, lambda: content_of(reading, sources, tool, sequences)) as content:
+        known = {"dumped_by": tool.major, "sequences": sequences}
+        with _beside(reading, lambda: content_of(reading, sources, known | details_of(reading))) as content:
             pg_tools.run(tool, arguments, target, lambda: progress("dumping", draft.stat().st_size, size))
             found = content()
         reading.rows("ROLLBACK")
@@ -138,7 +140,7 @@ def _beside(reading: Session, work: Callable[[], Content]) -> Iterator[Callable[
 
 def _quiet(asked: Session, target: PostgresTarget) -> PostgresTarget:
     """Return a target whose sessions fire no triggers by beginning, which may write; where this role may have it so."""
-    if asked.major < 17 or not asked.value("SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user"):
+    if asked.major < 17 or not asked.is_superuser:
         return target
     options = f"{target.arguments.get('options', '')} -c event_triggers=off".strip()
     return PostgresTarget({**target.arguments, "options": options})
@@ -182,7 +184,7 @@ def test_restore(target: PostgresTarget, file: Path, content: Content, work: Pat
 
 def _template(admin: Session, target: PostgresTarget, content: Content) -> str:
     """Return what a scratch database is copied from: where this role may not make extensions, what holds them."""
-    if not content.extensions or admin.value("SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user"):
+    if not content.extensions or admin.is_superuser:
         return "template0"
     with session(target.to("template1")) as template:
         there = {name for name, _, _ in template.rows(EXTENSIONS)}
@@ -237,14 +239,8 @@ def compared(target: PostgresTarget, content: Content) -> list[str]:
     with session(target) as reading:
         # A later version of an extension may have more of them.
         sources = [one for one in sources_of(reading) if not one.is_extensions or one.name in content.tables]
-        found = content_of(reading, sources, pg_tools.Tool("", 0), sequences_of(reading))
-    return differences(
-        replace(content, details=_compared_details(content)), replace(found, details=_compared_details(found))
-    )
-
-
-def _compared_details(content: Content) -> dict[str, Any]:
-    return {"sequences": content.details["sequences"]}
+        found = content_of(reading, sources, {"sequences": sequences_of(reading)})
+    return differences(replace(content, details={"sequences": content.details["sequences"]}), found)
 
 
 # Restoring

@@ -16,9 +16,9 @@ from .archive import (
     read_folder,
     silent,
 )
-from .durable import locked
+from .durable import LOCK_SECONDS, locked
 from .engines import engine_of
-from .making import LOCK_SECONDS, SAFETY, told
+from .making import SAFETY, told
 from .proving import folder_of, verify_file
 from .retention import Policy, Verdict, decide
 

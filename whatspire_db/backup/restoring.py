@@ -24,9 +24,9 @@ from .archive import (
     read,
     silent,
 )
-from .durable import locked, make_folder, new_file, publish, workspace
+from .durable import LOCK_SECONDS, locked, make_folder, new_file, publish, workspace
 from .engines import PostgresEngine, SqliteEngine, check, engine_at, engine_of
-from .making import LOCK_SECONDS, SAFETY, create_of, manifest_of, published, require_name, told
+from .making import SAFETY, create_of, manifest_of, published, require_name, told
 from .proving import DAMAGED, folder_of, require_engine, still_there, verify_file, work_for
 
 logger = logging.getLogger("whatspire_db.backup")
