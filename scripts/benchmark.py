@@ -27,7 +27,7 @@ from peers.bench import ROOT, Bench, Result, guarded, reason, set_up
 from peers.surroundings import install_all, postgres, progress, versions
 from peers.tools import PEERS, TOOLS, Tool, write_models
 
-from whatspire_db.models import SERVICE_MODELS
+from whatspire_db.models.service import SERVICE_MODELS
 
 ENGINES = ("sqlite", "postgres")
 SCENARIOS = ("no-op", "fresh", "column")

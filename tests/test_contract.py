@@ -20,8 +20,8 @@ from whatspire_db import (
     ValueRefused,
     WebhookConfig,
 )
-from whatspire_db.migrate.engines import engine_for
-from whatspire_db.models import SERVICE_MODELS
+from whatspire_db.migrate.engines.base import engine_for
+from whatspire_db.models.service import SERVICE_MODELS
 
 THREE = {"idx_events_session_timestamp", "idx_events_type_timestamp", "idx_events_session_type"}
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from psycopg2.extensions import libpq_version, parse_dsn
 
 from whatspire_db import ConfigError
-from whatspire_db.dsn import parse_postgres
+from whatspire_db.dsn.parsing import parse_postgres
 
 NAMES = ["user", "password", "host", "port", "dbname", "options", "sslmode", "application_name", "requiressl"]
 URL = re.compile(r"postgres(ql)?://", re.IGNORECASE)

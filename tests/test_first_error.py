@@ -58,7 +58,7 @@ def ground(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     name = f"t_{uuid.uuid4().hex[:12]}"
     server.execute(f"CREATE DATABASE {name}")
     place = Place("postgres", server.of_database(name), tmp_path_factory.getbasetemp())
-    psql(place.dsn, "CREATE TABLE note (text text NOT NULL)")
+    psql(place.dsn, "CREATE TABLE note (text text NOT NULL, number int GENERATED ALWAYS AS IDENTITY)")
     yield place
     server.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
@@ -75,7 +75,7 @@ def db(ground: Place) -> Iterator[peewee.Database]:
     assert database.pool_stats().in_use == 0
     with database.connection_context(), database.atomic():
         write(database, "afterwards")
-    assert notes(database)[-1] == "afterwards"
+    assert "afterwards" in notes(database)
     database.close_all()
 
 
@@ -85,7 +85,7 @@ def write(db: peewee.Database, text: str) -> None:
 
 def notes(db: peewee.Database) -> list[str]:
     with db.connection_context():
-        return [text for (text,) in db.execute_sql("SELECT text FROM note").fetchall()]
+        return [text for (text,) in db.execute_sql("SELECT text FROM note ORDER BY number").fetchall()]
 
 
 def within(db: peewee.Database, block: Block, *acts: Callable[[], object]) -> None:

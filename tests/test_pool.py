@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 import re
 import subprocess
 import sys
@@ -22,9 +23,9 @@ import pytest
 from tests.conftest import Place
 from tests.servers import eventually
 from whatspire_db import ConnectionFailed, PoolTimeout, Settings, connect
-from whatspire_db import pool as pool_module
-from whatspire_db.pool import Pool
-from whatspire_db.pool_state import Limits
+from whatspire_db.connection import pool as pool_module
+from whatspire_db.connection.pool import Pool
+from whatspire_db.connection.pool_state import Limits
 
 SESSIONS = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
 
@@ -231,7 +232,7 @@ def test_idle_connections_that_grew_old_are_closed_when_somebody_takes_one() -> 
 
 
 def test_who_has_waited_for_long_is_next_whoever_comes_by(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("whatspire_db.pool.STARVING_SECONDS", 0)
+    monkeypatch.setattr("whatspire_db.connection.pool.STARVING_SECONDS", 0)
     pool = Pool(Limits(max_open=1), close=lambda connection: None)
     first, order = pool.acquire(object, usable), []
 
@@ -408,7 +409,9 @@ def no_other_thread_runs() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("reusable", [True, False])
-def test_who_is_woken_and_then_handed_another_leaves_the_first_to_the_next(reusable: bool) -> None:
+def test_who_is_woken_and_then_handed_another_leaves_the_first_to_the_next(
+    monkeypatch: pytest.MonkeyPatch, reusable: bool
+) -> None:
     pool, served = bare_pool(max_open=2, max_idle=2), []
     leases = [pool.acquire(object, usable) for _ in range(2)]
     stay = threading.Event()
@@ -424,10 +427,9 @@ def test_who_is_woken_and_then_handed_another_leaves_the_first_to_the_next(reusa
         threads.append(in_thread(work))
         eventually(lambda length=length: len(pool._shared.waiters) == length, "a thread is in line")
     with no_other_thread_runs():
-        pool._shared.waiters[0].since += 60  # he came just now and is told to look
+        monkeypatch.setattr(pool_module, "STARVING_SECONDS", math.inf)  # the first in line is told to look
         pool.release(leases[0])
-        if pool._shared.waiters:
-            pool._shared.waiters[0].since -= 120  # before he could, he has waited for long and is handed one
+        monkeypatch.setattr(pool_module, "STARVING_SECONDS", -1)  # before it can look, it is handed one
         leases[1].reusable = reusable
         pool.release(leases[1])
     try:
@@ -447,6 +449,27 @@ def test_what_two_give_back_while_one_waits_is_not_kept_beyond_the_limit() -> No
             pool.release(lease)
     thread.join(30)
     assert pool.stats().open_connections == 0
+
+
+@pytest.mark.parametrize("starving", [0, math.inf], ids=["handed", "left to find"])
+def test_waiter_that_gives_up_passes_on_what_came_free(monkeypatch: pytest.MonkeyPatch, starving: float) -> None:
+    monkeypatch.setattr(pool_module, "STARVING_SECONDS", starving)
+    monkeypatch.setattr(pool_module, "LONG_WAIT_SECONDS", math.inf)  # a waiter sleeps until it is woken or gives up
+    pool, served, timed_out = bare_pool(max_open=1, timeout=20), [], Pool._timeout
+    lease = pool.acquire(object, usable)
+    monkeypatch.setattr(Pool, "_timeout", lambda self: comes_free() or timed_out(self))
+
+    def comes_free() -> None:
+        """Return the connection just after the first waiter gave up, with a second one behind it."""
+        threads.append(in_thread(lambda: served.append(pool.acquire(object, usable))))
+        eventually(lambda: len(pool._shared.waiters) == 2, "the second is in line")
+        pool.release(lease)
+
+    threads: list[threading.Thread] = []
+    with pytest.raises(PoolTimeout):
+        pool.acquire(object, usable, since=time.monotonic() - 20)
+    threads[0].join(10)
+    assert served
 
 
 def test_an_interrupt_while_a_connection_is_closed_costs_no_place() -> None:
@@ -492,7 +515,7 @@ def dropped_by_the_collector(pool: Pool) -> Callable[[], None]:
 def test_the_collector_ends_a_lease_while_somebody_steps_into_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
     pool = bare_pool(max_open=1)
     collect, waiter = dropped_by_the_collector(pool), pool_module.Waiter
-    monkeypatch.setattr(pool_module, "Waiter", lambda: collect() or waiter())
+    monkeypatch.setattr(pool_module, "Waiter", lambda since: collect() or waiter(since))
     pool.release(pool.acquire(object, usable))
     assert pool.stats().wait_duration < 1
 
@@ -531,3 +554,15 @@ def test_what_handles_the_warning_of_a_long_wait_may_use_the_pool(sqlite: Place)
         pool_module.logger.removeHandler(handler)
     assert told == [(1,), (2,)]
     assert db.pool_stats().in_use == 0
+
+
+def test_a_connection_may_be_closed_within_its_context(place: Place) -> None:
+    db = database(place)
+    with db.connection_context():
+        with db.connection_context():
+            db.close()
+        assert db.is_closed()
+        db.execute_sql("SELECT 1")
+    assert db.is_closed()
+    assert db.pool_stats().in_use == 0
+    db.close_all()

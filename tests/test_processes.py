@@ -98,6 +98,7 @@ def count(db: Any) -> int:
         return int(db.execute_sql("SELECT count(*) FROM mark").fetchone()[0])
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("way", ["fork", "spawn"])
 def test_children_and_parent_work_at_once_and_share_no_session(place: Place, way: str) -> None:
     db = prepared(place)

@@ -16,8 +16,8 @@ from playhouse.postgres_ext import PostgresqlExtDatabase
 
 from tests.conftest import Place, Server
 from whatspire_db import Settings, connect
-from whatspire_db.models import Event
-from whatspire_db.postgres_session import changes_session
+from whatspire_db.connection.engines.postgres.session import changes_session
+from whatspire_db.models.service import Event
 
 # All that a session can hold, as far as its own server tells.
 STATE = """

@@ -1,14 +1,18 @@
 """An embedded database toolkit on Peewee: connections, the Whatspire tables, and a migrator that never drops."""
 
+from .cli import starting as starting  # isort: skip - first, for the import of all else takes a while
+
 from typing import TYPE_CHECKING, Any
 
-from .database import connect
+from .connection.connecting import connect
+from .connection.pool_state import PoolStats
 from .errors import (
     ConfigError,
     ConnectionFailed,
     LockTimeout,
     MigrationRefused,
     ModelError,
+    NotConnected,
     PoolTimeout,
     RightMissing,
     StepFailed,
@@ -17,10 +21,11 @@ from .errors import (
     VerificationFailed,
     WhatspireDBError,
 )
-from .models import (
+from .models.base import BaseModel
+from .models.queries import readable
+from .models.service import (
     ApiKey,
     AuditLog,
-    BaseModel,
     Event,
     MigrationVersion,
     Presence,
@@ -29,7 +34,6 @@ from .models import (
     Session,
     WebhookConfig,
 )
-from .pool_state import PoolStats
 from .settings import Settings
 
 if TYPE_CHECKING:
@@ -49,6 +53,7 @@ __all__ = [
     "MigrationRunner",
     "MigrationVersion",
     "ModelError",
+    "NotConnected",
     "PoolStats",
     "PoolTimeout",
     "Presence",
@@ -64,6 +69,7 @@ __all__ = [
     "WebhookConfig",
     "WhatspireDBError",
     "connect",
+    "readable",
 ]
 
 

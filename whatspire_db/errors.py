@@ -2,28 +2,87 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from .migrate.plan import Plan
+
+LONGEST = 900  # characters of a fact or of a hint: both fit on a screen
+_INVISIBLE = {"Cc", "Zl", "Zp"}  # control characters, line and paragraph separators
+_DIRECTIONS = set("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+E = TypeVar("E", bound="WhatspireDBError")
+
+
+def printable(text: str) -> str:
+    """Return a text whose control characters are escaped, so that it cannot steer a terminal or start a line."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(map(_escaped, text))
+
+
+def _escaped(letter: str) -> str:
+    import unicodedata  # only for a text that is not plain
+
+    if unicodedata.category(letter) not in _INVISIBLE and letter not in _DIRECTIONS:
+        return letter
+    return f"\\x{ord(letter):02x}" if ord(letter) < 256 else f"\\u{ord(letter):04x}"
+
+
+def bounded(text: str, longest: int = LONGEST) -> str:
+    """Return a text of at most so many characters: its beginning and its end, which says what went wrong."""
+    if len(text) <= longest:
+        return text
+    end = longest // 3
+    return f"{text[: longest - end - 5]} ... {text[-end:]}"
+
+
+def _one_line(text: str) -> str:
+    return bounded(printable(" ".join(text.split())))
 
 
 class WhatspireDBError(Exception):
     """Base of all errors of this package.
 
-    `fact` is one sentence that names the object and the values, `hint` says
-    what to do about it. `exit_code` is what the command line ends with.
+    `fact` is one sentence that names the object and the values, `hint` says what to do about it: each is one line
+    of at most 900 characters, without control characters. `exit_code` is the exit code of a command that fails so.
     """
 
     exit_code = 1
 
     def __init__(self, fact: str, hint: str) -> None:
-        super().__init__(fact, hint)
-        self.fact = " ".join(fact.split())
-        self.hint = " ".join(hint.split())
+        super().__init__(_one_line(fact), _one_line(hint))
+
+    @property
+    def fact(self) -> str:
+        """What is the case."""
+        return str(self.args[0])
+
+    @fact.setter
+    def fact(self, text: str) -> None:
+        self.args = (_one_line(text), self.hint)
+
+    @property
+    def hint(self) -> str:
+        """What to do about it."""
+        return str(self.args[1])
+
+    @hint.setter
+    def hint(self, text: str) -> None:
+        self.args = (self.fact, _one_line(text))
 
     def __str__(self) -> str:
         return f"{self.fact} ({self.hint})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A subclass may take other arguments than a fact and a hint: a copy gets what they became.
+        return _rebuilt, (type(self), self.args), self.__dict__
+
+
+def _rebuilt(kind: type[E], args: tuple[str, str]) -> E:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    return error
 
 
 class ConfigError(WhatspireDBError):
@@ -32,8 +91,24 @@ class ConfigError(WhatspireDBError):
     exit_code = 2
 
 
+class NotConnected(ConfigError, AttributeError):
+    """A model was used before connect() pointed it at a database."""
+
+
 class ConnectionFailed(WhatspireDBError):
-    """The database cannot be reached or opened."""
+    """The database cannot be reached or opened.
+
+    `sqlstate` is what a PostgreSQL server answered with, `sqlite_code` SQLite's extended result code; None where
+    there was no answer, or none that can be told. `accepts_now` says that the server took a connection right after,
+    `is_unanswered` that nothing answered at all: no such host yet, nothing listens there, or what does is silent.
+    `has_no_fitting_server` says that no server is what target_session_attrs asks for, as in a failover.
+    """
+
+    def __init__(self, fact: str, hint: str, *, sqlstate: str | None = None, sqlite_code: int | None = None) -> None:
+        super().__init__(fact, hint)
+        self.sqlstate = sqlstate
+        self.sqlite_code = sqlite_code
+        self.accepts_now = self.is_unanswered = self.has_no_fitting_server = False
 
 
 class PoolTimeout(WhatspireDBError):
@@ -100,6 +175,12 @@ class BackupInvalid(WhatspireDBError):
 
 class TargetRefused(WhatspireDBError):
     """A restore would overwrite data, or others hold the target; it is as it was."""
+
+    exit_code = 4
+
+
+class SourceNotTrusted(WhatspireDBError):
+    """A superuser would run code that other roles left in a database; nothing of it has run."""
 
     exit_code = 4
 

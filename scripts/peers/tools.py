@@ -13,7 +13,7 @@ ADDED = ("api_keys", "revocation_reason")
 OURS_MODELS = """\
 import os
 from whatspire_db import Settings, connect
-from whatspire_db.models import SERVICE_MODELS as MODELS
+from whatspire_db.models.service import SERVICE_MODELS as MODELS
 database = connect(Settings(driver=os.environ["BENCH_DRIVER"], dsn=os.environ["BENCH_DSN"], log_level="silent"))
 """
 OURS_BEFORE = 'next(m for m in MODELS if m._meta.table_name == "{}")._meta.remove_field("{}")\n'.format(*ADDED)

@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from peewee import sqlite3
 
 from tests.conftest import Place
-from tests.servers import eventually
-from whatspire_db.backup.__main__ import main
+from tests.servers import eventually, said
+from whatspire_db.cli.backup import main
 
 PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 24, 1, 2
 MODES = ("wal", "delete")
@@ -64,7 +64,7 @@ def start(place: Place, *arguments: str, **options: Any) -> subprocess.Popen[str
 
 def told(done: Done) -> Any:
     """Return the JSON document of a run that did what it should."""
-    assert (done.returncode, done.stderr) == (0, ""), done
+    assert (done.returncode, said(done.stderr)) == (0, []), done
     return json.loads(done.stdout)
 
 
@@ -79,11 +79,14 @@ def restored(place: Place, *arguments: str, **options: Any) -> dict[str, Any]:
 
 
 def refused(done: Done, code: int) -> str:
-    """Return the two lines of a run that ended with an exit code, and had nothing else to say."""
-    assert (done.returncode, done.stdout) == (code, ""), done
-    fact, hint = done.stderr.splitlines()
+    """Return the fact of a run that ended with an exit code and two lines, and with --json the same as a document."""
+    assert done.returncode == code, done
+    fact, hint = said(done.stderr)
     assert fact.startswith("error: "), done
     assert hint.startswith("hint:  "), done
+    if done.stdout:
+        document = {"error": fact.removeprefix("error: "), "hint": hint.removeprefix("hint:  "), "exit": code}
+        assert json.loads(done.stdout) == document, done
     return fact.removeprefix("error: ")
 
 

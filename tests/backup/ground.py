@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Place, postgres_programs
-from tests.servers import opened
+from tests.servers import opened, said
 from whatspire_db import Settings, backup
 from whatspire_db.backup.archive import digest, stem
 
@@ -25,7 +25,7 @@ Done = subprocess.CompletedProcess[str]
 # Several command lines in one process, for its start is what takes the time.
 MANY = """
 import contextlib, io, json, sys
-from whatspire_db.backup.__main__ import main
+from whatspire_db.cli.backup import main
 
 ends = []
 for arguments in json.load(sys.stdin):
@@ -58,14 +58,14 @@ def run_many(place: Place, *many: tuple[str, ...]) -> list[Done]:
 
 def told(done: Done) -> Any:
     """Return the one JSON document of a run that did what it should and said nothing else."""
-    assert (done.returncode, done.stderr) == (0, ""), done
+    assert (done.returncode, said(done.stderr)) == (0, []), done
     return json.loads(done.stdout)
 
 
 def fails(done: Done, code: int, *words: str) -> None:
     """Show that a run ended with a code, and with two lines, a fact and a hint, that hold the words."""
     assert done.returncode == code, done
-    fact, hint = done.stderr.splitlines()
+    fact, hint = said(done.stderr)
     assert fact.startswith("error: "), done
     assert hint.startswith("hint:  "), done
     assert len(hint) > 12

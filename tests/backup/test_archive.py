@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,11 @@ from tests.backup.ground import (
 )
 from tests.conftest import Place
 from whatspire_db import backup
-from whatspire_db.backup.archive import LAST_SERIAL, MANIFEST_BYTES, Content, Manifest, Table, _checksum, read_folder
-from whatspire_db.errors import BackupInvalid, WhatspireDBError
+from whatspire_db.backup.archive import MANIFEST_BYTES, free_stem, read_folder
+from whatspire_db.backup.manifest import LAST_SERIAL, Content, Manifest, Table, _checksum
+from whatspire_db.errors import BackupInvalid, ConfigError, WhatspireDBError
+
+pytestmark = pytest.mark.sampled
 
 FLIPS = 100
 EDITS = 100
@@ -458,6 +462,7 @@ def harmless(place: Place, one: backup.Backup, other: backup.Backup, edit: Edit)
                 backup.restore(found, settings, to=str(place.folder / "elsewhere.db"), force=True, safety_backup=False)
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("driver", ["sqlite", "postgres"])
 def test_any_edit_is_refused_or_harmless(driver: str, request: pytest.FixtureRequest) -> None:
     place = request.getfixturevalue(driver)
@@ -520,10 +525,12 @@ def test_names_that_were_changed_are_told(place: Place, one: backup.Backup) -> N
 def test_no_backup_has_any_name(sqlite: Place) -> None:
     fill(sqlite)
     made(sqlite)
-    for reference in (".", "..", "/", "", "backups", "nowhere", "no/where", "backups/x-20200101T000000Z.sqlite3"):
+    for reference in (".", "..", "/", "backups", "nowhere", "no/where", "backups/x-20200101T000000Z.sqlite3"):
         with pytest.raises(BackupInvalid, match="is a directory|does not exist"):
             backup.find(reference, settings=settings_of(sqlite))
-    fails(run(sqlite, "verify", ""), 3, ". is a directory")
+    with pytest.raises(ConfigError, match="the name of the file is empty"):
+        backup.find("", settings=settings_of(sqlite))
+    fails(run(sqlite, "verify", ""), 2)
     fails(run(sqlite, "verify", "x" * 5000), 1, "name too long")
 
 
@@ -560,7 +567,7 @@ def test_latest_says_that_a_later_one_is_damaged(place: Place, one: backup.Backu
 def test_manifest_keeps_every_name(sqlite: Place) -> None:
     """What a manifest holds comes back as it was, also what is no Unicode or no end of a line."""
     odd = 'é\n\u2028\udcff"\\ \0'
-    details = {"page_size": 4096, "encoding": "UTF-8", "details": [odd, 1.5, None]}
+    details = {"page_size": 4096, "page_count": 1, "encoding": "UTF-8", "details": [odd, 1.5, None]}
     content = Content("sqlite", "3", 1, {odd: Table(1, odd)}, {odd: odd}, details)
     manifest = Manifest(odd, "x", "2026-01-01T00:00:00+00:00", 1, odd, "none", 2, "", content, "0", odd)
     text = manifest.to_text()
@@ -572,3 +579,12 @@ def test_manifest_keeps_every_name(sqlite: Place) -> None:
             Manifest.from_text(json.dumps(body | {key: "another"}), Path("x"))
         with pytest.raises(BackupInvalid):
             Manifest.from_text(json.dumps({k: v for k, v in body.items() if k != key}), Path("x"))
+
+
+@pytest.mark.parametrize("stray", ["db-20260102T030405Z.db", "db-20260102T030405Z.json", "db-20260102T030405Z.notes"])
+def test_a_new_backup_takes_no_name_that_a_stray_file_has_begun(tmp_path: Path, stray: str) -> None:
+    at = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
+    assert free_stem(tmp_path, "db", at) == "db-20260102T030405Z"
+    (tmp_path / stray).touch()
+    assert free_stem(tmp_path, "db", at) == "db-20260102T030406Z"
+    assert free_stem(tmp_path, "d", at) == "d-20260102T030405Z"

@@ -16,7 +16,7 @@ from tests.backup.ground import at_once, files_of, fill, folder_of, look, made, 
 from tests.conftest import Place
 from whatspire_db import Settings, backup
 from whatspire_db.backup import durable
-from whatspire_db.backup.durable import locked, make_folder, new_file, publish, sweep, workspace
+from whatspire_db.backup.durable import locked, made_folder, new_file, publish, sweep, workspace
 from whatspire_db.errors import BackupFailed
 
 WORK = ".whatspire-0123456789ab.partial"
@@ -196,7 +196,7 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "file" / "below", tmp_path / ("x" * 300)):
         with pytest.raises(BackupFailed, match="cannot be made") as caught:
-            make_folder(path)
+            made_folder(path).__enter__()
         assert "--dir" in caught.value.hint
 
 

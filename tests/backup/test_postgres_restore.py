@@ -39,9 +39,12 @@ from tests.conftest import POSTGRES_VERSION, Place, Server, postgres_programs
 from tests.servers import GONE as ENDED
 from tests.servers import Node, eventually, new_node, psql
 from whatspire_db import Settings, backup
-from whatspire_db.backup.pg_server import old_name, replaced, session
-from whatspire_db.dsn import parse_postgres
+from whatspire_db.backup.engines.postgres.server import session
+from whatspire_db.backup.engines.postgres.swapping import old_name, replaced
+from whatspire_db.dsn.parsing import parse_postgres
 from whatspire_db.errors import BackupFailed
+
+pytestmark = pytest.mark.sampled
 
 ROW = ("CREATE TABLE kept (a integer)", "INSERT INTO kept VALUES (1)")
 GONE = [f"DROP OWNED BY {role} CASCADE" for role in ("owner", "second", "third")]
@@ -103,6 +106,7 @@ def furnish(server: Server, name: str) -> None:
     )
 
 
+@pytest.mark.soak
 def test_all_that_belongs_to_a_database_stays_with_its_name(postgres: Place, server: Server) -> None:
     name = name_of(postgres)
     with ExitStack() as cleanup:
@@ -121,13 +125,13 @@ def test_all_that_belongs_to_a_database_stays_with_its_name(postgres: Place, ser
         before, content = belongings(server, name), dump_text(postgres)
         made = done(postgres, "create")
         rows(postgres, "INSERT INTO hers.kept VALUES (2, 'late')")
-        done(postgres, "restore", made["path"], "--force")
+        done(postgres, "restore", made["path"], "--force", "--trust-source")
         assert belongings(server, name) == before
         assert dump_text(postgres) == content
         assert kept_of(server, name) == []
         # Where there is no such database, all is as the manifest tells.
         with spare(server) as other:
-            done(postgres, "restore", made["path"], "--to", other)
+            done(postgres, "restore", made["path"], "--to", other, "--trust-source")
             assert belongings(server, other) == before
             assert dump_text(at(postgres, other)) == content
             rows(at(postgres, other), *GONE)
@@ -137,7 +141,15 @@ def test_all_that_belongs_to_a_database_stays_with_its_name(postgres: Place, ser
         server.execute("ALTER ROLE third RENAME TO fourth")
         cleanup.callback(server.execute, "ALTER ROLE fourth RENAME TO third")
         with spare(server) as other:
-            done(postgres, "restore", made["path"], "--to", other, warns="grants are left out: there is no role third")
+            done(
+                postgres,
+                "restore",
+                made["path"],
+                "--to",
+                other,
+                "--trust-source",
+                warns="grants are left out: there is no role third",
+            )
             assert "third" not in repr(belongings(server, other))
             assert belongings(server, other)[0] == "owner"
             assert rows(at(postgres, other), "SELECT tableowner FROM pg_tables WHERE schemaname = 'hers'") == [
@@ -205,6 +217,7 @@ if POSTGRES_VERSION >= 17:
     LIKENESSES += ["LOCALE_PROVIDER builtin BUILTIN_LOCALE 'C.UTF-8'"]
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("likeness", LIKENESSES)
 def test_encoding_and_locale_stay(postgres: Place, server: Server, likeness: str) -> None:
     with spare(server, f"TEMPLATE template0 {likeness}") as name, spare(server) as other:
@@ -222,6 +235,7 @@ def test_encoding_and_locale_stay(postgres: Place, server: Server, likeness: str
         assert dump_text(at(postgres, other)) == dump_text(place)
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("setting", ["quote_all_identifiers = on", "client_encoding = 'LATIN1'"])
 def test_what_a_setting_does_to_names_and_texts_stops_nothing(postgres: Place, server: Server, setting: str) -> None:
     rows(postgres, "CREATE TABLE kept (a text)", "INSERT INTO kept VALUES ('€')", "COMMENT ON TABLE kept IS '€'")
@@ -245,6 +259,7 @@ def test_dsn_that_reads_alone_restores_all_the_same(postgres: Place) -> None:
 # What a database holds
 
 
+@pytest.mark.soak
 def test_views_on_tables_never_double_rows(postgres: Place, server: Server) -> None:
     rows(
         postgres,
@@ -267,6 +282,7 @@ def test_views_on_tables_never_double_rows(postgres: Place, server: Server) -> N
         assert rows(postgres, "SELECT (SELECT count(*) FROM kept), count FROM counted") == [(1, 1)]
 
 
+@pytest.mark.soak
 def test_large_objects_are_data_too(postgres: Place) -> None:
     rows(postgres, "CREATE TABLE empty (a integer)")
     made = done(postgres, "create")
@@ -283,6 +299,7 @@ def test_large_objects_are_data_too(postgres: Place) -> None:
     ]
 
 
+@pytest.mark.soak
 def test_backup_of_a_standby_restores_unlogged_tables_without_their_rows(server: Server, tmp_path: Path) -> None:
     with new_node(server, "-c fsync=off") as primary, new_node(server, "-c fsync=off") as standby:
         primary.make()
@@ -292,7 +309,7 @@ def test_backup_of_a_standby_restores_unlogged_tables_without_their_rows(server:
         rows(place, *ROW, "CREATE UNLOGGED TABLE fast (id serial, a text)", "INSERT INTO fast (a) VALUES ('x')")
         standby.copy(primary)
         standby.start()
-        made = done(Place("postgres", standby.dsn("source"), tmp_path), "create")
+        made = done(Place("postgres", standby.dsn("source"), tmp_path), "create", warns="unlogged table public.fast")
         assert made["content"]["tables"]["public.fast"]["rows"] == 0
         done(place, "verify", made["path"], "--test-restore")
         done(place, "restore", made["path"], "--force")
@@ -354,6 +371,7 @@ CONFIGURED = (
 )
 
 
+@pytest.mark.soak
 def test_rows_that_users_gave_to_an_extension_are_data_too(
     postgres: Place, server: Server, template: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -386,6 +404,7 @@ def test_rows_that_users_gave_to_an_extension_are_data_too(
 # Roles that may not do everything
 
 
+@pytest.mark.soak
 def test_role_without_the_right_to_make_databases_is_refused(postgres: Place, server: Server) -> None:
     name = name_of(postgres)
     with roles(server, clerk="LOGIN NOSUPERUSER NOCREATEDB"):
@@ -404,6 +423,7 @@ def test_role_without_the_right_to_make_databases_is_refused(postgres: Place, se
         rows(postgres, "DROP TABLE kept")
 
 
+@pytest.mark.soak
 def test_grants_of_a_plain_owner_stay(postgres: Place, server: Server) -> None:
     with roles(server, plain="LOGIN CREATEDB", reader="LOGIN"), spare(server, "OWNER plain") as name:
         place = at(postgres, name, user="plain")
@@ -480,6 +500,7 @@ def test_schema_public_of_a_superuser_costs_a_plain_owner_no_grants(postgres: Pl
         server.execute(f"DROP DATABASE {name}")
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(
     "named",
     ["CREATE POLICY own ON kept TO reader USING (true)", "CREATE USER MAPPING FOR reader SERVER far"],
@@ -547,7 +568,7 @@ def test_backup_of_a_server_with_another_superuser_restores(postgres: Place, ser
     finally:
         rows(there, "ALTER ROLE whatspire RENAME TO postgres")
     with spare(server) as other:
-        done(postgres, "restore", made["path"], "--to", other, warns="belongs to this role")
+        done(postgres, "restore", made["path"], "--to", other, "--trust-source", warns="belongs to this role")
         assert rows(at(postgres, other), "SELECT a FROM kept") == [(1,)]
 
 
@@ -582,6 +603,7 @@ def template(server: Server) -> Iterator[Place]:
     rows(place, "DROP EXTENSION IF EXISTS vector")
 
 
+@pytest.mark.soak
 def test_extension_that_the_role_may_not_create(postgres: Place, server: Server, template: Place) -> None:
     with roles(server, plain="LOGIN NOSUPERUSER CREATEDB"), spare(server, "OWNER plain") as name:
         rows(at(postgres, name), "CREATE EXTENSION vector")
@@ -735,6 +757,7 @@ def restored_under_writers(postgres: Place, server: Server, folder: Path) -> dic
     }
 
 
+@pytest.mark.soak
 def test_acknowledged_rows_are_never_lost_and_workers_go_on(postgres: Place, server: Server, tmp_path: Path) -> None:
     found = restored_under_writers(postgres, server, tmp_path)
     assert min(found["safety"], found["new"]) > 0
@@ -753,6 +776,7 @@ def test_acknowledged_rows_are_never_lost_by_any_of_many_restores(
     assert sum(one["only in the old database"] for one in told) > 0
 
 
+@pytest.mark.soak
 def test_database_that_others_hold_is_refused_and_unchanged(server: Server, node: Node, tmp_path: Path) -> None:
     places = {name: Place("postgres", f"{node.dsn(name)}", tmp_path / name) for name in ("prepared", "held")}
     admin = Place("postgres", node.dsn(), tmp_path)
@@ -770,7 +794,7 @@ def test_database_that_others_hold_is_refused_and_unchanged(server: Server, node
     with closing(psycopg2.connect(node.dsn("held"))) as holding:
         holding.cursor().execute("SELECT 1")
         started = {
-            "prepared": places["prepared"].start("restore", "latest", "--force", module=MODULE),
+            "prepared": places["prepared"].start("restore", "latest", "--force", "--trust-source", module=MODULE),
             "held": at(places["held"], "held", user="plain").start("restore", "latest", "--force", module=MODULE),
         }
         for name, process in started.items():
@@ -786,7 +810,7 @@ def test_database_that_others_hold_is_refused_and_unchanged(server: Server, node
     rows(places["prepared"], "ROLLBACK PREPARED 'one'")
     for name, place in places.items():
         assert dump_text(place) == content[name]
-        done(place, "restore", "latest", "--force")
+        done(place, "restore", "latest", "--force", "--trust-source")
         assert rows(place, "SELECT a FROM kept") == [(1,)]
         rows(admin, f"ALTER DATABASE {name} IS_TEMPLATE false", f"DROP DATABASE {name}")
     assert rows(admin, SCRATCH) == []
@@ -805,7 +829,7 @@ def test_old_database_that_cannot_be_dropped_is_kept_and_told(server: Server, no
         "SET client_min_messages = error",
         "CREATE SUBSCRIPTION news CONNECTION '' PUBLICATION news WITH (connect = false, slot_name = NONE)",
     )
-    told = done(place, "restore", "latest", "--force")
+    told = done(place, "restore", "latest", "--force", warns="subscription news is not in this backup")
     assert rows(place, "SELECT a FROM kept") == [(1,)]
     (old,) = told["kept"]
     assert rows(at(place, old), "SELECT a FROM kept") == [(1,), (2,)]
@@ -813,6 +837,7 @@ def test_old_database_that_cannot_be_dropped_is_kept_and_told(server: Server, no
     rows(admin, f'DROP DATABASE "{old}"', "DROP DATABASE subscribed", "DROP ROLE plain")
 
 
+@pytest.mark.soak
 def test_database_that_subscribes_is_restored_and_its_slot_stays(server: Server, tmp_path: Path) -> None:
     with new_node(server, "-c wal_level=logical -c fsync=off") as node:
         node.make()
@@ -833,7 +858,7 @@ def test_database_that_subscribes_is_restored_and_its_slot_stays(server: Server,
         assert rows(admin, SCRATCH) == []
         assert "ALTER SUBSCRIPTION" in refused(place, 4, "restore", "latest", "--force")
         rows(place, 'ALTER SUBSCRIPTION "the news" DISABLE')
-        assert done(place, "restore", "latest", "--force")["kept"] == []
+        assert done(place, "restore", "latest", "--force", warns="restored disabled")["kept"] == []
         assert rows(place, "SELECT subslotname FROM pg_subscription") == [("slot",)]
         assert rows(source, "SELECT slot_name FROM pg_replication_slots WHERE slot_name = 'slot'") == [("slot",)]
 
@@ -865,6 +890,7 @@ def test_two_restores_in_a_second_keep_two_databases(postgres: Place, server: Se
 # What is there besides rows
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(
     "made",
     [
@@ -904,6 +930,7 @@ def backup_by_hand(place: Place) -> str:
     return ran.stderr
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(
     "made",
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
@@ -21,13 +22,15 @@ import pytest
 
 from tests.backup.disks import small_disk
 from tests.backup.files import MODES, Client, backups, client, filled, left, made, refused, restored, run, start, state
-from tests.conftest import Place
+from tests.conftest import KILLS, Place
 from tests.servers import eventually
 from whatspire_db import Settings, backup
 from whatspire_db.backup import durable
 from whatspire_db.backup.archive import Backup
 
-FEW, MANY = 6, 100
+pytestmark = pytest.mark.sampled
+
+FEW, MANY = 6, KILLS
 SMALL, LARGE = 6_000, 60_000  # rows of 500 bytes
 METHODS = ("none", "gzip", "zstd")
 
@@ -120,11 +123,8 @@ def kill_creates(place: Place, method: str, kills: int, rows: int) -> list[Ended
     for number in range(kills):
         known = backups(place)
         at_work = number % 4 > 0
-        ends.append(
-            signalled(
-                place, signal.SIGKILL, random.uniform(0, seconds[at_work] * 1.1), folder, *command, at_work=at_work
-            )
-        )
+        moment = (number + random.random()) / kills * seconds[at_work] * 1.1
+        ends.append(signalled(place, signal.SIGKILL, moment, folder, *command, at_work=at_work))
         # A file without a manifest is no backup, and one with a manifest is a good one.
         listed, others = backup.list_backups(folder)
         new = [one for one in listed if one.manifest_path not in known]
@@ -155,7 +155,7 @@ def test_each_of_many_killed_backups_is_whole_or_none(
 ) -> None:
     ends = kill_creates(sqlite, method, MANY if method == "none" else MANY // 2, LARGE)
     told(f"kill -9 of create --compress {method}", ends, capsys)
-    assert len({end.phase for end in ends}) > 3
+    assert len({end.phase for end in ends}) > min(3, MANY // 12)
 
 
 @dataclass(frozen=True)
@@ -220,7 +220,8 @@ def kill_restores(place: Place, mode: str, kills: int, rows: int) -> list[Ended]
     for number in range(kills):
         with where.live() as other:
             at_work = number % 4 > 0
-            moment = random.uniform(0, seconds[at_work] * 1.1)
+            # Spread over the whole, so that few kills meet its end too.
+            moment = (number + random.random()) / kills * seconds[at_work] * 1.1
             end = signalled(place, signal.SIGKILL, moment, place.folder / "backups", *where.command, at_work=at_work)
             which = check_old_or_new(where, other)
             assert end.code != 0 or which == "new"
@@ -232,6 +233,7 @@ def kill_restores(place: Place, mode: str, kills: int, rows: int) -> list[Ended]
     return ends
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("mode", MODES)
 def test_a_killed_restore_leaves_the_old_or_the_new(sqlite: Place, mode: str) -> None:
     assert len(kill_restores(sqlite, mode, FEW // 2, SMALL)) == FEW // 2
@@ -272,18 +274,21 @@ def interrupt(place: Place, mode: str, times: int, rows: int) -> list[Ended]:
             which = check_old_or_new(where, other)
             assert left(place.folder) == left(folder) == [], end
             assert found(place)
-            if end.out:  # it had said already what it did, and was about to end
+            if end.out and "error" not in json.loads(end.out):  # it had said already what it did, and was about to end
                 assert which == "new" or not kind
             else:
-                refused(subprocess.CompletedProcess([], end.code, end.out, end.err), 130)
+                number = {130: signal.SIGINT, 143: signal.SIGTERM}[end.code]
+                said = refused(subprocess.CompletedProcess([], end.code, end.out, end.err), 128 + number)
+                assert said == ("interrupted" if number == signal.SIGINT else "terminated")
             ends.append(Ended(end.code, end.out, end.err, f"{commands[kind][0]}: {end.phase}: {which}"))
     return ends
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("mode", MODES)
 def test_who_interrupts_finds_nothing_half_done(sqlite: Place, mode: str) -> None:
     ends = interrupt(sqlite, mode, FEW * 2 // 3, SMALL)
-    assert 130 in {end.code for end in ends}
+    assert {130, 143} & {end.code for end in ends}
 
 
 @pytest.mark.soak
@@ -349,7 +354,7 @@ def test_a_backup_into_a_full_folder_leaves_nothing(sqlite: Place, method: str) 
             free = room(disk)
             command = ("create", "--to", str(disk / "backups"), "--compress", method, "--test-restore")
             refused(run(sqlite, *command), 1)
-            assert [path.name for path in disk.rglob("*")] == ["backups"]
+            assert [path.name for path in disk.rglob("*")] == []
             assert free - room(disk) <= 4096
     with small_disk(sqlite.folder / "disk", size * 4) as disk:
         run(sqlite, "create", "--to", str(disk / "backups"), "--compress", method).check_returncode()

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sqlite3
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
+from peewee import sqlite3
 
 from tests.backup.files import (
     ENTRY,
@@ -38,10 +38,11 @@ from tests.conftest import Place
 from tests.servers import eventually
 from whatspire_db import Settings, backup
 from whatspire_db.backup import durable
-from whatspire_db.backup import sqlite as engine
-from whatspire_db.backup.archive import differences, silent
-from whatspire_db.backup.sqlite import _keep_old, examine, opened
-from whatspire_db.errors import TargetRefused
+from whatspire_db.backup.engines.sqlite import restoring as engine
+from whatspire_db.backup.engines.sqlite.content import examine, opened
+from whatspire_db.backup.engines.sqlite.restoring import _keep_old
+from whatspire_db.backup.manifest import differences, silent
+from whatspire_db.errors import LockTimeout, TargetRefused
 
 COUNT = "SELECT count(*) FROM entry"
 FEW_ROWS = {"rows": 3, "word": "old", "length": 10}
@@ -96,7 +97,7 @@ def test_who_reads_in_the_wal_keeps_what_it_sees_until_it_ends(sqlite: Place) ->
 def test_a_transaction_that_does_not_end_is_left_alone(sqlite: Place, mode: str, begin: str) -> None:
     two_states(sqlite, mode)
     with client(sqlite.dsn, begin, COUNT) as other:
-        fact = refused(run(sqlite, "restore", "latest", "--force", *SHORT), 4)
+        fact = refused(run(sqlite, "restore", "latest", "--force", *SHORT), 1)
         assert str(sqlite.dsn) in fact
         if begin != "BEGIN":
             other.run("INSERT INTO entry (key) VALUES ('more.1')")
@@ -551,7 +552,7 @@ def test_the_locks_of_this_process_outlast_a_restore(sqlite: Place) -> None:
     with closing(sqlite3.connect(sqlite.dsn, isolation_level=None)) as own:
         own.execute("BEGIN IMMEDIATE")
         own.execute("INSERT INTO entry (key) VALUES ('own.1')")
-        with pytest.raises(TargetRefused):
+        with pytest.raises(LockTimeout):
             backup.restore(backup.find(file), settings, sqlite.folder / "backups", force=True, lock_timeout=0.1)
         with client(sqlite.dsn, busy=0.1) as other:
             other.begin("BEGIN IMMEDIATE")

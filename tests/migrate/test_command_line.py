@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 import os
 import pty
-import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from peewee import sqlite3
 
 from tests.conftest import PASSWORD, Place, Server
 from tests.servers import program
 from whatspire_db import MigrationRunner
-from whatspire_db.dsn import parse_postgres
+from whatspire_db.dsn.parsing import parse_postgres
+
+pytestmark = pytest.mark.sampled
 
 
 def fails(done: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
@@ -33,12 +35,15 @@ def fails(done: subprocess.CompletedProcess[str], code: int, *words: str) -> Non
 
 def test_verbs_in_the_life_of_a_database(place: Place) -> None:
     assert place.run("version").stdout == "0\n"
-    assert place.run("status").stdout == "no run is recorded yet\n"
+    named, empty, *pending = place.run("status").stdout.splitlines()
+    assert named == f"database: {place.driver} {place.named}"
+    assert empty == "no run is recorded yet"
+    assert "pending: create table sessions" in pending
     planned = place.run("plan", "--json")
     assert planned.returncode == 3
     plan = json.loads(planned.stdout)
-    assert plan.keys() == {"driver", "version", "pending", "refused", "drift"}
-    assert plan["driver"] == place.driver
+    assert plan.keys() == {"driver", "database", "version", "pending", "refused", "drift"}
+    assert (plan["driver"], plan["database"]) == (place.driver, place.named)
     assert {step["kind"] for step in plan["pending"]} == {"create_table", "create_index"}
     assert all(step.keys() == {"kind", "table", "name", "sql", "lock", "cost"} for step in plan["pending"])
     assert place.run("verify").returncode == 3
@@ -54,13 +59,17 @@ def test_verbs_in_the_life_of_a_database(place: Place) -> None:
 
     again = place.run("--json")
     report = json.loads(again.stdout)
-    assert report.keys() == {"driver", "previous_version", "version", "applied", "drift", "duration_ms"}
+    expected = {"driver", "database", "previous_version", "version", "applied", "drift", "duration_ms"}
+    assert report.keys() == expected
     assert (report["applied"], report["version"]) == ([], int(version))
     assert place.run("plan").returncode == 0
     verified = json.loads(place.run("verify", "--json").stdout)
-    expected = {"driver": place.driver, "version": int(version), "missing": [], "drift": [], "extra": []}
-    assert verified == expected
-    (run,) = json.loads(place.run("status", "--json").stdout)
+    head = {"driver": place.driver, "database": place.named, "version": int(version)}
+    assert verified == head | {"missing": [], "drift": [], "extra": [], "times": []}
+    assert json.loads(place.run("version", "--json").stdout) == head
+    status = json.loads(place.run("status", "--json").stdout)
+    (run,) = status.pop("runs")
+    assert status == head | {"pending": []}
     assert run.keys() == {"version", "name", "applied_at", "applied"}
     assert (run["version"], run["name"], run["applied"]) == (int(version), "auto_migration", True)
     assert place.run("-q").stdout == ""
@@ -125,9 +134,8 @@ def test_terminal_that_takes_utf8_gets_symbols(sqlite: Place) -> None:
 
 SETTINGS = [
     ({"WHATSAPP_DATABASE_DRIVER": "mysql"}, ["WHATSAPP_DATABASE_DRIVER", "'mysql'", "sqlite, postgres"]),
-    ({"WHATSAPP_DATABASE_DRIVER": "Postgres"}, ["did you mean postgres?"]),
-    ({"WHATSAPP_DATABASE_DSN": ""}, ["WHATSAPP_DATABASE_DSN", "''"]),
-    ({"WHATSAPP_DATABASE_DSN": "   "}, ["WHATSAPP_DATABASE_DSN"]),
+    ({"WHATSAPP_DATABASE_DRIVER": "Postgre"}, ["did you mean postgres?"]),
+    ({"WHATSAPP_DATABASE_DRIVER": "Postgres"}, ["is a SQLite DSN", "WHATSAPP_DATABASE_DRIVER=sqlite"]),
     ({"WHATSAPP_DATABASE_DSN": "postgres://u:hunter2@h/d"}, ["WHATSAPP_DATABASE_DRIVER=postgres"]),
     ({"WHATSAPP_DATABASE_DSN": "x.db?_journal_mod=WAL"}, ["_journal_mod"]),
     ({"WHATSAPP_DATABASE_DRIVER": "postgres", "WHATSAPP_DATABASE_DSN": "hunter2 host=x"}, ["malformed"]),
@@ -241,14 +249,17 @@ def test_device_is_no_database(sqlite: Place) -> None:
 
 
 def test_folder_that_cannot_be_made(sqlite: Place) -> None:
-    (sqlite.folder / "file").touch()
-    fails(sqlite.run("--dsn", str(sqlite.folder / "file" / "x.db")), 1, "cannot be made")
+    (sqlite.folder / "data").touch()
+    fails(sqlite.run("--dsn", "data/x.db"), 2, "--dsn names data/x.db, but data cannot be a folder")
+    (sqlite.folder / "data").unlink()
+    (sqlite.folder / "data").symlink_to("nowhere")
+    fails(sqlite.run("--dsn", "data/x.db"), 1, "data cannot be made")
 
 
 AS_NOBODY = """
 import os, sys
-import dotenv, whatspire_db.migrate.engines.sqlite
-from whatspire_db.migrate.__main__ import main
+import dotenv, whatspire_db.migrate.engines.sqlite.engine
+from whatspire_db.cli.migrate import main
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
 sys.exit(main(sys.argv[1:]))
 """
@@ -279,6 +290,18 @@ def test_sqlite_file_that_cannot_be_read(
     os.chmod(sqlite.dsn, 0o000)
     for verb in ("up", "plan"):
         fails(run_as_nobody(verb), 1, sqlite.dsn, "cannot be")
+
+
+def test_file_in_a_folder_that_cannot_be_searched_is_not_taken_for_a_missing_one(
+    sqlite: Place, run_as_nobody: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    closed = sqlite.folder / "closed"
+    closed.mkdir()
+    assert sqlite.run("--dsn", str(closed / "x.db")).returncode == 0
+    closed.chmod(0o000)
+    for verb in ("up", "plan", "verify", "status", "version"):
+        fails(run_as_nobody(verb, "--dsn", str(closed / "x.db")), 1, "closed/x.db", "cannot be")
+    closed.chmod(0o755)
 
 
 def test_read_only_file(sqlite: Place, run_as_nobody: Callable[..., subprocess.CompletedProcess[str]]) -> None:
@@ -322,7 +345,11 @@ def test_no_such_server(postgres: Place) -> None:
 
 def test_no_such_database(postgres: Place, server: Server) -> None:
     fails(
-        postgres.run("--dsn", server.of_database("nowhere_at_all")), 1, "nowhere_at_all", "does not exist", "create it"
+        postgres.run("--dsn", server.of_database("nowhere_at_all")),
+        1,
+        "nowhere_at_all",
+        "does not exist",
+        "create the database",
     )
 
 
@@ -375,7 +402,7 @@ def test_role_that_may_make_no_temporary_tables(postgres: Place, server: Server)
     server.execute(f"REVOKE TEMPORARY ON DATABASE {name} FROM PUBLIC")
     modest = server.of_database(name, user="modest")
     fails(postgres.run("--dsn", modest), 1, "pending: create table", "temporary tables", "TEMPORARY")
-    assert postgres.run("plan", "--sql", "--dsn", modest).stdout == postgres.run("plan", "--sql").stdout
+    assert postgres.run("plan", "--sql", "--dsn", modest).stdout == postgres.run("plan", "--sql").stdout != ""
     assert postgres.run().returncode == 0
     db = postgres.connect()
     db.execute_sql("GRANT SELECT ON migration_versions TO modest")

@@ -9,6 +9,8 @@ from peewee import SQL, Check
 from tests.conftest import Place, stamp
 from whatspire_db import MigrationRunner
 
+pytestmark = pytest.mark.sampled
+
 
 class Parent(pw.Model):
     code = pw.CharField(max_length=20, unique=True)

@@ -13,12 +13,15 @@ import peewee as pw
 import pytest
 from peewee import SQL
 
-from tests.conftest import Place
+from tests.conftest import POSTGRES_VERSION, Place
 from tests.servers import program
-from whatspire_db import LockTimeout, MigrationRefused, MigrationRunner, StepFailed
+from whatspire_db import LockTimeout, MigrationRefused, MigrationRunner, ModelError, StepFailed
+from whatspire_db.migrate.applying import Applying
 from whatspire_db.migrate.plan import Step
 from whatspire_db.migrate.progress import Progress, Watcher
-from whatspire_db.migrate.runner import Report
+from whatspire_db.migrate.reports import Report
+
+pytestmark = pytest.mark.sampled
 
 ROWS = 20_000  # above the limit over which steps go online
 
@@ -34,6 +37,10 @@ def big(*constraints: str, indexes: tuple[Any, ...] = (), **fields: pw.Field) ->
     meta = {"table_name": "big", "constraints": [SQL(c) for c in constraints], "indexes": indexes}
     own = {"a": pw.IntegerField(), "b": pw.TextField(null=True), **fields}
     return type("Big", (pw.Model,), {**own, "Meta": type("Meta", (), meta)})
+
+
+def typed(name: str, **more: Any) -> pw.Field:
+    return type("Typed", (pw.Field,), {"field_type": name})(**more)
 
 
 @pytest.fixture
@@ -186,6 +193,18 @@ def test_what_was_left_half_done_is_reported_and_finished(db: pw.Database, case:
     assert in_sync(db, Parent, model)
 
 
+def test_constraint_that_is_not_enforced_asks_nothing_of_the_rows(db: pw.Database) -> None:
+    model = big("CONSTRAINT small CHECK (a < 100) NOT ENFORCED")
+    if POSTGRES_VERSION < 18:
+        with pytest.raises(ModelError, match="makes no table that PostgreSQL takes"):
+            MigrationRunner(db, [Parent, model]).up()
+        return
+    (step,) = MigrationRunner(db, [Parent, model]).up().applied
+    assert (step.kind, step.online, step.cost) == ("add_constraint", False, "instant")
+    assert "NOT VALID" not in step.sql[0]
+    assert not MigrationRunner(db, [Parent, model]).verify_schema()
+
+
 def test_constraint_that_rows_violate_stays_as_it_is(db: pw.Database) -> None:
     """Somebody's deliberate NOT VALID is drift, and no reason to refuse all the rest."""
     model = big("CONSTRAINT small CHECK (a < 100)", indexes=[SQL("CREATE INDEX big_a ON big (a)")])
@@ -281,15 +300,15 @@ def test_constraints_of_a_large_partitioned_table(db: pw.Database) -> None:
 def test_build_that_fails_leaves_no_invalid_index(postgres: Place, db: pw.Database) -> None:
     model = big(indexes=[SQL("CREATE UNIQUE INDEX big_unique ON big (b)")])
 
-    class Late(MigrationRunner):
+    class Late(Watcher):
         """Somebody inserts a duplicate between the plan and the build."""
 
-        def _execute_online(self, step: Step) -> None:
+        def step_started(self, step: Step) -> None:
             with session(postgres, "INSERT INTO big (a, b) VALUES (1, 'b1')"):
-                super()._execute_online(step)
+                pass
 
     with pytest.raises(StepFailed, match="big_unique failed"):
-        Late(db, [Parent, model]).up()
+        MigrationRunner(db, [Parent, model], watcher=Late()).up()
     assert one(db, "SELECT count(*) FROM pg_class WHERE relname = 'big_unique'") == 0
     (refusal,) = MigrationRunner(db, [Parent, model]).plan().refused
     assert "2 rows" in refusal.reason
@@ -298,23 +317,26 @@ def test_build_that_fails_leaves_no_invalid_index(postgres: Place, db: pw.Databa
     assert in_sync(db, Parent, model)
 
 
-def test_run_that_dies_before_it_is_recorded_is_recorded_by_the_next(db: pw.Database) -> None:
+def test_run_that_dies_before_it_is_recorded_is_recorded_by_the_next(
+    db: pw.Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = big(indexes=[SQL("CREATE INDEX big_a ON big (a)")])
 
-    class Dies(MigrationRunner):
-        def _record(self, *arguments: Any) -> int:
-            raise KeyboardInterrupt
+    def dies(*arguments: Any) -> int:
+        raise KeyboardInterrupt
 
     class Slow(MigrationRunner):
-        """Another run records it between its look and its lock."""
+        """Another run records it between its first question and its lock."""
 
-        def _apply(self, *arguments: Any) -> Any:
+        def _upgrade(self, *arguments: Any) -> Any:
             reports.append(MigrationRunner(db, [Parent, model]).up())
-            return super()._apply(*arguments)
+            return super()._upgrade(*arguments)
 
     before = len(MigrationRunner(db).status())
-    with pytest.raises(KeyboardInterrupt):
-        Dies(db, [Parent, model]).up()
+    with monkeypatch.context() as patch:
+        patch.setattr(Applying, "_record", dies)
+        with pytest.raises(KeyboardInterrupt):
+            MigrationRunner(db, [Parent, model]).up()
     assert in_sync(db, Parent, model)
     assert len(MigrationRunner(db).status()) == before
     reports: list[Report] = []
@@ -366,6 +388,7 @@ IN_THE_WAY = {
 }
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("case", IN_THE_WAY)
 def test_session_in_the_way_is_waited_for_and_then_named(postgres: Place, db: pw.Database, case: str) -> None:
     statements, what = IN_THE_WAY[case]
@@ -538,3 +561,53 @@ def test_new_tables_are_made_before_anybody_is_stopped(db: pw.Database) -> None:
     assert {step.table for step in steps if step.locks} == {"near", "big"}
     assert heard[:2] == ["free.free", "free.free_a"]
     assert in_sync(db, *models)
+
+
+@pytest.mark.parametrize(
+    ("rows", "index", "online"),
+    [
+        (101, "btree (a)", False),
+        (99, "gin (words)", False),
+        (101, "gin (words)", True),
+        (101, "hnsw (place vector_l2_ops)", True),
+    ],
+)
+def test_index_of_a_costly_kind_counts_a_row_a_hundredfold(
+    postgres: Place, rows: int, index: str, online: bool
+) -> None:
+    db = postgres.connect()
+    with db.connection_context():
+        db.execute_sql("CREATE EXTENSION IF NOT EXISTS vector")
+        db.execute_sql("CREATE TABLE t (id serial PRIMARY KEY, a int, words text[], place vector(2))")
+        db.execute_sql(f"INSERT INTO t (a, words, place) SELECT n, '{{x}}', '[1,2]' FROM generate_series(1, {rows}) n")
+
+        class Costly(pw.Model):
+            a = pw.IntegerField(null=True)
+            words = typed("text[]", null=True)
+            place = typed("vector(2)", null=True)
+
+            class Meta:
+                table_name = "t"
+                indexes = (SQL(f"CREATE INDEX t_i ON t USING {index}"),)
+
+        plan = MigrationRunner(db, [Costly], online_rows=10_000).plan()
+        assert [step.online for step in plan.pending if step.table == "t"] == [online]
+    db.close_all()
+
+
+def test_reference_to_a_key_whose_index_is_left_invalid_waits_for_the_index(db: pw.Database) -> None:
+    model = big("CONSTRAINT big_a UNIQUE (a)")
+    db.execute_sql("CREATE UNIQUE INDEX big_a ON big (a)")
+    db.execute_sql("UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'big_a'::regclass")
+
+    class Child(pw.Model):
+        big = pw.ForeignKeyField(model, field="a")
+
+        class Meta:
+            table_name = "child"
+
+    with pytest.raises(MigrationRefused, match=r"cannot create table child: big \(a\) is not unique yet"):
+        MigrationRunner(db, [model, Child]).up()
+    MigrationRunner(db, [model]).up()
+    MigrationRunner(db, [model, Child]).up()
+    assert in_sync(db, model, Child)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 import shutil
-import sqlite3
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,12 +15,17 @@ import peewee as pw
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from peewee import sqlite3
 
 from tests.conftest import Place, Server
 from tests.servers import program
-from whatspire_db import MigrationRunner
-from whatspire_db.dsn import parse_postgres
-from whatspire_db.migrate.stamp import KEPT, Stamps
+from whatspire_db import MigrationRunner, MigrationVersion
+from whatspire_db.dsn.parsing import parse_postgres
+from whatspire_db.health import check_health
+from whatspire_db.migrate.stamp import BYTES, KEPT, Stamps, fingerprint
+from whatspire_db.models.service import SERVICE_MODELS
+
+pytestmark = pytest.mark.sampled
 
 
 def made(number: int, columns: int = 4) -> type[pw.Model]:
@@ -78,6 +85,36 @@ def test_a_start_with_nothing_to_do_is_one_statement(
         report = MigrationRunner(db).up()
     assert len(seen) == 1, seen
     assert report.previous_version == report.version > 0
+
+
+STARTED = """
+import runpy, sys
+try:
+    runpy.run_module("whatspire_db.migrate", run_name="__main__")
+finally:
+    print(*sys.modules, file=sys.stderr)
+"""
+
+
+def test_a_start_with_nothing_to_do_loads_nothing_that_looks_or_changes(place: Place, db: pw.Database) -> None:
+    MigrationRunner(db).up()
+    done = subprocess.run(
+        [sys.executable, "-c", STARTED],
+        env=place.variables(),
+        cwd=place.folder,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "Nothing to do" in done.stdout
+    loaded = set(done.stderr.split())
+    assert "whatspire_db.migrate.runner" in loaded
+    whole = {"playhouse.migrate", "shutil", "whatspire_db.backup", "whatspire_db.migrate.diff"}
+    walk = {f"whatspire_db.migrate.{name}" for name in ("looking", "upgrade", "applying", "planner", "rows", "times")}
+    assert not loaded & (whole | walk)
+    other = "postgres" if place.is_sqlite else "sqlite"
+    assert not [name for name in loaded if name.startswith(f"whatspire_db.migrate.engines.{other}")]
+    assert not (place.is_sqlite and "whatspire_db.connection.engines.postgres.database" in loaded)
 
 
 def test_first_look_at_a_schema_that_stands_already_is_stamped(
@@ -237,3 +274,222 @@ def test_stamps_are_not_carried_along_by_a_dump(postgres: Place) -> None:
     dump = subprocess.run([program("pg_dump"), "-d", postgres.dsn], capture_output=True, text=True, check=True).stdout
     assert "CREATE TABLE public.migration_versions" in dump
     assert "whatspire_db" not in dump
+
+
+# Stamps that somebody else wrote
+
+DEEP = "[" * 60_000
+FORGED = {
+    "deep": DEEP,
+    "deep and whole": f'{{"whatspire_db": {DEEP}{"]" * 60_000}, "unrecorded": ""}}',
+    "deep in a pair": f'{{"whatspire_db": [["a", {DEEP}{"]" * 60_000}]], "unrecorded": ""}}',
+    "a huge number": '{"whatspire_db": [[' + "9" * 10_000 + ', ""]], "unrecorded": ""}',
+    "numbers": '{"whatspire_db": [[1, 2]], "unrecorded": 1e999}',
+    "zero bytes": '{"whatspire_db": [["\\u0000", "\\u0000"]], "unrecorded": "\\u0000"}',
+    "no Unicode": '{"whatspire_db": [["\\ud800", "\\udfff"]], "unrecorded": "\\ud800"}',
+    "quotes": '{"whatspire_db": [["\'", "\\\\\'"]], "unrecorded": "%s %"}',
+    "many": json.dumps({"whatspire_db": [[str(n), ""] for n in range(3000)], "unrecorded": ""}),
+    "huge": json.dumps({"whatspire_db": [["x" * 1_000_000, ""]], "unrecorded": ""}),
+    "no object": "null",
+    "an empty object": "{}",
+}
+
+
+@pytest.mark.parametrize("text", FORGED.values(), ids=FORGED)
+def test_whatever_stamps_hold_costs_a_look_and_no_more(place: Place, db: pw.Database, text: str) -> None:
+    MigrationRunner(db).up()
+    if place.is_sqlite:
+        Path(f"{place.dsn}-stamps").write_text(text)
+    else:
+        quoted = text.replace("'", "''").replace("%", "%%")
+        db.execute_sql(f"COMMENT ON TYPE migration_versions IS '{quoted}'")
+    for _ in range(2):
+        assert MigrationRunner(db).up().applied == ()
+        assert not MigrationRunner(db).verify_schema().missing
+        assert check_health(db).healthy
+
+
+def stamps_of(place: Place) -> Path:
+    return Path(f"{place.dsn}-stamps")
+
+
+def test_stamps_that_are_a_link_are_not_followed(sqlite: Place, tmp_path: Path) -> None:
+    """In the folder of a service's user, that user could have root overwrite any file."""
+    db = sqlite.connect()
+    MigrationRunner(db).up()
+    stamps = stamps_of(sqlite)
+    precious = tmp_path / "precious"
+    for before in (b"mine", stamps.read_bytes(), None):
+        stamps.unlink()
+        precious.unlink(missing_ok=True)
+        if before is not None:
+            precious.write_bytes(before)
+        stamps.symlink_to(precious)
+        assert MigrationRunner(db).up().applied == ()
+        assert (precious.read_bytes() if precious.exists() else None) == before
+    db.close()
+
+
+def test_stamps_with_a_second_name_are_not_written(sqlite: Place, tmp_path: Path) -> None:
+    db = sqlite.connect()
+    MigrationRunner(db).up()
+    precious = tmp_path / "precious"
+    precious.write_text("mine")
+    stamps_of(sqlite).unlink()
+    os.link(precious, stamps_of(sqlite))
+    assert MigrationRunner(db).up().applied == ()
+    assert precious.read_text() == "mine"
+    db.close()
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_stamps_that_are_no_file_are_not_waited_for(sqlite: Place, make: Callable[[Path], None]) -> None:
+    db = sqlite.connect()
+    MigrationRunner(db).up()
+    stamps_of(sqlite).unlink()
+    make(stamps_of(sqlite))
+    assert MigrationRunner(db).up().applied == ()
+    assert check_health(db).healthy
+    db.close()
+
+
+def _drop_what_is_declared(place: Place) -> None:
+    with contextlib.closing(sqlite3.connect(place.dsn)) as other:
+        other.execute("DROP INDEX idx_sessions_jid")
+
+
+@pytest.mark.parametrize("way", ["another user's", "writable by others"])
+def test_stamps_that_another_user_can_write_are_not_believed(
+    sqlite: Place, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """They could say of any schema that it is in sync."""
+    db = sqlite.connect()
+    MigrationRunner(db).up()
+    _drop_what_is_declared(sqlite)
+    standing = MigrationRunner(db).engine.standing(SERVICE_MODELS)
+    assert standing is not None
+    forged = Stamps().adding(fingerprint(db, SERVICE_MODELS), standing.mark)
+    stamps_of(sqlite).write_text(forged.to_text())
+    if way == "another user's":
+        if os.geteuid() != 0:
+            pytest.skip("root alone can give a file away")
+        os.chown(stamps_of(sqlite), 65534, 65534)
+    else:
+        stamps_of(sqlite).chmod(0o664)
+    assert [step.name for step in MigrationRunner(db).up().applied] == ["idx_sessions_jid"]
+    db.close()
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
+def test_stamps_are_written_so_that_this_user_alone_can_write_them(sqlite: Place, umask: int) -> None:
+    usual = os.umask(umask)
+    try:
+        db = sqlite.connect()
+        MigrationRunner(db).up()
+        assert stamps_of(sqlite).stat().st_mode & 0o777 == 0o644 & ~umask
+        stamps_of(sqlite).chmod(0o666)
+        MigrationRunner(db).up()
+        assert stamps_of(sqlite).stat().st_mode & 0o022 == 0
+        with statements(db, None) as seen:
+            MigrationRunner(db).up()
+        assert len(seen) == 1
+        db.close()
+    finally:
+        os.umask(usual)
+
+
+DRIFTED = [
+    "CREATE TABLE made1 (id integer NOT NULL PRIMARY KEY, c0 text, c1 integer, c2 text, c3 text)",
+    "CREATE INDEX made1_c0 ON made1 (c0)",
+]
+
+
+@pytest.fixture
+def drifted(place: Place, db: pw.Database) -> Iterator[type[pw.Model]]:
+    """A model whose table has another type for one column."""
+    model = made(1)
+    for statement in DRIFTED:
+        db.execute_sql(statement.replace("id integer", "id integer" if place.is_sqlite else "id serial"))
+    with db.bind_ctx([MigrationVersion]):
+        db.create_tables([MigrationVersion])
+    with db.bind_ctx([model]):
+        yield model
+
+
+def test_drift_is_reported_in_one_statement_by_later_starts(
+    place: Place, db: pw.Database, log_of: Server | None, drifted: type[pw.Model]
+) -> None:
+    runner = MigrationRunner(db, [drifted])
+    first = runner.up()
+    assert [(d.kind, d.name) for d in first.drift] == [("column_type", "c1")]
+    with statements(db, log_of) as seen:
+        again = runner.up()
+    assert len(seen) == 1, seen
+    assert again.drift == first.drift
+    assert again.to_json()["drift"] == first.to_json()["drift"]
+    with statements(db, log_of) as seen:
+        found = runner.check()
+    assert len(seen) == 1, seen
+    assert (found.in_sync, found.drift) == (False, first.drift)
+    assert tuple(runner.verify_schema().drift) == runner.plan().drift == first.drift
+
+
+def test_drift_that_was_mended_is_not_reported(place: Place, db: pw.Database, drifted: type[pw.Model]) -> None:
+    runner = MigrationRunner(db, [drifted])
+    assert runner.up().drift
+    if place.is_sqlite:
+        db.execute_sql("DROP TABLE made1")
+        assert not runner.up().drift
+    else:
+        db.execute_sql("ALTER TABLE made1 ALTER c1 TYPE text")
+        assert not runner.up().drift
+    assert runner.check().in_sync
+
+
+def test_run_that_adds_something_stores_the_drift_that_is_left(
+    place: Place, db: pw.Database, log_of: Server | None, drifted: type[pw.Model]
+) -> None:
+    db.execute_sql("DROP INDEX made1_c0")
+    runner = MigrationRunner(db, [drifted])
+    first = runner.up()
+    assert (len(first.applied), len(first.drift)) == (1, 1)
+    with statements(db, log_of) as seen:
+        assert runner.up().drift == first.drift
+    assert len(seen) == 1, seen
+
+
+def test_what_rows_keep_from_being_finished_is_tried_at_each_start(postgres: Place) -> None:
+    db = postgres.connect()
+    model = made(1)
+    model._meta.constraints = [pw.Check("c1 <> ''", name="filled")]
+    with db.connection_context(), db.bind_ctx([model]):
+        MigrationRunner(db, [made(1)]).up()
+        db.execute_sql("INSERT INTO made1 (c1) VALUES ('')")
+        db.execute_sql("ALTER TABLE made1 ADD CONSTRAINT filled CHECK (c1 <> '') NOT VALID")
+        runner = MigrationRunner(db, [model])
+        for _ in range(2):
+            assert [d.name for d in runner.up().drift] == ["filled"]
+        db.execute_sql("DELETE FROM made1")
+        assert [step.kind for step in runner.up().applied] == ["validate_constraint"]
+
+
+def test_differences_that_are_too_many_to_store_are_left_out() -> None:
+    difference = ("column_type", "table", "column", "text", None)
+    stamps = Stamps().adding("old", "m", [difference]).adding("new", "m", [difference])
+    assert Stamps.from_text(stamps.to_text()) == stamps
+    assert stamps.differences("old", "m") == (difference,)
+    full = stamps.adding("many", "m", [difference] * 2_000)
+    assert len(full.to_text()) <= BYTES
+    assert full.differences("many", "m") is None
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcdefghijkl"), st.booleans())))
+def test_a_declared_schema_has_one_stamp(looks: list[tuple[str, bool]]) -> None:
+    stamps = Stamps()
+    for declared, has_drift in looks:
+        differences = (("table", "t", "t", None, "view"),) if has_drift else ()
+        stamps = stamps.adding(declared, "m", differences)
+        assert stamps.differences(declared, "m") == differences
+        assert stamps.differences(declared, "other") is None
+    assert len(stamps.verified) <= KEPT
+    assert len(stamps.drifted) <= KEPT

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from contextlib import closing
 
 import pytest
+from peewee import sqlite3
 
 from tests import gorm
 from tests.conftest import Place

@@ -103,6 +103,7 @@ def test_one_starter_migrates_a_fresh_database(place: Place) -> None:
     storm_on_a_fresh_database(place, FEW)
 
 
+@pytest.mark.soak
 def test_one_starter_adds_what_all_find_missing(place: Place) -> None:
     fill(place, SMALL)
     for _ in range(2):

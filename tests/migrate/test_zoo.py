@@ -14,7 +14,7 @@ from tests import zoo
 from tests.conftest import Place, stamp
 from tests.migrate.test_convergence import wipe
 from whatspire_db import MigrationRefused, MigrationRunner
-from whatspire_db.migrate.engines import engine_for
+from whatspire_db.migrate.engines.base import engine_for
 
 
 def animals(place: Place) -> list[type[peewee.Model]]:

@@ -1,11 +1,12 @@
 """Backups that prove themselves: made while others write, tried out, and brought back with nothing lost in between."""
 
-from .archive import Backup, Content, Manifest, NotABackup, Table
-from .making import create
-from .proving import LATEST, find, list_backups, verify
-from .pruning import Pruned, prune
-from .restoring import Restored, restore
+from .archive import Backup, NotABackup
+from .create import create
+from .manifest import Content, Manifest, Table
+from .prune import Pruned, prune
+from .restore import Restored, restore
 from .retention import Policy
+from .verify import LATEST, find, list_backups, verify
 
 __all__ = [
     "LATEST",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import os
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,10 +12,13 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from ..errors import BackupInvalid, ConfigError
-from .archive import CHUNK, Progress
+from ..files import open_regular
+from .archive import CHUNK
+from .manifest import Progress
 
 SUFFIXES = {"none": "", "gzip": ".gz", "zstd": ".zst"}
 GZIP_LEVEL, ZSTD_LEVEL = 1, 3  # the fast ones, where the rest costs more time than it saves room
+ZSTD_WINDOW = 1 << 23  # bytes of memory that a file may ask for; this level asks for 2 MiB
 
 
 def require(method: str) -> None:
@@ -36,13 +40,20 @@ def compress(source: Path, target: Path, method: str, progress: Progress) -> Non
             progress("compressing", done, total)
 
 
-def decompress(source: Path, target: Path, method: str, progress: Progress) -> None:
+def decompress(source: Path, target: Path, method: str, progress: Progress, size: int) -> None:
     """Write a compressed file's content into another file that is there.
 
-    :raises BackupInvalid: when it is not what was compressed.
+    :param size: bytes that it must be; no more than these are written.
+    :raises BackupInvalid: when it is not what was compressed, or more.
     """
+    done = 0
     with target.open("wb") as file:
         for chunk in _chunks(source, method, progress):
+            done += len(chunk)
+            if done > size:
+                raise BackupInvalid(
+                    f"{source} unpacks to more than the {size} bytes of its manifest", "take another backup"
+                )
             file.write(chunk)
 
 
@@ -57,7 +68,7 @@ def digest(source: Path, method: str, progress: Progress) -> str:
 def _chunks(source: Path, method: str, progress: Progress) -> Iterator[bytes]:
     total = source.stat().st_size
     try:
-        with source.open("rb") as raw, _reader(raw, method) as plain:
+        with os.fdopen(open_regular(source), "rb") as raw, _reader(raw, method) as plain:
             while chunk := plain.read(CHUNK):
                 yield chunk
                 progress("decompressing", raw.tell(), total)
@@ -82,7 +93,7 @@ def _writer(path: Path, method: str) -> Iterator[IO[bytes]]:
 def _reader(file: IO[bytes], method: str) -> Any:
     if method == "gzip":
         return gzip.GzipFile(fileobj=file)
-    return _zstandard().ZstdDecompressor().stream_reader(file, closefd=False)
+    return _zstandard().ZstdDecompressor(max_window_size=ZSTD_WINDOW).stream_reader(file, closefd=False)
 
 
 def _zstandard() -> Any:

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 from .history import MigrationStatus
 from .plan import Plan, Refusal, Step
 from .progress import Progress, Watcher
-from .runner import MigrationRunner, Report, SchemaCheck
+from .reports import Report, SchemaCheck
+from .runner import MigrationRunner
 
 if TYPE_CHECKING:
     from .diff import Changes, Drift, Extra, Missing

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import peewee
 from peewee import SQL, Context, Entity, ForeignKeyField, Model
-from playhouse.migrate import Operation, SchemaMigrator
 
+from .. import peewee_compat
 from ..errors import ModelError
 from .schema import SERIAL, Column, Index
+
+if TYPE_CHECKING:
+    from playhouse.migrate import Operation, SchemaMigrator
 
 ModelType = type[Model]
 
@@ -20,6 +23,9 @@ _INDEX_NAME = re.compile(
         (?:(?:"[^"]+"|\w+)\.)?(?:"((?:[^"]|"")+)"|`([^`]+)`|\[([^\]]+)\]|(\w+))""",
     re.IGNORECASE | re.VERBOSE,
 )
+_UNIQUE = re.compile(r"\s*CREATE\s+UNIQUE\b", re.IGNORECASE)
+# What a table does without that is only referred to, and what can need other tables, sequences or functions.
+_DISPENSABLE = re.compile(r"\bREFERENCES\b|(?<!\bBY )\bDEFAULT\b|\bCHECK\b", re.IGNORECASE)
 _PLAIN = re.compile(r"(\bINDEX\s+)(?:CONCURRENTLY\s+)?(?:IF\s+NOT\s+EXISTS\s+)?", re.IGNORECASE)
 
 
@@ -35,16 +41,21 @@ class ScratchContext(Context):
     def sql(self, obj: Any) -> Context:
         table = obj._meta.table if peewee.is_model(obj) else obj
         if isinstance(table, peewee.Table):
-            name = self.names.get((table._schema, table.__name__))
+            name = self.names.get((peewee_compat.schema_of(table), table.__name__))
             if name is not None:
                 return super().sql(Entity(name))
         return super().sql(obj)
 
 
+def _takes_percent(db: peewee.Database) -> bool:
+    """Tell whether a % in a statement of this driver stands for a value."""
+    return bool(db.param == "%s")
+
+
 def literal(db: peewee.Database, query: tuple[str, list[Any]]) -> str:
-    """Return a rendered query as the text that the engine gets, ready for psql or sqlite3."""
+    """Return a rendered query as the text that the engine gets, ready for its own shell."""
     sql, params = query
-    if isinstance(db, peewee.SqliteDatabase):
+    if not _takes_percent(db):
         return sql  # rendered with value_literals
     mogrify = getattr(db.cursor(), "mogrify", None)
     try:
@@ -61,17 +72,20 @@ def literal(db: peewee.Database, query: tuple[str, list[Any]]) -> str:
 
 def execute(db: peewee.Database, sql: str, params: Iterable[Any] | None = None) -> Any:
     """Execute final SQL text through peewee, so that its hooks and error classes apply."""
-    if params is None and not isinstance(db, peewee.SqliteDatabase):
+    if params is None and _takes_percent(db):
         sql = sql.replace("%", "%%")
     return db.execute_sql(sql, tuple(params or ()))
 
 
 def _manager(db: peewee.Database, model: ModelType, names: Mapping[ModelType, str] | None) -> peewee.SchemaManager:
-    options = {"value_literals": True} if isinstance(db, peewee.SqliteDatabase) else {}
-    manager = type(model._schema)(model, db, **options)
-    if names is not None:
-        manager._create_context = lambda: ScratchContext(names, **(db.get_context_options() | manager.context_options))
-    return manager
+    options: dict[str, Any] = {} if _takes_percent(db) else {"value_literals": True}
+    if names is None:
+        return peewee_compat.schema_manager(db, model, **options)
+
+    def make_context(manager: peewee.SchemaManager) -> ScratchContext:
+        return ScratchContext(names, **(db.get_context_options() | manager.context_options))
+
+    return peewee_compat.schema_manager(db, model, make_context, **options)
 
 
 def create_table(db: peewee.Database, model: ModelType, names: Mapping[ModelType, str] | None = None) -> list[str]:
@@ -80,14 +94,43 @@ def create_table(db: peewee.Database, model: ModelType, names: Mapping[ModelType
     :param names: the names of tables in a scratch place; default their own.
     """
     manager = _manager(db, model, names)
-    if hasattr(manager, "_create_virtual_table"):
-        return [literal(db, manager._create_virtual_table(safe=False).query())]
-    sequences = [
-        "CREATE SEQUENCE IF NOT EXISTS " + literal(db, db.get_sql_context().sql(Entity(*f._sequence_parts())).query())
+    return [*_create_sequences(db, model), literal(db, peewee_compat.table_context(manager).query())]
+
+
+def _create_sequences(db: peewee.Database, model: ModelType) -> list[str]:
+    return [
+        "CREATE SEQUENCE IF NOT EXISTS "
+        + literal(db, db.get_sql_context().sql(Entity(*peewee_compat.sequence_parts(f))).query())
         for f in model._meta.sorted_fields
         if f.sequence and db.sequences
     ]
-    return [*sequences, literal(db, manager._create_table(safe=False).query())]
+
+
+def create_target(db: peewee.Database, model: ModelType, names: Mapping[ModelType, str]) -> list[str]:
+    """Return the statements that create a table for others to refer to: its columns and its keys, and no more."""
+    context, meta = peewee_compat.empty_context(_manager(db, model, names)), model._meta
+    columns = [_as_of_a_target(field.ddl(context)) for field in meta.sorted_fields]
+    keys = [node for node in meta.constraints or () if not _DISPENSABLE.search(_written(node))]
+    if meta.composite_key:
+        parts = [Entity(meta.fields[name].column_name) for name in meta.primary_key.field_names]
+        keys.append(peewee.NodeList((SQL("PRIMARY KEY"), peewee.EnclosedNodeList(parts))))
+    context.literal("CREATE TABLE ").sql(model).literal(" ").sql(peewee.EnclosedNodeList(columns + keys))
+    return [*_create_sequences(db, model), literal(db, context.query())]
+
+
+def _as_of_a_target(column: peewee.NodeList) -> peewee.NodeList:
+    nodes = [node for node in column.nodes if not _DISPENSABLE.search(_written(node))]
+    return peewee.NodeList(nodes, column.glue, column.parens)
+
+
+def _written(node: Any) -> str:
+    return str(getattr(node, "sql", "")) if isinstance(node, SQL) else ""
+
+
+def written_constraints(model: ModelType) -> Iterator[str]:
+    """Yield the constraints of a model and of its fields that are written as SQL."""
+    for owner in (model._meta, *model._meta.sorted_fields):
+        yield from filter(None, map(_written, owner.constraints or ()))
 
 
 def create_indexes(
@@ -95,9 +138,9 @@ def create_indexes(
 ) -> Iterator[tuple[str, str]]:
     """Yield each index of a model as its name and its statement."""
     manager = _manager(db, model, names)
-    if hasattr(manager, "_create_virtual_table"):
+    if peewee_compat.is_virtual(manager):
         return
-    for context in manager._create_indexes(safe=False):
+    for context in peewee_compat.index_contexts(manager):
         sql = literal(db, context.query())
         match = _INDEX_NAME.match(sql)
         if match is None:
@@ -111,6 +154,11 @@ def create_indexes(
 def concurrently(index_sql: str) -> str:
     """Return CREATE INDEX as CREATE INDEX CONCURRENTLY, without IF NOT EXISTS, which would accept an INVALID one."""
     return _PLAIN.sub(r"\1CONCURRENTLY ", index_sql, count=1)
+
+
+def is_unique_index(index_sql: str) -> bool:
+    """Tell whether CREATE INDEX creates a unique one."""
+    return bool(_UNIQUE.match(index_sql))
 
 
 def unqualified(index_sql: str) -> str:
@@ -129,10 +177,12 @@ def deferred_foreign_keys(
     """Return column and statement of each reference that cannot stand in CREATE TABLE, for it closes a cycle."""
     fields = [f for f in model._meta.sorted_fields if isinstance(f, ForeignKeyField) and f.deferred]
     manager = _manager(db, model, names)
-    return [(f.column_name, literal(db, manager._create_foreign_key(f).query())) for f in fields]
+    return [(f.column_name, literal(db, peewee_compat.foreign_key_context(manager, f).query())) for f in fields]
 
 
 def _migrator(db: peewee.Database, model: ModelType) -> SchemaMigrator:
+    from playhouse.migrate import SchemaMigrator  # loads much that only a step needs
+
     migrator = SchemaMigrator.from_database(db)
     migrator.schema = model._meta.schema
     return migrator

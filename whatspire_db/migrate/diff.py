@@ -12,7 +12,10 @@ T = TypeVar("T", Index, Constraint)
 
 
 def _place(table: str, name: str) -> str:
-    return name if not table or name == table or table.endswith("." + name) else f"{table}.{name}"
+    """Return where a thing is; a table is named once, with its schema."""
+    if not table:
+        return name
+    return table if f".{table}".endswith(f".{name}") else f"{table}.{name}"
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,11 @@ class Drift:
     def __str__(self) -> str:
         shown = f"declared {self.declared or 'none'}, live {self.live or 'none'}"
         return f"drift {self.kind} {_place(self.table, self.name)}: {shown}"
+
+    @property
+    def facts(self) -> tuple[str, str, str, str | None, str | None]:
+        """Return what is compared and shown, as plain values."""
+        return self.kind, self.table, self.name, self.declared, self.live
 
     def to_json(self) -> dict[str, str | None]:
         return {

@@ -1,73 +1,56 @@
-"""What the database said -> an error that says what to do."""
+"""A migration's failure in the engine -> an error that says what was kept and what to do."""
 
 from __future__ import annotations
 
-from ..errors import RightMissing, StepFailed, WhatspireDBError
-from .engines import sqlstate
+from ..errors import LONGEST, RightMissing, StepFailed
+from ..messages import NOTHING_CHANGED, first_line, is_locked, sqlstate
+from ..messages import hint as hint_for
 from .plan import Plan, Step
 
-_HINTS = {
-    "permission denied": "use a role that owns the tables and may create others",
-    "must be owner": "use a role that owns the tables",
-    "readonly": "give this user the right to write the file and its folder",
-    "read-only": "connect to the primary, or to a database that can be written",
-    "not a database": "point WHATSAPP_DATABASE_DSN at the database, or move the file away",
-    "locked": "find who writes to it for that long, or try again when it is quiet",
-    "already exists": "something of that name stands there; rename it, or the declared one",
-    "could not create unique index": "rows were written meanwhile that share their value; plan tells how to find them",
-    "disk": "make room on the disk and try again",
-    "No space": "make room on the disk and try again",
-}
+SHOWN = 3  # statements, and titles
 
 
-def is_right_missing(error: BaseException) -> bool:
-    """Tell whether a statement failed because this role, server or file may not be written."""
-    # 42501 insufficient_privilege, 25006 read_only_sql_transaction; SQLite says it in words.
-    return sqlstate(error) in ("42501", "25006") or "attempt to write a readonly database" in str(error)
+# The server lacks something, a lock was waited for in vain, or somebody ended the session.
+_NO_CHANGE = ("08", "25", "53", "54", "55", "57", "58")
 
 
-def is_there_already(error: BaseException) -> bool:
-    """Tell whether a statement failed because something of that name stands there."""
-    return sqlstate(error) == "42P07"  # duplicate_table, which an index counts as
+def can_be_of_a_change(error: BaseException) -> bool:
+    """Return whether a look can have failed because another session changed the schema meanwhile."""
+    cause = error.__cause__ or error
+    return not (is_locked(cause) or (sqlstate(cause) or "").startswith(_NO_CHANGE))
 
 
-def right_missing(plan: Plan, fact: str, hint: str | None = None) -> RightMissing:
+def right_missing(plan: Plan, fact: str, hint: str) -> RightMissing:
     """Return the error for a plan that somebody else has to carry out, with its statements where they are few."""
     if not plan.pending:
-        return RightMissing(f"the run cannot be recorded: {fact}", hint or _hint(fact))
+        return RightMissing(f"the run cannot be recorded: {fact}", hint)
     titles = [step.title for step in plan.pending]
-    more = f" and {len(titles) - 3} more" if len(titles) > 3 else ""
-    statements = [f"{sql};" for step in plan.pending for sql in step.sql]
-    shown = "what `python -m whatspire_db.migrate plan --sql` prints" if len(statements) > 3 else " ".join(statements)
+    more = f" and {len(titles) - SHOWN} more" if len(titles) > SHOWN else ""
     return RightMissing(
-        f"pending: {', '.join(titles[:3])}{more}, but {fact}",
-        f"{hint or _hint(fact)}; or let somebody who has the right run: {shown}",
+        f"pending: {', '.join(titles[:SHOWN])}{more}, but {fact}",
+        f"{hint}; or let somebody who has the right run: {_statements(plan)}",
     )
+
+
+def _statements(plan: Plan) -> str:
+    """Return a plan's statements, or the command that prints them where they are many or long."""
+    statements = [f"{sql};" for step in plan.pending for sql in step.sql]
+    text = " ".join(statements)
+    if len(statements) > SHOWN or len(text) > LONGEST - 200:
+        return "what `python -m whatspire_db.migrate plan --sql` prints"
+    return text
 
 
 def step_failed(step: Step, error: Exception) -> StepFailed:
     """Return the error for a step of the transaction."""
     text = first_line(error)
-    return StepFailed(f"{step.title} failed and everything was rolled back: {text}", _hint(text))
+    return StepFailed(f"{step.title} failed and everything was rolled back: {text}", hint_for(error, NOTHING_CHANGED))
 
 
 def online_step_failed(step: Step, error: Exception) -> StepFailed:
     """Return the error for a step after the transaction."""
-    text = first_line(error)
-    hint = _hint(text, "correct what the database names and try again") + "; the next run goes on from there"
-    return StepFailed(f"{step.title} failed, and what was applied before it stays: {text}", hint)
-
-
-def database_failed(error: Exception) -> WhatspireDBError:
-    """Return the error for a question that the database did not answer."""
-    text = first_line(error)
-    return WhatspireDBError(f"the database failed: {text}", _hint(text))
-
-
-def first_line(error: BaseException) -> str:
-    """Return what an error says, without the lines that can repeat values of a row."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _hint(text: str, default: str = "nothing was changed; correct what the database names and try again") -> str:
-    return next((hint for mark, hint in _HINTS.items() if mark in text), default)
+    remedy = hint_for(error, "correct what the database names and try again")
+    return StepFailed(
+        f"{step.title} failed, and what was applied before it stays: {first_line(error)}",
+        f"{remedy}; the next run goes on from there",
+    )

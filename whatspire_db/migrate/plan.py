@@ -81,6 +81,7 @@ class Plan:
     pending: tuple[Step, ...] = ()
     refused: tuple[Refusal, ...] = ()
     drift: tuple[Drift, ...] = ()
+    notes: tuple[str, ...] = ()  # what running clients will notice of the steps
 
     def __bool__(self) -> bool:
         return bool(self.pending or self.refused)
@@ -92,17 +93,27 @@ class Plan:
             ("drift: differences that adding cannot mend; they are left as they are", self.drift),
         ]
         lines = [f"{title}\n" + "\n".join(f"  {item}" for item in items) for title, items in sections if items]
+        lines += [f"note: {note}" for note in self.notes]
         return "\n".join(lines) or "nothing to do"
 
+    @property
+    def at_once(self) -> tuple[Step, ...]:
+        """The steps that are done in one transaction."""
+        return tuple(step for step in self.pending if not step.online)
+
+    @property
+    def online(self) -> tuple[Step, ...]:
+        """The steps that follow the transaction, each by itself."""
+        return tuple(step for step in self.pending if step.online)
+
     def sql(self) -> str:
-        """Return the statements alone, ready for psql or sqlite3; nothing when refused.
+        """Return the statements alone, ready for the engine's own shell; nothing when refused.
 
         All that can be is in one transaction; what is done online follows it.
         """
         if self.refused:
             return ""
-        at_once = [f"{sql};\n" for step in self.pending if not step.online for sql in step.sql]
-        online = [f"{sql};\n" for step in self.pending if step.online for sql in step.sql]
+        at_once, online = ([f"{sql};\n" for step in steps for sql in step.sql] for steps in (self.at_once, self.online))
         return "".join([*(["BEGIN;\n", *at_once, "COMMIT;\n"] if at_once else []), *online])
 
     def to_json(self) -> dict[str, Any]:
@@ -112,4 +123,5 @@ class Plan:
             "pending": [step.to_json() for step in self.pending],
             "refused": [refusal.to_json() for refusal in self.refused],
             "drift": [drift.to_json() for drift in self.drift],
+            **({"notes": list(self.notes)} if self.notes else {}),
         }

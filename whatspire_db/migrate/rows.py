@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 
 import peewee
 
+from ..messages import sqlstate
 from .ddl import ModelType, qualified, quote
-from .engines import Engine, discarded, sqlstate
+from .engines.base import Engine, discarded
 from .schema import SERIAL, Column, Constraint, Index, IndexKey, Key, Schema
 
 NOWHERE: Key = ("", "")  # a question whose names are all in full
@@ -32,11 +32,11 @@ class Rows:
 
     def any(self, key: Key) -> bool:
         """Tell whether a table has rows; one that may not be read counts as having some."""
-        return self._number(key, f"SELECT count(*) FROM (SELECT 1 FROM {self.table(key)} LIMIT 1) AS one") != 0
+        return self._number(key, f"SELECT {self._count} FROM (SELECT 1 FROM {self.table(key)} LIMIT 1) AS one") != 0
 
     def exact(self, key: Key) -> int | None:
         """Count a table's rows; None where they may not be read."""
-        return self._number(key, f"SELECT count(*) FROM {self.table(key)}")
+        return self._number(key, f"SELECT {self._count} FROM {self.table(key)}")
 
     def estimate(self, key: Key) -> int | None:
         """Return how many rows a table has, for a large one about; None where they may not be read."""
@@ -45,9 +45,11 @@ class Rows:
                 with discarded(self.engine.db):
                     self._estimates[key] = self.engine.estimate(self.table(key), self.exact_up_to)
             except peewee.PeeweeException as error:
-                if sqlstate(error) != "42501":  # insufficient_privilege
+                if sqlstate(error) != "42501":  # insufficient_privilege, also for rows that a policy hides
                     raise
-                self._estimates[key] = self.live.tables[key].rows
+                # What was counted at the last ANALYZE may be long ago.
+                rows = self.live.tables[key].rows
+                self._estimates[key] = None if rows is not None and rows <= self.exact_up_to else rows
         return self._estimates[key]
 
     def with_new(self, key: Key, new: Mapping[str, Column]) -> str:
@@ -66,9 +68,10 @@ class Rows:
         if column.generated:
             value = column.generated.partition(" ")[2]
         elif counting:
-            value = f"{counting[1]} + (row_number() OVER () - 1) * {counting[2]}"
+            plus, minus, times = map(self.engine.operator, "+-*")
+            value = f"({counting[1]}) {plus} (({self._row_number} {minus} 1) {times} ({counting[2]}))"
         elif column.identity or column.default == SERIAL or "nextval(" in (column.default or ""):
-            value = "row_number() OVER ()"  # to ask the sequence itself would move it
+            value = self._row_number  # to ask the sequence itself would move it
         else:
             value = column.default or "NULL"
         return self.engine.as_stored(value, column)
@@ -79,17 +82,20 @@ class Rows:
         :param new: columns that are added before it, which hold their default in every row.
         """
         group = ", ".join(map(_grouped, index.keys))
+        several = f"{self._count} {self.engine.operator('>')} 1"
         found = self._number(
             key,
-            f"SELECT coalesce(sum(n), 0) FROM (SELECT count(*) AS n FROM {self.with_new(key, new)} AS whole "
-            f"WHERE {self.engine.index_condition(index)} GROUP BY {group} HAVING count(*) > 1) AS doubled",
+            f"SELECT coalesce({self.engine.function('sum')}(n), 0) "
+            f"FROM (SELECT {self._count} AS n FROM {self.with_new(key, new)} AS whole "
+            f"WHERE {self.engine.index_condition(index)} GROUP BY {group} HAVING {several}) AS doubled",
         )
         return found or 0
 
     def nulls(self, key: Key, column: Column, new: Mapping[str, Column]) -> int:
         """Return in how many rows a new column will be NULL."""
         source = self.with_new(key, new)
-        return self._number(key, f"SELECT count(*) FROM {source} AS whole WHERE {quote(column.name)} IS NULL") or 0
+        question = f"SELECT {self._count} FROM {source} AS whole WHERE {quote(column.name)} IS NULL"
+        return self._number(key, question) or 0
 
     def violations(self, key: Key, constraint: Constraint, new: Mapping[str, Column]) -> int:
         """Return how many rows stand against a constraint that is not there yet."""
@@ -97,33 +103,57 @@ class Rows:
         if constraint.kind == "exclude" or constraint.definition.endswith("NOT ENFORCED"):
             return 0
         if constraint.kind == "check":
-            return self._number(key, f"SELECT count(*) FROM {source} AS whole WHERE NOT {checked(constraint)}") or 0
+            question = f"SELECT {self._count} FROM {source} AS whole WHERE NOT {checked(constraint)}"
+            return self._number(key, question) or 0
         if constraint.kind == "foreign_key":
-            return (
-                self._number(NOWHERE, f"SELECT count(*) FROM {source} AS child WHERE {self._is_orphan(constraint)}")
-                or 0
-            )
+            question = f"SELECT {self._count} FROM {source} AS child WHERE {self._is_orphan(constraint)}"
+            return self._number(NOWHERE, question) or 0
         listed = ", ".join(map(quote, constraint.columns))
         nulls = " OR ".join(f"{quote(c)} IS NULL" for c in constraint.columns)
-        distinct = f"count(DISTINCT ({listed})) FILTER (WHERE NOT ({nulls}))"
-        return self._number(key, f"SELECT count(*) - {distinct} FROM {source} AS whole") or 0
+        distinct = f"{self.engine.function('count')}(DISTINCT ({listed})) FILTER (WHERE NOT ({nulls}))"
+        question = f"SELECT {self._count} {self.engine.operator('-')} {distinct} FROM {source} AS whole"
+        return self._number(key, question) or 0
 
     def _is_orphan(self, constraint: Constraint) -> str:
         conditions = [f"child.{quote(c)} IS NOT NULL" for c in constraint.columns]
         target = constraint.references
         if target is not None and (target in self.live.tables or target in self.live.others):
             pairs = zip(constraint.columns, constraint.referenced_columns, strict=True)
-            same = " AND ".join(f"parent.{quote(there)} = child.{quote(here)}" for here, there in pairs)
+            columns = self.live.tables[target].columns if target in self.live.tables else {}
+            same = " AND ".join(
+                f"parent.{quote(there)} {self._equals(columns.get(there))} child.{quote(here)}" for here, there in pairs
+            )
             conditions.append(f"NOT EXISTS (SELECT 1 FROM {self.table(target)} AS parent WHERE {same})")
         return " AND ".join(conditions)
 
+    @property
+    def _count(self) -> str:
+        return f"{self.engine.function('count')}(*)"
+
+    @property
+    def _row_number(self) -> str:
+        return f"{self.engine.function('row_number')}() OVER ()"
+
+    def _equals(self, column: Column | None) -> str:
+        return self.engine.equals(column) if column else "="
+
     def _number(self, key: Key, sql: str) -> int | None:
         """Ask a number; None where the question itself cannot be asked, for the step then shows what is wrong."""
-        found = None
-        with suppress(peewee.PeeweeException), discarded(self.engine.db):
-            self.engine.search_first(key[0])
-            found = int(self.engine.ask(sql) or 0)
-        return found
+        try:
+            with discarded(self.engine.db):
+                self.engine.search_first(key[0])
+                return int(self.engine.ask(sql) or 0)
+        except peewee.PeeweeException as error:
+            if self.engine.is_lock_failure(error):
+                raise
+            return None
+
+
+def number_of_rows(number: int | None) -> str:
+    """Say a number of rows; None is one that could not be found out."""
+    if number is None:
+        return "an unknown number of rows"
+    return f"{number} row{'' if number == 1 else 's'}"
 
 
 def checked(constraint: Constraint) -> str:

@@ -11,46 +11,89 @@ from typing import Any
 
 import peewee
 
+from ..errors import WhatspireDBError
+from ..peewee_compat import field_types
 from .ddl import ModelType, create_indexes, create_table, deferred_foreign_keys
 
 KEPT = 8  # declared schemas a database: some releases of a few services that share it
+BYTES = 1 << 16  # many times what so many take
 _FORMAT = 1  # rises when the comparison itself changes, so that nobody trusts what an older one verified
+
+
+# What drifted, in the order of Drift's own fields: kind, table, name, declared, live.
+Difference = tuple[str, str, str, str | None, str | None]
 
 
 @dataclass(frozen=True)
 class Stamps:
     """Pairs of a declared schema's fingerprint and the database's mark, the newest first.
 
-    `unrecorded` is the fingerprint of a run that changes something after its transaction, until it has recorded it.
+    `drifted` are those with drift, and what differs there. `unrecorded` is the fingerprint of
+    a run that changes something after its transaction, until it has recorded it.
     """
 
     verified: tuple[tuple[str, str], ...] = ()
     unrecorded: str = ""
+    drifted: tuple[tuple[str, str, tuple[Difference, ...]], ...] = ()
 
-    def hold(self, declared: str, mark: str) -> bool:
-        """Tell whether a declared schema was found in a database with this very mark."""
-        return declared != self.unrecorded and (declared, mark) in self.verified
+    def differences(self, declared: str, mark: str) -> tuple[Difference, ...] | None:
+        """Return what a look found to have drifted in a database with this very mark; None where there was no look."""
+        if declared == self.unrecorded:
+            return None
+        if (declared, mark) in self.verified:
+            return ()
+        return next((found for *pair, found in self.drifted if pair == [declared, mark]), None)
 
-    def adding(self, declared: str, mark: str) -> Stamps:
-        """Return the stamps with one more, which takes the place of its declared schema's last; the oldest go."""
-        others = [pair for pair in self.verified if pair[0] != declared]
-        return replace(self, verified=((declared, mark), *others)[:KEPT])
+    def adding(self, declared: str, mark: str, differences: Sequence[Difference] = ()) -> Stamps:
+        """Return the stamps with one more, which takes the place of its declared schema's last; the oldest go.
+
+        Differences that are too many to store are left out, and every start looks for them again.
+        """
+        verified = [pair for pair in self.verified if pair[0] != declared]
+        drifted = [entry for entry in self.drifted if entry[0] != declared]
+        if differences:
+            drifted.insert(0, (declared, mark, tuple(differences)))
+        else:
+            verified.insert(0, (declared, mark))
+        stamps = replace(self, verified=tuple(verified[:KEPT]), drifted=tuple(drifted[:KEPT]))
+        while stamps.drifted and len(stamps.to_text()) > BYTES:
+            stamps = replace(stamps, drifted=stamps.drifted[:-1])
+        return stamps
 
     def to_text(self) -> str:
         """Return the stamps as they are stored."""
-        return json.dumps({"whatspire_db": self.verified, "unrecorded": self.unrecorded})
+        drifted = {"drifted": self.drifted} if self.drifted else {}
+        return json.dumps({"whatspire_db": self.verified, "unrecorded": self.unrecorded, **drifted})
 
     @classmethod
     def from_text(cls, text: str | None) -> Stamps | None:
-        """Read stored stamps; None where the text is somebody else's, which is not to be overwritten."""
+        """Read stored stamps; None where the text is not of this package, and is not to be overwritten."""
         if not text:
             return cls()
         try:
-            document = json.loads(text)
-            pairs = tuple((str(declared), str(mark)) for declared, mark in document["whatspire_db"])
-            return cls(pairs, str(document["unrecorded"]))
-        except (KeyError, TypeError, ValueError):
+            document = json.loads(text) if len(text) <= BYTES else {}
+            pairs = tuple((_text_of(declared), _text_of(mark)) for declared, mark in document["whatspire_db"])
+            drifted = tuple(map(_drifted, document.get("drifted", ())))
+            return cls(pairs[:KEPT], _text_of(document["unrecorded"]), drifted[:KEPT])
+        except (KeyError, TypeError, ValueError, RecursionError):
             return None
+
+
+def _drifted(entry: Any) -> tuple[str, str, tuple[Difference, ...]]:
+    declared, mark, differences = entry
+    return _text_of(declared), _text_of(mark), tuple(map(_difference, differences))
+
+
+def _difference(parts: Any) -> Difference:
+    kind, table, name, declared, live = parts
+    sides = [None if side is None else _text_of(side) for side in (declared, live)]
+    return _text_of(kind), _text_of(table), _text_of(name), sides[0], sides[1]
+
+
+def _text_of(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value
 
 
 @dataclass(frozen=True)
@@ -66,11 +109,35 @@ class Standing:
     may_write: bool
 
 
+class ForeignHistory(WhatspireDBError):
+    """The table migration_versions is not the one of this package and of the Go service."""
+
+    def __init__(self, why: str, hint: str = "use another database or schema, or rename that table") -> None:
+        super().__init__(why, hint)
+
+
+def recorded_version(newest: Any) -> int:
+    """Return the newest version of migration_versions as a number; 0 before the first run.
+
+    :raises ForeignHistory: when the table holds something else there.
+    """
+    try:
+        return int(newest or 0)
+    except (TypeError, ValueError):
+        raise ForeignHistory(
+            "table migration_versions seems to belong to another program: its version is not a number"
+        ) from None
+
+
 def fingerprint(db: peewee.Database, models: Sequence[ModelType]) -> str:
     """Return a hash of all that the models declare on this kind of database, without asking it anything."""
-    texts = sorted(_text(db, model) for model in _with_targets(models))
-    parts = [str(_FORMAT), peewee.__version__, type(db).__name__, *texts]
+    parts = [str(_FORMAT), peewee.__version__, type(db).__name__, declared_text(db, models)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+
+
+def declared_text(db: peewee.Database, models: Sequence[ModelType]) -> str:
+    """Return all that the models and those that they refer to declare, in an order of its own."""
+    return "\0".join(sorted(_text(db, model) for model in _with_targets(models)))
 
 
 def mark_of(facts: Sequence[Any]) -> str:
@@ -109,7 +176,7 @@ def _text(db: peewee.Database, model: ModelType) -> str:
 def _parts(db: peewee.Database, model: ModelType) -> list[Any]:
     """Return the objects that a model's DDL is made of; while they are the same ones, so is the DDL."""
     meta = model._meta
-    parts = [type(db), db._field_types, *vars(meta).values()]
+    parts = [type(db), field_types(db), *vars(meta).values()]
     parts += meta.indexes
     parts += meta.constraints or ()
     for field in meta.sorted_fields:

@@ -1,0 +1,1 @@
+"""What differs between the engines for a backup."""

@@ -1,0 +1,1 @@
+"""The commands: a module a verb, and what all of them share."""

@@ -1,0 +1,396 @@
+"""What every command of the package shares: options, settings, models, signals, output, and errors in two lines."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import io
+import json
+import logging
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from signal import SIGTERM
+from typing import Any, NoReturn, TextIO
+
+import peewee
+
+from .. import messages, signals
+from ..dsn.naming import describe
+from ..dsn.parsing import PostgresTarget, SqliteTarget
+from ..dsn.redaction import without_arguments, without_dsns
+from ..errors import ConfigError, MigrationRefused, WhatspireDBError, printable
+from ..messages import in_words
+from ..settings import LOG_LEVELS, Settings
+from ..settings.variables import PREFIX
+
+OK, FAILED, INTERRUPTED = 0, 1, 130
+# The variables that an option stands above, by the option's name in the namespace.
+VARIABLES = {
+    "driver": "DRIVER",
+    "dsn": "DSN",
+    "models": "MODELS",
+    "dir": "BACKUP_DIR",
+    "name": "BACKUP_NAME",
+    "lock_timeout": "MIGRATION_LOCK_TIMEOUT",
+}
+# libpq's own defaults, by the part of a DSN that they stand for.
+ENDED_AT_ONCE = "run it again: the next run finishes, or clears away, what this one left"
+
+
+class HelpFormatter(argparse.HelpFormatter):
+    """argparse's, which it makes for each argument; by itself it would load `shutil` for the width of the terminal."""
+
+    def __init__(self, prog: str, **options: Any) -> None:
+        super().__init__(prog, **{"width": _width() - 2} | options)
+
+
+class RawHelpFormatter(HelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """The same for a command whose description or epilog has lines of its own."""
+
+
+def _width() -> int:
+    """Return how many columns the terminal has."""
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isdecimal() and int(columns):
+        return int(columns)
+    try:
+        return os.get_terminal_size(sys.__stdout__.fileno()).columns or 80  # type: ignore[union-attr]
+    except (AttributeError, ValueError, OSError):  # there is no terminal
+        return 80
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's, without abbreviated options; its errors are ConfigErrors that repeat no secret, and do not exit."""
+
+    given: Sequence[str] = ()
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        defaults: dict[str, Any] = {"allow_abbrev": False, "formatter_class": HelpFormatter}
+        super().__init__(*args, **defaults | kwargs)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse like argparse; the arguments are kept for messages about them."""
+        self.given = sys.argv[1:] if args is None else list(args)
+        return super().parse_known_args(self.given, namespace)
+
+    def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
+        """Add an argument like argparse; one whose value is a text takes no empty one."""
+        action = super().add_argument(*names, **options)
+        if action.type is None:
+            action.type = _not_empty("/".join(action.option_strings) or str(action.metavar))
+        return action
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(without_arguments(message, self.given), f"see {self.prog} --help")
+
+
+def _not_empty(name: str) -> Callable[[str], str]:
+    """Return the type of an argument that refuses an empty or blank value, which an unset variable leaves behind."""
+
+    def text(value: str) -> str:
+        if not value.strip():
+            raise ConfigError(
+                f"{name} is given an empty value", "give a value or leave it out; is a variable in the command unset?"
+            )
+        return value
+
+    return text
+
+
+def add_shared_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a command about a schema: which database, which models, and how to speak."""
+    add_database_options(parser)
+    parser.add_argument(
+        "--models", nargs="+", action="extend", metavar="MODULE", help="modules with models of your own"
+    )
+    parser.add_argument("--only-models", action="store_true", help="leave the service's own tables out")
+
+
+def add_database_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that every command takes: which database, and how to speak."""
+    parser.add_argument("--driver", metavar="D", help="sqlite or postgres (default: WHATSAPP_DATABASE_DRIVER)")
+    parser.add_argument(
+        "--dsn",
+        help="where the database is (default: WHATSAPP_DATABASE_DSN, where a password is safer than here)",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON document on stdout, also for a failure")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print errors alone")
+    parser.add_argument("-v", "--verbose", action="store_true", help="log statements to stderr")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command found or did: as a JSON document and in lines, which --quiet leaves out unless they are wanted.
+
+    `error` is what is wrong with the database.
+    """
+
+    document: dict[str, Any]
+    lines: Sequence[str] = ()
+    code: int = OK
+    error: WhatspireDBError | None = None
+    wanted: bool = False
+
+
+def failure_document(error: WhatspireDBError, code: int) -> dict[str, Any]:
+    """Return the JSON document of a failure; a refused migration adds its plan."""
+    plan = error.plan.to_json() if isinstance(error, MigrationRefused) else {}
+    return {"error": error.fact, "hint": error.hint, "exit": code, **plan}
+
+
+class Call:
+    """One call of a command: what the user typed, and which database that is about, as far as it is known.
+
+    :param exit_code: turns an error's exit code into the command's.
+    """
+
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        exit_code: Callable[[int], int] = lambda code: code,
+        document: Callable[[WhatspireDBError, int], Any] = failure_document,
+    ) -> None:
+        self.arguments = list(arguments)
+        self.options = argparse.Namespace()
+        self.driver, self.database = "", ""
+        self._exit_code, self._document = exit_code, document
+        typed = self.arguments[: self.arguments.index("--")] if "--" in self.arguments else self.arguments
+        self._json = "--json" in typed
+        self._has_answered = self._has_told = False
+
+    def settings(self) -> Settings:
+        """Return the environment's settings under those of the command line, and remember which database they name.
+
+        :raises ConfigError: when one of them is wrong.
+        """
+        settings = read_settings(self.options)
+        self.driver = settings.driver
+        self.name(settings.target)
+        return settings
+
+    def name(self, target: SqliteTarget | PostgresTarget) -> None:
+        """Remember the database that the call is about."""
+        self.database = describe(target)
+
+    def named(self, document: dict[str, Any]) -> dict[str, Any]:
+        """Return a document that begins with the database it speaks of."""
+        return {"driver": self.driver, "database": self.database} | document
+
+    @property
+    def line(self) -> str:
+        """The line that names the database."""
+        return f"database: {self.driver} {self.database}"
+
+    def answer(self, answer: Answer) -> int:
+        """Print an answer and return the exit code."""
+        self._has_answered = True
+        words = self._in_words_of_the_user(answer.error) if answer.error else None
+        if self._json:
+            print_json(answer.document | (dict(zip(("error", "hint"), words, strict=True)) if words else {}))
+        elif answer.wanted or not self.options.quiet:
+            for text in answer.lines:
+                for line in text.split("\n"):
+                    # Names that other users gave steer no terminal; a file gets SQL as it is.
+                    print(line if answer.wanted and not sys.stdout.isatty() else printable(line))
+        sys.stdout.flush()  # output that cannot be written is found here, not when the interpreter ends
+        if words:
+            self._tell(*words)
+        return self._exit_code(answer.code)
+
+    def fail(self, error: WhatspireDBError, code: int | None = None) -> int:
+        """Print an error: two lines on stderr, and with --json one document. Return the exit code."""
+        is_about_database = code is None and error.exit_code in (FAILED, MigrationRefused.exit_code)
+        code = self._exit_code(error.exit_code if code is None else code)
+        error.fact, error.hint = self._in_words_of_the_user(error)
+        if is_about_database and self.database and not all(part in error.fact for part in self.database.split()):
+            error.fact = f"{error.fact} ({self.line})"
+        if self._json and not self._has_answered:
+            self._has_answered = True
+            document = self._document(error, code)
+            self._try_to_print(self.named(document) if "driver" in document and self.driver else document)
+        self._tell(error.fact, error.hint)
+        return code
+
+    def _tell(self, fact: str, hint: str) -> None:
+        self._has_told = True
+        tell(fact, hint)
+
+    def last_words(self, number: int) -> int:
+        """Print what a signal did that ends the process at once; return the exit code."""
+        if not self._has_told:
+            error = WhatspireDBError(f"{_did(number)} while it waited", ENDED_AT_ONCE)
+            self.fail(error, signals.exit_code(number))
+        return self._exit_code(signals.exit_code(number))
+
+    def _try_to_print(self, document: Any) -> None:
+        try:
+            print_json(document)
+            sys.stdout.flush()
+        except OSError:
+            _discard(sys.stdout)
+
+    def _in_words_of_the_user(self, error: WhatspireDBError) -> tuple[str, str]:
+        """Return fact and hint; they name an option that the user typed instead of its variable, and repeat no DSN."""
+        fact, hint = (without_dsns(text, self.arguments) for text in (error.fact, error.hint))
+        for option, variable in VARIABLES.items():
+            if getattr(self.options, option, None) is not None:
+                pattern = rf"(--{option.replace('_', '-')} or )?{PREFIX}{variable}\b"
+                fact, hint = (re.sub(pattern, self._typed(option), text) for text in (fact, hint))
+        return fact, hint
+
+    def _typed(self, option: str) -> str:
+        """Return an option as the user typed it: --to is another name for --dir in `backup create`."""
+        flag = f"--{option.replace('_', '-')}"
+        is_alias = option == "dir" and not any(a.startswith(flag) for a in self.arguments)
+        return "--to" if is_alias else flag
+
+
+def run_command(call: Call, parse: Callable[[list[str]], argparse.Namespace], run: Callable[[Call], Answer]) -> int:
+    """Run a command and return its exit code; an error is two lines on stderr, a fact and a hint."""
+    _open_what_is_closed()
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors in ("strict", "surrogateescape"):
+        # A name that its encoding lacks is no error, and bytes that are not text do not reach a terminal as they are.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    with signals.heard(call.last_words) as heard:
+        try:
+            call.options = parse(call.arguments)
+            answer = run(call)
+            heard.is_over = True
+            return call.answer(answer)
+        except BrokenPipeError:
+            _discard(sys.stdout)
+            return FAILED
+        except (Exception, KeyboardInterrupt) as error:
+            heard.is_over = True
+            return call.fail(*_failure(error, heard.number))
+
+
+def _failure(error: BaseException, signal: int | None) -> tuple[WhatspireDBError, int | None]:
+    """Return an error in words, and the exit code where it is not the error's own."""
+    if isinstance(error, KeyboardInterrupt):
+        interrupted = error.args if len(error.args) == 2 else (_did(signal), "nothing is half done; run it again")
+        return WhatspireDBError(*interrupted), signals.exit_code(signal) if signal else INTERRUPTED
+    if signal and isinstance(error, WhatspireDBError):  # most likely the statement that it cancelled
+        error.fact = f"{_did(signal)}: {error.fact}"
+        return error, signals.exit_code(signal)
+    if isinstance(error, WhatspireDBError):
+        return error, None
+    return _in_words(error), FAILED
+
+
+def _did(signal: int | None) -> str:
+    return "terminated" if signal == SIGTERM else "interrupted"
+
+
+def _in_words(error: BaseException) -> WhatspireDBError:
+    if isinstance(error, peewee.PeeweeException):
+        return messages.database_failed(error)
+    if isinstance(error, MemoryError):
+        return WhatspireDBError("this program ran out of memory", "give it more memory; nothing is half done")
+    if isinstance(error, OSError):
+        if error.filename is None:
+            _discard(sys.stdout)
+        if error.errno == errno.ENOENT and not error.filename:  # of all that has no name, it alone can be missing
+            return WhatspireDBError("the current folder is deleted", "go to another folder")
+        fact = f"{error.filename or 'stdout'}: {error.strerror}"
+        return WhatspireDBError(fact, "make room, or give this user the right to it")
+    if (known := in_words(error)) is not None:
+        return known
+    for line in "".join(traceback.format_tb(error.__traceback__)).splitlines():
+        logging.getLogger("whatspire_db").info("%s", line)
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{os.path.basename(place.filename)}, line {place.lineno}"
+    # Its text may quote a row or a password.
+    return WhatspireDBError(f"unexpected {type(error).__name__} in {where}", "report this; -v shows where it came from")
+
+
+def _open_what_is_closed() -> None:
+    """Let a standard stream that the caller closed lead nowhere; Python has None for it, which nobody can write to."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            # In this order each gets its own number, so that no file of the run gets it.
+            setattr(sys, name, open(os.devnull, mode, errors="backslashreplace"))  # noqa: SIM115
+
+
+def tell(fact: str, hint: str) -> None:
+    """Print an error's two lines on stderr, where somebody reads it."""
+    try:
+        print(f"error: {printable(fact)}\nhint:  {printable(hint)}", file=sys.stderr, flush=True)
+    except OSError:
+        _discard(sys.stderr)
+
+
+def _discard(stream: TextIO) -> None:
+    """Let what a stream still holds go nowhere, for else the interpreter fails on it when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+class _Line(logging.Formatter):
+    """One line a record, whatever the names in it hold."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
+def configure_logging(options: argparse.Namespace) -> None:
+    """Let the package's log go to stderr: warnings, with -v more, with -q errors alone."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Line("%(levelname)s: %(message)s"))
+    logger = logging.getLogger("whatspire_db")
+    logger.handlers = [handler]
+    logger.propagate = False
+    logger.setLevel(logging.INFO if options.verbose else logging.ERROR if options.quiet else logging.WARNING)
+
+
+def read_settings(options: argparse.Namespace) -> Settings:
+    """Return the environment's settings under those of the command line.
+
+    :raises ConfigError: when one of them is wrong.
+    """
+    settings = Settings.from_environment(driver=options.driver, dsn=options.dsn, option_prefix="--")
+    if settings.log_level == LOG_LEVELS[-1]:
+        logging.getLogger("whatspire_db").setLevel(logging.INFO)
+        return settings
+    # A failed statement is told in the two lines of its error, not in a third.
+    return replace(settings, log_level=LOG_LEVELS[0])
+
+
+def print_json(document: Any) -> None:
+    """Print one JSON document on stdout."""
+    text = json.dumps(document, ensure_ascii=False, indent=2)
+    # JSON is UTF-8. ASCII escapes are valid in every encoding, and cover lone surrogates and control characters.
+    print(text if _is_utf8(sys.stdout) and _is_unicode(text) and _is_shown(text) else json.dumps(document, indent=2))
+
+
+def _is_utf8(stream: TextIO) -> bool:
+    return (stream.encoding or "").lower().replace("-", "") == "utf8"
+
+
+def _is_shown(text: str) -> bool:
+    return all(printable(line) == line for line in text.split("\n"))
+
+
+def _is_unicode(text: str) -> bool:
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+def symbol(sign: str, text: str) -> str:
+    """Return a line, with its symbol on a terminal that takes UTF-8."""
+    return f"{sign} {text}" if sys.stdout.isatty() and _is_utf8(sys.stdout) else text
+
+
+def say(sign: str, text: str) -> None:
+    """Print a line at once, with its symbol on a terminal that takes UTF-8."""
+    print(symbol(sign, text), flush=True)
+
+
+def progress_bar(title: str, leave: bool = True) -> Any:
+    """Return a bar on stderr whose `n` goes from 0 to 1; `leave` it there when it is closed."""
+    from tqdm import tqdm  # only where a bar is drawn
+
+    layout = "{desc}: {percentage:3.0f}% |{bar:24}| {elapsed}{postfix}"
+    return tqdm(total=1, desc=title, bar_format=layout, file=sys.stderr, leave=leave)

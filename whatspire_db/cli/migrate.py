@@ -1,0 +1,299 @@
+"""The command line: python -m whatspire_db.migrate [up|plan|verify|status|version]."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import peewee
+
+from ..connection.connecting import connect
+from ..connection.engines.sqlite.database import SqliteDatabase
+from ..dsn.parsing import SqliteTarget
+from ..errors import ConfigError, RightMissing
+from ..migrate.history import MigrationStatus
+from ..migrate.plan import Plan, Step
+from ..migrate.progress import Progress, Watcher
+from ..migrate.progress import logger as progress_logger
+from ..migrate.reports import Report
+from ..migrate.runner import MigrationRunner
+from ..migrate.stamp import ForeignHistory
+from ..settings import Settings
+from ..settings.durations import seconds_of
+from .command import (
+    OK,
+    Answer,
+    Call,
+    Parser,
+    RawHelpFormatter,
+    add_shared_options,
+    configure_logging,
+    progress_bar,
+    run_command,
+    say,
+    symbol,
+)
+from .loading import settings_and_models
+
+if TYPE_CHECKING:
+    from ..migrate.diff import Changes
+
+PROG = "python -m whatspire_db.migrate"
+PENDING, REFUSED = 3, 4
+VERBS = {
+    "up": "apply what is pending in one transaction, verify and record it (default)",
+    "plan": "show every step with its SQL, lock and cost; exit 3 when something is pending, 4 when refused",
+    "verify": "compare the whole schema; exit 3 when something is missing, 4 when something drifted",
+    "status": "list the recorded runs, and what is pending",
+    "version": "print the recorded version, 0 before the first run",
+}
+# The verbs that use an option; all verbs use those that are not here.
+USERS = {"backup": ("up",), "sql": ("plan",), "trust_source": ("up", "plan", "verify", "status")}
+
+
+def parser_of(prog: str = PROG) -> argparse.ArgumentParser:
+    """Return the parser of the command under the name that the user typed."""
+    parser = Parser(
+        prog=prog,
+        formatter_class=RawHelpFormatter,
+        description="Bring a database to the declared schema by adding what is missing. Never drops.",
+        epilog="verbs:\n" + "\n".join(f"  {verb:<9}{text}" for verb, text in VERBS.items()),
+    )
+    parser.add_argument("verb", nargs="?", choices=list(VERBS), default="up", metavar="VERB", help="see below")
+    parser.add_argument(
+        "--lock-timeout", metavar="D", help="wait so long for another migration, like 90s or 5m (default: 60s)"
+    )
+    parser.add_argument(
+        "--wait",
+        metavar="D",
+        help="wait so long for a server that does not answer yet, like 30s (default: fail at once)",
+    )
+    parser.add_argument("--backup", action="store_true", help="with up: make a backup before anything is changed")
+    parser.add_argument("--sql", action="store_true", help="with plan: print the statements alone, for psql or sqlite3")
+    parser.add_argument(
+        "--trust-source",
+        action="store_true",
+        help="let a PostgreSQL superuser run code of other roles that is in the database",
+    )
+    add_shared_options(parser)
+    return parser
+
+
+def _parse(prog: str, argv: list[str]) -> argparse.Namespace:
+    options = parser_of(prog).parse_args(argv)
+    if options.models and len(options.models) > 1 and options.models[-1] in VERBS:
+        options.verb = options.models.pop()  # a verb that was written behind the modules
+    if options.dsn in VERBS:  # `--dsn $UNSET up`
+        hint = f"give --dsn a value; is a variable unset? A file of such a name is written ./{options.dsn}"
+        raise ConfigError(f"--dsn is given the verb {options.dsn}", hint)
+    for option, verbs in USERS.items():
+        if getattr(options, option) and options.verb not in verbs:
+            flag = f"--{option.replace('_', '-')}"
+            raise ConfigError(f"{options.verb} takes no {flag}", f"it is for {', '.join(verbs)}")
+    return options
+
+
+def main(argv: list[str] | None = None, prog: str = PROG) -> int:
+    """Run one verb and return the exit code. Errors are two lines on stderr, a fact and a hint."""
+    return run_command(Call(sys.argv[1:] if argv is None else argv), partial(_parse, prog), _run)
+
+
+def _run(call: Call) -> Answer:
+    options = call.options
+    configure_logging(options)
+    progress_logger.setLevel(logging.ERROR if options.quiet else logging.INFO)
+    settings, models = settings_and_models(call)
+    wait, wait_for_server = _waits(options, settings)  # a wrong one is refused before anything is made
+    is_new = options.verb == "up" and _has_no_file(settings)
+    db = connect(settings, read_only=options.verb != "up")
+    if isinstance(db, peewee.SqliteDatabase):
+        db.timeout = wait  # another process may hold the file from the first question on
+    if isinstance(db, SqliteDatabase):
+        db.keeps_journal_mode = True  # a run that finds nothing to do changes nothing
+    runner = MigrationRunner(
+        db,
+        models,
+        record_all=settings.record_runs == "all",
+        lock_timeout=wait,
+        online_rows=settings.migration_online_rows,
+        before_changes=_before_changes(options, settings),
+        watcher=_CommandLineWatcher(call, is_new),
+        wait_for_server=wait_for_server,
+        trust_source=options.trust_source,
+    )
+    try:
+        return _VERBS[options.verb](runner, call)
+    finally:
+        if not db.is_closed():
+            db.close()
+
+
+def _before_changes(options: argparse.Namespace, settings: Settings) -> Callable[[], str | None] | None:
+    """Return what --backup asks for; without it the settings decide."""
+    if not options.backup:
+        return None
+    from ..backup.before_migration import before_migration  # not for a run that makes none
+
+    return before_migration(settings)
+
+
+def _waits(options: argparse.Namespace, settings: Settings) -> tuple[float, float]:
+    """Return how many seconds to wait for locks, and for a server that does not answer yet.
+
+    :raises ConfigError: when an option is no duration.
+    """
+    given = options.lock_timeout
+    locks = seconds_of("--lock-timeout", settings.migration_lock_timeout if given is None else given)
+    return locks, seconds_of("--wait", 0 if options.wait is None else options.wait)
+
+
+def _has_no_file(settings: Settings) -> bool:
+    """Tell whether a SQLite database is about to be created."""
+    path = settings.target.path if isinstance(settings.target, SqliteTarget) else None
+    try:
+        return path is not None and os.stat(path).st_size == 0
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+
+
+class _CommandLineWatcher(Watcher):
+    """Prints the version before the run, and shows long steps as a bar on a terminal, as log lines elsewhere."""
+
+    def __init__(self, call: Call, is_new: bool) -> None:
+        super().__init__()
+        options = call.options
+        self.says = options.verb == "up" and not (options.quiet or options.json)
+        self.draws = not options.quiet and sys.stderr.isatty()
+        self.is_new = is_new
+        self.line = f"   {call.line}{', created by this run' if is_new else ''}"
+        self.bar: Any = None
+
+    def started(self, version: int) -> None:
+        if self.says:
+            say("📊", f"Current migration version: {version}")
+            print(self.line, flush=True)
+
+    def backed_up(self, file: str) -> None:
+        if self.says:
+            say("💾", f"Backup made: {file}")
+
+    def step_progress(self, step: Step, progress: Progress) -> None:
+        if not self.draws:
+            super().step_progress(step, progress)
+            return
+        if self.bar is None:
+            self.bar = progress_bar(step.title)
+        waiting = f", waiting for {progress.waiting_for}" if progress.waiting_for else ""
+        self.bar.set_postfix_str(f"{progress.phase}{waiting}", refresh=False)
+        self.bar.n = progress.done / progress.total if progress.total else 0
+        self.bar.refresh()
+
+    def step_done(self, step: Step) -> None:
+        if self.bar is not None:
+            self.bar.n = 1
+            self.bar.set_postfix_str("", refresh=False)
+            self.bar.refresh()
+            self.bar.close()
+            self.bar = None
+
+
+def _up(runner: MigrationRunner, call: Call) -> Answer:
+    if not (call.options.quiet or call.options.json):
+        say("🔄", "Running database migrations...")
+    report = runner.up()
+    if report.applied and isinstance(runner.db, SqliteDatabase):
+        runner.db.settle_journal_mode()
+    created = {"created": True} if getattr(runner.watcher, "is_new", False) else {}
+    return Answer(call.named(report.to_json() | created), list(_report(report)))
+
+
+def _report(report: Report) -> Iterator[str]:
+    for step in report.applied:
+        yield f"   {step.title}"
+    if report.version != report.previous_version:
+        yield symbol("✅", f"Migration recorded: version {report.version}")
+    if not report.applied:
+        yield symbol("✅", "Nothing to do")
+    if report.drift:
+        differences = "1 difference" if len(report.drift) == 1 else f"{len(report.drift)} differences"
+        yield symbol("⚠️", f"{differences} that adding cannot mend: run verify to see what")
+    yield symbol("✅", "Database migrations completed")
+
+
+def _plan(runner: MigrationRunner, call: Call) -> Answer:
+    plan = runner.plan()
+    heading = [f"-- {call.line}", *(f"-- note: {note}" for note in plan.notes)]
+    shown = [*heading, plan.sql().rstrip("\n")] if plan.sql() else []
+    lines = shown if call.options.sql else [call.line, str(plan)]
+    code = REFUSED if plan.refused else PENDING if plan.pending else OK
+    return Answer(call.named(plan.to_json()), lines, code, wanted=call.options.sql)
+
+
+def _verify(runner: MigrationRunner, call: Call) -> Answer:
+    changes, times = runner.verify_schema(), runner.time_notes()
+    document = {
+        "version": _version_for(runner) if call.options.json else None,  # its table may be closed to this role
+        "missing": [item.to_json() for item in changes.missing],
+        "drift": [item.to_json() for item in changes.drift],
+        "extra": [item.to_json() for item in changes.extra],
+        "times": [note.to_json() for note in times],
+    }
+    code = REFUSED if changes.drift else PENDING if changes.missing else OK
+    notes = [f"note: {note}" for note in times]
+    return Answer(call.named(document), [call.line, _shown(changes), *notes], code)
+
+
+def _version_for(runner: MigrationRunner) -> int | None:
+    """Return the recorded version; None where another program made its table, or a policy hides its rows."""
+    try:
+        return runner.version()
+    except (ForeignHistory, RightMissing):
+        return None
+
+
+def _shown(changes: Changes) -> str:
+    lines = [str(item) for group in (changes.missing, changes.drift, changes.extra) for item in group]
+    if changes:
+        return "\n".join(lines)
+    return "\n".join(["in sync", *lines])
+
+
+def _status(runner: MigrationRunner, call: Call) -> Answer:
+    runs = runner.status()
+    plan = runner.plan() if runner.check().missing else Plan(runner.engine.name, 0)  # a stamp saves the full look
+    document = {
+        "version": max((run.version for run in runs), default=0),
+        "runs": [run.to_json() for run in runs],
+        "pending": [step.to_json() for step in plan.pending],
+    }
+    lines = [call.line, *map(_run_line, runs), *([] if runs else ["no run is recorded yet"])]
+    lines += [f"pending: {step.title}" for step in plan.pending]
+    if plan.refused:
+        lines.append(f"refused: {len(plan.refused)}, see plan")
+    return Answer(call.named(document), lines)
+
+
+def _run_line(run: MigrationStatus) -> str:
+    applied_at = f"{run.applied_at:%Y-%m-%d %H:%M:%S} UTC" if run.applied_at else "-"
+    return f"{run.version}  {applied_at}  {run.name}"
+
+
+def _version(runner: MigrationRunner, call: Call) -> Answer:
+    version = runner.version()
+    return Answer(call.named({"version": version}), [str(version)], wanted=True)
+
+
+_VERBS: dict[str, Callable[[MigrationRunner, Call], Answer]] = {
+    "up": _up,
+    "plan": _plan,
+    "verify": _verify,
+    "status": _status,
+    "version": _version,
+}

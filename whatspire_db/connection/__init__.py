@@ -1,0 +1,1 @@
+"""Connections: connect(), the pool, and the Peewee database on top of it."""

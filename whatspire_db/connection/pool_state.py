@@ -1,0 +1,146 @@
+"""What a pool knows: its limits and figures, its connections and who holds them, and the line of those who wait."""
+
+from __future__ import annotations
+
+import math
+import queue
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from .call_site import CallSite
+
+
+class PoolStats(NamedTuple):
+    """The figures of Go's sql.DBStats."""
+
+    max_open_connections: int  # 0: no limit
+    open_connections: int  # in use and idle, those that are just being opened included
+    in_use: int
+    idle: int
+    wait_count: int  # how often somebody waited for a connection
+    wait_duration: float  # seconds, of all who waited together
+    max_idle_closed: int  # closed because MAX_IDLE_CONNS were idle already
+    max_lifetime_closed: int  # closed because of CONN_MAX_LIFETIME
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How many connections, for how long; seconds, and 0 is no limit but for `max_idle`."""
+
+    max_open: int = 0
+    max_idle: int = 10
+    lifetime: float = 0
+    timeout: float = 0
+
+
+@dataclass(eq=False)
+class Member:
+    """An open connection of the pool."""
+
+    connection: Any
+    expires_at: float
+
+
+@dataclass(eq=False)
+class Lease:
+    """A connection in somebody's hands; when the thread dies that holds it, the connection goes back by itself."""
+
+    pool: Any  # whose it is
+    member: Member
+    proved: bool  # its server has answered since it was lent
+    reusable: bool = True
+
+    @property
+    def connection(self) -> Any:
+        return self.member.connection
+
+
+class Holder(NamedTuple):
+    """What the pool knows of a lease: enough to name who holds it, and no more than a weak reference to it."""
+
+    lease: weakref.ref[Lease]
+    member: Member
+    site: CallSite
+    thread: threading.Thread
+    native_id: int  # the system's number of that thread
+    since: float
+
+
+def longest_held(holders: Iterable[Holder], most: int = 3) -> str:
+    """Name the lines that hold connections, those first that hold one the longest."""
+    by_site: dict[CallSite, list[Holder]] = {}
+    for holder in sorted(holders, key=lambda holder: holder.since):
+        by_site.setdefault(holder.site, []).append(holder)
+    now = time.monotonic()
+    named = [
+        f"{site} ({len(held)} for up to {now - held[0].since:.1f} s, thread {held[0].thread.name})"
+        for site, held in list(by_site.items())[:most]
+    ]
+    return "; ".join(named) or "connections that are just being opened"
+
+
+class Waiter:
+    """A place in the line. It is woken to look for itself, or handed a connection, or the right to open one."""
+
+    __slots__ = ("bell", "given", "handed", "since", "woken")
+
+    def __init__(self, since: float | None = None) -> None:
+        self.since = time.monotonic() if since is None else since
+        self.bell: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self.woken = self.handed = False
+        self.given: Member | None = None
+
+    def wake(self) -> None:
+        """Let it look for a connection."""
+        if not self.woken:
+            self.woken = True
+            self.bell.put(None)
+
+    def hand(self, member: Member | None) -> None:
+        """Hand it a connection; None is the right to open one."""
+        self.handed, self.given = True, member
+        self.wake()
+
+    def sleep(self, seconds: float) -> None:
+        """Wait until it is woken, so many seconds at most."""
+        with suppress(queue.Empty):
+            self.bell.get(timeout=None if seconds == math.inf else max(seconds, 0))
+
+
+@dataclass
+class Counters:
+    """What was counted since the pool began."""
+
+    wait_count: int = 0
+    wait_duration: float = 0.0
+    max_idle_closed: int = 0
+    max_lifetime_closed: int = 0
+
+
+@dataclass(eq=False)
+class Shared:
+    """What the lock guards."""
+
+    open: int = 0  # connections and the slots of those that are being opened or closed
+    idle: list[Member] = field(default_factory=list)
+    waiters: deque[Waiter] = field(default_factory=deque)
+    in_use: dict[int, Holder] = field(default_factory=dict)
+    counters: Counters = field(default_factory=Counters)
+    swept_at: float = 0.0
+
+    def stats(self, max_open: int) -> PoolStats:
+        """Return the figures of this moment."""
+        idle = len(self.idle)
+        return PoolStats(
+            max_open_connections=max_open,
+            open_connections=self.open,
+            in_use=self.open - idle,
+            idle=idle,
+            **vars(self.counters),
+        )

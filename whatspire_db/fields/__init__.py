@@ -1,0 +1,253 @@
+"""Fields that mean the same on both engines and store what the Go service stores."""
+
+from __future__ import annotations
+
+import json
+import re
+import uuid
+from datetime import datetime, timezone
+from typing import Any
+
+import peewee
+from peewee import SQL, Context, Node
+
+from ..errors import ValueRefused
+from .json_columns import JSONValue, StoredText, TextSearch, on_postgres
+
+UTC = timezone.utc
+
+
+class UnreadableTime(str):
+    """A time of PostgreSQL's that Python has no value for, as the server wrote it."""
+
+    __slots__ = ()
+
+
+class Unreadable(ValueRefused):
+    """A column holds a value that its field cannot read; `kind` says what it is, without repeating it."""
+
+    def __init__(self, column: str, kind: str) -> None:
+        super().__init__(f"{column} holds {kind}", "correct the row")
+        self.kind = kind
+
+
+# What the Go drivers write into SQLite: a fraction of any length, and an offset or Z.
+_GO_TIME = re.compile(r"(\d{4}-\d\d-\d\d)[ T](\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|[+-]\d\d:\d\d)?", re.ASCII)
+
+
+NO_TIME = "a text that is not a time of the form 2026-11-22 09:05:03.123+00:00"
+
+
+def utcnow() -> datetime:
+    """Return the time now as an aware datetime in UTC."""
+    return datetime.now(UTC)
+
+
+def new_id() -> str:
+    """Return a fresh random UUID as the Go service writes it."""
+    return str(uuid.uuid4())
+
+
+def format_instant(value: datetime) -> str:
+    """Write an aware datetime as Go does into SQLite: UTC, and no trailing zeros in the fraction.
+
+    Texts of this form sort as the instants do: `+` comes before `.` and before every digit.
+    """
+    utc = value.astimezone(UTC)
+    fraction = f".{utc.microsecond:06d}".rstrip("0").rstrip(".")
+    return f"{utc:%Y-%m-%d %H:%M:%S}".rjust(19, "0") + fraction + "+00:00"
+
+
+def parse_instant(text: str, column: str) -> datetime:
+    """Read what Go or SQLite's own functions wrote; a text without an offset is UTC.
+
+    The part of a fraction below a microsecond is dropped.
+
+    :raises ValueRefused: when the text is no time of that form.
+    """
+    match = _GO_TIME.fullmatch(text)
+    if match is None:
+        raise Unreadable(column, NO_TIME)
+    day, clock, fraction, offset = match.groups()
+    micros = (fraction or "")[:6].ljust(6, "0")
+    zone = "+00:00" if offset in (None, "Z") else offset
+    try:
+        return datetime.fromisoformat(f"{day}T{clock}.{micros}{zone}").astimezone(UTC)
+    except (ValueError, OverflowError):  # the 30th of February, or a year that UTC does not have
+        raise Unreadable(column, NO_TIME) from None
+
+
+class _Instant(Node):
+    """A point in time that renders as the engine stores it."""
+
+    def __init__(self, value: datetime, naive: bool) -> None:
+        self.value = value.astimezone(UTC)
+        self.naive = naive  # PostgreSQL's timestamp without time zone
+
+    def __sql__(self, ctx: Context) -> Context:
+        if not on_postgres(ctx):
+            return ctx.value(format_instant(self.value), converter=False)
+        return ctx.value(self.value.replace(tzinfo=None) if self.naive else self.value, converter=False)
+
+
+class InstantField(peewee.Field):
+    """A point in time: aware datetimes in, aware datetimes in UTC out.
+
+    SQLite `datetime` (as text, in Go's form), PostgreSQL `timestamp with time zone`.
+    A naive datetime raises ValueRefused.
+    """
+
+    _naive_on_postgres = False
+
+    def ddl_datatype(self, ctx: Context | None) -> SQL:
+        return SQL("timestamp with time zone" if on_postgres(ctx) else "datetime")
+
+    def db_value(self, value: Any) -> Any:
+        if value is None or isinstance(value, Node):
+            return value
+        if not isinstance(value, datetime):
+            raise ValueRefused(
+                f"{_column(self)} takes a datetime, not {type(value).__name__}", "give an aware datetime"
+            )
+        if value.utcoffset() is None:
+            raise ValueRefused(
+                f"{_column(self)} takes an aware datetime, and this one has no time zone",
+                "use datetime.now(timezone.utc), or add the zone with .replace(tzinfo=...)",
+            )
+        try:
+            return _Instant(value, self._naive_on_postgres)
+        except OverflowError:
+            raise ValueRefused(
+                f"{_column(self)} takes a time of the years 1 to 9999 in UTC, and this one lies outside",
+                "use a time within these years",
+            ) from None
+
+    def python_value(self, value: Any) -> Any:
+        if isinstance(value, str):
+            return parse_instant(value, _column(self))
+        if isinstance(value, datetime):
+            try:
+                return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+            except OverflowError:
+                raise Unreadable(_column(self), "a time outside the years 1 to 9999 in UTC") from None
+        if value is None or isinstance(value, Node):
+            return value
+        raise Unreadable(_column(self), f"a value of type {type(value).__name__}, which is not a time")
+
+
+class NaiveInstantField(InstantField):
+    """A point in time in a column without a zone, where UTC is meant: `timestamp` on both engines."""
+
+    _naive_on_postgres = True
+
+    def ddl_datatype(self, ctx: Context | None) -> SQL:
+        return SQL("timestamp without time zone" if on_postgres(ctx) else "timestamp")
+
+
+class FlagField(peewee.BooleanField):
+    """True or False: SQLite `numeric` (1 and 0), PostgreSQL `boolean`."""
+
+    def ddl_datatype(self, ctx: Context | None) -> SQL:
+        return SQL("boolean" if on_postgres(ctx) else "numeric")
+
+
+class Int64Field(peewee.BigIntegerField):
+    """SQLite `integer`, PostgreSQL `bigint`."""
+
+    def ddl_datatype(self, ctx: Context | None) -> SQL:
+        return SQL("bigint" if on_postgres(ctx) else "integer")
+
+
+class TextField(peewee.TextField):
+    """`text` on both engines, in the Go service's spelling."""
+
+    field_type = "text"
+
+
+class _JSONField(TextSearch):
+    """What both fields for JSON are asked: LIKE and its kin search the stored text, value() looks inside."""
+
+    holds_bytes = False
+
+    def _text(self) -> StoredText:
+        return StoredText(self)
+
+    def value(self, *path: str | int) -> JSONValue:
+        """Return a value within the JSON, by its keys and its places in lists, for where(), select() and order_by().
+
+        :raises ValueRefused: for a path of other types, and when the value is compared with one of another type.
+        """
+        return JSONValue(self, path)
+
+
+class JSONTextField(_JSONField, TextField):
+    """Any JSON value, stored as text as Go's json.Marshal writes it; an empty text reads as None."""
+
+    def db_value(self, value: Any) -> Any:
+        return value if value is None or isinstance(value, Node) else _dump(self, value)
+
+    def python_value(self, value: Any) -> Any:
+        return _load(self, value)
+
+
+class JSONBytesField(_JSONField, peewee.Field):
+    """Any JSON value, stored as UTF-8 bytes: `bytea` on both engines; no bytes at all read as None."""
+
+    field_type = "bytea"
+    holds_bytes = True
+
+    def db_value(self, value: Any) -> Any:
+        return value if value is None or isinstance(value, Node) else _dump(self, value).encode()
+
+    def python_value(self, value: Any) -> Any:
+        return _load(self, bytes(value) if isinstance(value, memoryview) else value)
+
+
+def _dump(field: peewee.Field, value: Any) -> str:
+    try:
+        text = json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+        text.encode()  # a lone surrogate has no UTF-8
+        return text
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueRefused(
+            f"{_column(field)} takes a JSON value, and json.dumps() raised {type(error).__name__}",
+            "use dicts, lists, texts, finite numbers, booleans and None, none of which contains itself",
+        ) from None
+
+
+def _load(field: peewee.Field, value: Any) -> Any:
+    if value is None or value in ("", b""):
+        return None
+    try:
+        return json.loads(value)
+    except (ValueError, TypeError, RecursionError):
+        # The value itself stays out of the message: it is a row's content.
+        raise Unreadable(_column(field), "a value that is not JSON") from None
+
+
+def _column(field: peewee.Field) -> str:
+    model = getattr(field, "model", None)
+    return f"{model._meta.table_name}.{field.column_name}" if model is not None else "the column"
+
+
+class TableKeyMixin:
+    """A key whose PRIMARY KEY stands at the table's end, as GORM writes it: give it in Meta.constraints."""
+
+    def ddl(self, ctx: Context) -> Any:
+        nodes = super().ddl(ctx)  # type: ignore[misc]
+        nodes.nodes = [n for n in nodes.nodes if not (isinstance(n, SQL) and n.sql == "PRIMARY KEY")]
+        return nodes
+
+
+class TextKeyField(TableKeyMixin, TextField):
+    """`id text NOT NULL`, a fresh UUID by default."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**({"primary_key": True, "default": new_id} | kwargs))
+
+
+class IntKeyField(TableKeyMixin, Int64Field):
+    """An integer key that is given, never counted up."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**({"primary_key": True, "null": True} | kwargs))

@@ -1,0 +1,341 @@
+"""What differs between the engines: snapshot, scratch, lock, and what a step costs."""
+
+from __future__ import annotations
+
+import abc
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import peewee
+
+from whatspire_db.errors import LockTimeout, ModelError
+from whatspire_db.peewee_compat import peewee_errors
+
+from ..ddl import ModelType, create_indexes, execute, written_constraints
+from ..plan import Step
+from ..progress import Progress
+from ..schema import Column, Constraint, Index, Key, Schema, Table
+from ..stamp import Stamps, Standing
+
+if TYPE_CHECKING:
+    from ..times import TimeNote
+
+T = TypeVar("T")
+LOOK_SECONDS = 60.0  # a look waits no longer for a lock, unless its caller says otherwise
+_REFERENCES = re.compile(r'\bREFERENCES\s+(?:(?:"[^"]+"|\w+)\.)?(?:"([^"]+)"|(\w+))', re.IGNORECASE)
+
+
+class _Discard(Exception):
+    pass
+
+
+@contextmanager
+def discarded(db: peewee.Database, *mode: str) -> Iterator[None]:
+    """Run the body in a transaction, or in a savepoint of one, that is always rolled back."""
+    try:
+        with db.atomic(*mode):
+            yield
+            raise _Discard
+    except _Discard:
+        pass
+
+
+class Engine(abc.ABC):
+    """The questions that the migrator asks an engine."""
+
+    name: str
+    constraints_can_be_added: bool
+    builds_online: bool
+
+    def __init__(self, db: peewee.Database, trust_source: bool = False) -> None:
+        self.db = db
+        self.trust_source = trust_source  # run code that other roles left in the database
+
+    def ask(self, sql: str, params: Sequence[Any] | None = None) -> Any:
+        """Return the first value of the first row."""
+        row = execute(self.db, sql, params).fetchone()
+        return row[0] if row else None
+
+    def ask_quietly(self, sql: str, params: Sequence[Any] = ()) -> Any:
+        """Return the only row of a question that may fail, which is no news for the log of failed statements."""
+        with peewee_errors:
+            cursor = self.db.cursor()
+            cursor.execute(sql, params)
+            return cursor.fetchone()
+
+    def is_in_memory(self) -> bool:
+        """Tell whether the database is gone when its connection is closed."""
+        return False
+
+    @abc.abstractmethod
+    def fold(self, name: str) -> str:
+        """Return a name as the engine keeps and compares it."""
+
+    @abc.abstractmethod
+    def key(self, model: ModelType) -> Key:
+        """Return where a model's table stands."""
+
+    @abc.abstractmethod
+    def snapshot(self, keys: Collection[Key]) -> Schema:
+        """Read the live schema, in one statement for each schema of the keys."""
+
+    @abc.abstractmethod
+    def declared(self, models: Sequence[ModelType]) -> Schema:
+        """Let the engine create the models' tables in a scratch place, and read them there."""
+
+    @abc.abstractmethod
+    def standing(self, models: Sequence[ModelType], wait_seconds: float = LOOK_SECONDS) -> Standing | None:
+        """Ask in one statement how the database stands; None where its history cannot be read.
+
+        :param wait_seconds: how long to wait for a lock; within a transaction its own limit counts.
+        """
+
+    @abc.abstractmethod
+    def reading(self, wait_seconds: float) -> AbstractContextManager[None]:
+        """Look in a transaction that is rolled back: one state of things on SQLite, temporary tables on PostgreSQL.
+
+        :param wait_seconds: no statement in it waits longer for a lock.
+        """
+
+    @abc.abstractmethod
+    def locked_out(self, models: Sequence[ModelType], wait_seconds: float) -> LockTimeout:
+        """Return the error for a look that another session's lock stopped, and name that session where it can be."""
+
+    @abc.abstractmethod
+    def keep(self, stamps: Stamps) -> None:
+        """Store the stamps in place of those that are there, where that is possible."""
+
+    def looks_alone(self, standing: Standing | None) -> bool:
+        """Return whether a run takes the lock before it looks: where it could change something, and a look costs."""
+        return False
+
+    @abc.abstractmethod
+    def lock(self, wait_seconds: float) -> AbstractContextManager[None]:
+        """Hold the migration lock.
+
+        :raises LockTimeout: when another migration holds it for longer.
+        """
+
+    @abc.abstractmethod
+    def transact(
+        self,
+        body: Callable[[], T],
+        locks: Sequence[tuple[str, str]],
+        wait_seconds: float,
+        before: Callable[[], None] | None = None,
+    ) -> T:
+        """Run a body in a transaction that holds table locks; try it again while others hold them.
+
+        :param before: what needs none of the locks, run in the transaction before anybody is stopped by them.
+        :raises LockTimeout: when they do for longer.
+        """
+
+    def is_lock_failure(self, error: Exception) -> bool:
+        """Tell whether a statement failed for a lock, so that `transact` tries again."""
+        return False
+
+    def wait_for_builds(self, tables: Sequence[str], wait_seconds: float) -> None:  # noqa: B027 - for online engines
+        """Wait until nobody builds an index on the tables."""
+
+    def run_online(
+        self, sql: str, locks: Sequence[tuple[str, str]], wait_seconds: float, tell: Callable[[Progress], None]
+    ) -> None:
+        """Run a statement that waits for others without stopping them: alone, or where it takes locks in a transaction.
+
+        :param wait_seconds: how long it may wait for the same session.
+        :raises LockTimeout: names that session.
+        """
+        raise NotImplementedError
+
+    def is_invalid(self, index: str) -> bool:
+        """Tell whether an index stands there that nothing can use."""
+        return False
+
+    def discard_failed_build(self, index: str) -> None:  # noqa: B027 - for online engines
+        """Drop an index whose build has just failed, unless it is valid."""
+
+    @abc.abstractmethod
+    def estimate(self, table: str, exact_up_to: int) -> int:
+        """Return how many rows a table has: the number, or above a limit an estimate."""
+
+    @abc.abstractmethod
+    def lock_of(self, kind: str) -> str:
+        """Name the lock that a kind of step takes."""
+
+    @abc.abstractmethod
+    def rewriting(self, model: ModelType, columns: Sequence[Column]) -> set[str]:
+        """Return the names of those columns whose addition rewrites the table."""
+
+    @abc.abstractmethod
+    def refuses_column(self, column: Column, has_rows: bool, is_key: bool) -> tuple[str, str] | None:
+        """Return why the engine cannot add a column, and what to do instead; None where it can."""
+
+    @abc.abstractmethod
+    def as_stored(self, value: str, column: Column) -> str:
+        """Return an expression for what a column holds when it is given a value."""
+
+    def refuses_transaction(self, steps: Sequence[Step], declared: Schema) -> tuple[str, str] | None:
+        """Return why the engine has no room for the steps in one transaction, and what to do; None where it has."""
+        return None
+
+    def search_first(self, *schemas: str) -> None:  # noqa: B027 - nothing to do where tables stand in one place
+        """Let names without a schema mean those of the schemas, until the transaction ends; "" names none."""
+
+    def untrusted(self, models: Sequence[ModelType]) -> tuple[str, str] | None:
+        """Return whose code a change of the models' tables would run with rights above theirs, and what to do."""
+        return None
+
+    def untrusted_table(self, model: ModelType) -> tuple[str, str] | None:
+        """Return whose code a new row of a table would run with rights above theirs, and what to do."""
+        return None
+
+    def notes(self, steps: Sequence[Step]) -> tuple[str, ...]:
+        """Return what running clients will notice of the steps."""
+        return ()
+
+    def refuses_reference(self, constraint: Constraint, column: Column, title: str) -> tuple[str, str] | None:
+        """Return why the engine cannot add a foreign key with a new column, and what to do; None where it can."""
+        return None
+
+    @abc.abstractmethod
+    def family(self, type_: str) -> str:
+        """Return what kind of values a type holds, which is given in lower case and without a length."""
+
+    @abc.abstractmethod
+    def history_columns(self) -> set[str]:
+        """Return the names of the columns of migration_versions; none where there is no such table."""
+
+    def hides_history(self) -> bool:
+        """Tell whether a policy may have hidden rows of migration_versions."""
+        return False
+
+    def copied_history(self, columns: str) -> list[list[str]] | None:
+        """Return columns of a history that is not safe to query, as texts; None where it is safe."""
+        return None
+
+    def as_value(self, moment: datetime) -> Any:
+        """Return a moment as a query's value."""
+        return moment
+
+    @abc.abstractmethod
+    def time_notes(self, models: Sequence[ModelType], newest: int | None) -> tuple[TimeNote, ...]:
+        """Return what the rows of the models' tables say of times that are not UTC; nothing where they may not be read.
+
+        :param newest: look at that many rows of each table, the newest that an index gives; None: at all.
+        """
+
+    def fields_of(self, models: Iterable[ModelType], kinds: Any) -> dict[Key, dict[str, peewee.Field]]:
+        """Return the models' fields of some kinds by table and column."""
+        return {
+            self.key(model): {self.fold(f.column_name): f for f in model._meta.sorted_fields if isinstance(f, kinds)}
+            for model in models
+        }
+
+    def see_every_row(self) -> None:  # noqa: B027 - nothing hides rows elsewhere
+        """Have a question fail, until the transaction ends, that a policy would answer without some of the rows."""
+
+    def within(self, schema: str, sql: str) -> tuple[str, ...]:
+        """Return the statements that run one in which names without a schema mean those of a schema."""
+        return (sql,)
+
+    def function(self, name: str) -> str:
+        """Return the engine's own function of a name, as a query calls it; nobody else's takes its place."""
+        return name
+
+    def operator(self, symbol: str) -> str:
+        """Return the engine's own operator, as a query writes it; those of a query bind alike, from the left."""
+        return symbol
+
+    def equals(self, column: Column) -> str:
+        """Return the operator that compares a column of one table with one of another for equality."""
+        return "="
+
+    @abc.abstractmethod
+    def index_condition(self, index: Index) -> str:
+        """Return the condition for a row to take part in an index's uniqueness."""
+
+
+def engine_for(db: peewee.Database, trust_source: bool = False) -> Engine:
+    """Return the engine of a peewee database.
+
+    :param trust_source: let a superuser run code that other roles left in the database.
+    :raises ModelError: when it is neither SQLite nor PostgreSQL.
+    """
+    real = db.obj if isinstance(db, peewee.Proxy) else db
+    if isinstance(real, peewee.SqliteDatabase):
+        from .sqlite.engine import SqliteEngine
+
+        return SqliteEngine(real, trust_source)
+    if isinstance(real, peewee.PostgresqlDatabase):
+        from .postgres.engine import PostgresEngine
+
+        return PostgresEngine(real, trust_source)
+    raise ModelError(
+        f"{type(real).__name__} is not supported",
+        "give what connect() returns, or another peewee database for SQLite or PostgreSQL",
+    )
+
+
+def declared_names(engine: Engine, models: Sequence[ModelType]) -> Schema:
+    """Return what the models alone say of their schema: names, and which columns are NOT NULL."""
+    tables = {}
+    for model in models:
+        keys = {field.name for field in model._meta.get_primary_keys()}
+        columns = [
+            Column(engine.fold(f.column_name), None, not f.null or f.name in keys) for f in model._meta.sorted_fields
+        ]
+        indexes = [Index(engine.fold(name), ()) for name, _ in create_indexes(engine.db, model)]
+        key = engine.key(model)
+        tables[key] = Table(key, columns={c.name: c for c in columns}, indexes=tuple(indexes), by_name=True)
+    return Schema(tables)
+
+
+def with_references(models: Sequence[ModelType]) -> list[ModelType]:
+    """Return the models and all that they refer to, each after what it refers to."""
+    seen: dict[ModelType, None] = {}
+    pending = list(models)
+    while pending:
+        model = pending.pop()
+        if model not in seen:
+            seen[model] = None
+            pending.extend(model._meta.refs.values())
+    for model in seen:
+        for field in model._meta.sorted_fields:
+            if isinstance(field, peewee.DeferredForeignKey):
+                raise ModelError(
+                    f"{model.__name__}.{field.name} refers to the model {field.rel_model_name}, which is not defined",
+                    "import the module that defines it before the migration",
+                )
+    return _in_order_of_reference(list(peewee.sort_models(list(seen))))
+
+
+def _in_order_of_reference(models: Sequence[ModelType]) -> list[ModelType]:
+    """Put each model after those that it refers to, in a field or in the text of a constraint."""
+    by_table = {model._meta.table_name.lower(): model for model in models}
+    ordered: dict[ModelType, None] = {}
+    visiting: set[ModelType] = set()
+
+    def visit(model: ModelType) -> None:
+        if model in visiting:
+            return
+        visiting.add(model)
+        for field, target in model._meta.refs.items():
+            if not field.deferred:
+                visit(target)
+        for name in _references_in_text(model):
+            if name in by_table:
+                visit(by_table[name])
+        ordered[model] = None
+
+    for model in models:
+        visit(model)
+    return list(ordered)
+
+
+def _references_in_text(model: ModelType) -> Iterator[str]:
+    for text in written_constraints(model):
+        for quoted, bare in _REFERENCES.findall(text):
+            yield (quoted or bare).lower()

@@ -1,0 +1,301 @@
+"""PostgreSQL's catalogs: the one statement that reads a schema, and its rows as Tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from whatspire_db.migrate.ddl import qualified, quote
+from whatspire_db.migrate.schema import SERIAL, Column, Constraint, Index, IndexKey, Key, Table
+from whatspire_db.sql import pinned
+
+# {namespace} is the schema's oid; one parameter, the names of the tables asked for. One row a fact: what it is, of
+# which relation, and its values as JSON.
+_SNAPSHOT = """
+WITH ns AS (
+    SELECT n.oid, n.nspname FROM pg_catalog.pg_namespace AS n WHERE n.oid = {namespace}
+), rel AS (
+    SELECT c.oid, c.relname, c.relkind, c.reltuples, c.relpersistence, c.relname = ANY (%s) AS asked
+    FROM pg_catalog.pg_class AS c JOIN ns ON c.relnamespace = ns.oid
+    WHERE c.relkind = ANY ('{{r,p,v,m,f}}') AND NOT c.relispartition
+), own AS (
+    SELECT * FROM rel WHERE asked AND relkind = ANY ('{{r,p}}')
+)
+SELECT 'schema', nspname, NULL FROM ns
+UNION ALL
+SELECT 'extension', extname, NULL FROM pg_catalog.pg_extension
+UNION ALL
+SELECT 'table', relname, json_build_object('kind', relkind, 'rows', reltuples, 'asked', asked,
+        'unlogged', relpersistence = 'u')::text
+    FROM rel
+    WHERE asked OR NOT EXISTS (
+        SELECT FROM pg_catalog.pg_depend AS d
+        WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = rel.oid AND d.deptype = 'e')
+UNION ALL
+SELECT 'name', c.relname, to_json(coalesce(t.relname, c.relname))::text
+    FROM pg_catalog.pg_class AS c
+    JOIN ns ON c.relnamespace = ns.oid
+    LEFT JOIN pg_catalog.pg_index AS i ON i.indexrelid = c.oid
+    LEFT JOIN pg_catalog.pg_class AS t ON t.oid = i.indrelid
+UNION ALL
+SELECT 'column', o.relname, json_build_object(
+        'name', a.attname, 'position', a.attnum,
+        'type', format_type(a.atttypid, a.atttypmod), 'not_null', a.attnotnull,
+        'expression', pg_get_expr(d.adbin, d.adrelid), 'generated', a.attgenerated, 'identity', a.attidentity,
+        'sequence', CASE WHEN a.attidentity <> '' THEN (
+            SELECT format('START %%s INCREMENT %%s MINVALUE %%s MAXVALUE %%s%%s', s.seqstart, s.seqincrement,
+                s.seqmin, s.seqmax, CASE WHEN s.seqcycle THEN ' CYCLE' ELSE '' END)
+            FROM pg_catalog.pg_depend AS e JOIN pg_catalog.pg_sequence AS s ON s.seqrelid = e.objid
+            WHERE e.classid = 'pg_catalog.pg_class'::regclass AND e.refclassid = 'pg_catalog.pg_class'::regclass
+                AND e.refobjid = a.attrelid AND e.refobjsubid = a.attnum AND e.deptype = 'i') END,
+        'collation', CASE WHEN a.attcollation <> t.typcollation THEN (
+            SELECT quote_ident(l.collname) FROM pg_catalog.pg_collation AS l WHERE l.oid = a.attcollation) END,
+        'serial', d.oid IS NOT NULL AND EXISTS (
+            SELECT FROM pg_catalog.pg_depend AS owned
+            JOIN pg_catalog.pg_depend AS used ON used.refobjid = owned.objid
+                AND used.refclassid = 'pg_catalog.pg_class'::regclass
+                AND used.classid = 'pg_catalog.pg_attrdef'::regclass AND used.objid = d.oid
+            WHERE owned.classid = 'pg_catalog.pg_class'::regclass AND owned.deptype = 'a'
+                AND owned.refclassid = 'pg_catalog.pg_class'::regclass
+                AND owned.refobjid = a.attrelid AND owned.refobjsubid = a.attnum))::text
+    FROM own AS o
+    JOIN pg_catalog.pg_attribute AS a ON a.attrelid = o.oid AND a.attnum > 0 AND NOT a.attisdropped
+    JOIN pg_catalog.pg_type AS t ON t.oid = a.atttypid
+    LEFT JOIN pg_catalog.pg_attrdef AS d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+UNION ALL
+SELECT 'index', o.relname, json_build_object(
+        'name', c.relname, 'oid', c.oid::bigint, 'method', am.amname, 'unique', i.indisunique,
+        'valid', i.indisvalid AND i.indisready,
+        'nulls_not_distinct', {nulls_not_distinct}, 'predicate', pg_get_expr(i.indpred, i.indrelid),
+        'options', c.reloptions, 'constraint', k.contype, 'deferrable', k.condeferrable, 'deferred', k.condeferred,
+        'keys', (
+            SELECT json_agg(json_build_object(
+                    'expression', pg_get_indexdef(i.indexrelid, n::int, false),
+                    'key', n <= i.indnkeyatts,
+                    'column', (SELECT a.attname FROM pg_catalog.pg_attribute AS a
+                        WHERE a.attrelid = i.indrelid AND a.attnum = i.indkey[n - 1] AND a.attnum <> 0),
+                    'opclass', (SELECT p.opcname FROM pg_catalog.pg_opclass AS p
+                        WHERE p.oid = i.indclass[n - 1] AND NOT p.opcdefault),
+                    'collation', (SELECT quote_ident(l.collname) FROM pg_catalog.pg_collation AS l
+                        WHERE l.oid = i.indcollation[n - 1] AND l.collname <> 'default'),
+                    'option', CASE WHEN n <= i.indnkeyatts THEN i.indoption[n - 1] END) ORDER BY n)
+            FROM generate_series(1, i.indnatts) AS n))::text
+    FROM own AS o
+    JOIN pg_catalog.pg_index AS i ON i.indrelid = o.oid
+    JOIN pg_catalog.pg_class AS c ON c.oid = i.indexrelid
+    JOIN pg_catalog.pg_am AS am ON am.oid = c.relam
+    LEFT JOIN pg_catalog.pg_constraint AS k
+        ON k.conindid = i.indexrelid AND k.conrelid = i.indrelid AND k.contype = ANY ('{{p,u,x}}')
+    WHERE k.contype IS NULL OR k.contype = 'u'
+UNION ALL
+SELECT 'constraint', o.relname, json_build_object(
+        'name', k.conname, 'oid', k.oid::bigint, 'type', k.contype, 'valid', k.convalidated,
+        'deferrable', k.condeferrable, 'deferred', k.condeferred,
+        'definition', CASE WHEN k.contype = ANY ('{{c,x,p}}') THEN pg_get_constraintdef(k.oid) END,
+        'set_columns', {set_columns},
+        'index_valid', (SELECT i.indisvalid FROM pg_catalog.pg_index AS i WHERE i.indexrelid = k.conindid),
+        'columns', (SELECT json_agg(a.attname ORDER BY p.n) FROM unnest(k.conkey) WITH ORDINALITY AS p (num, n)
+            JOIN pg_catalog.pg_attribute AS a ON a.attrelid = k.conrelid AND a.attnum = p.num),
+        'schema', (SELECT n.nspname FROM pg_catalog.pg_namespace AS n WHERE n.oid = f.relnamespace),
+        'table', f.relname,
+        'targets', (SELECT json_agg(a.attname ORDER BY p.n) FROM unnest(k.confkey) WITH ORDINALITY AS p (num, n)
+            JOIN pg_catalog.pg_attribute AS a ON a.attrelid = k.confrelid AND a.attnum = p.num),
+        'on_update', k.confupdtype, 'on_delete', k.confdeltype, 'match', k.confmatchtype,
+        'enforced', {enforced})::text
+    FROM own AS o
+    JOIN pg_catalog.pg_constraint AS k ON k.conrelid = o.oid
+    LEFT JOIN pg_catalog.pg_class AS f ON f.oid = k.confrelid
+    WHERE k.contype = ANY ('{{p,f,c,x}}') OR (k.contype = 'n' AND NOT k.convalidated)
+"""
+
+
+def parameter_status(connection: Any, name: str) -> str | None:
+    """Return what the server reported of a setting when the session began, with either driver of Peewee's."""
+    get = getattr(connection, "get_parameter_status", None) or connection.info.parameter_status
+    status: str | None = get(name)
+    return status
+
+
+# The mark of the tables asked for: a hash of which catalog rows describe them, for every change of structure writes
+# such a row anew (oid and xmin). The rows of pg_class are also written by GRANT, TRUNCATE and CREATE TRIGGER, so of
+# them counts what is compared; what is only named in definitions counts by its name. Each catalog more costs some
+# 0.1 ms of planning, which is most of what the question takes.
+#
+# Parameters: quoted schemas, NULL for the default, and quoted tables. One row: the recorded version, the mark, the
+# stamps, and whether this role and session could write them. The stamps are the comment on the row type of
+# migration_versions: read by everybody, gone with the table, and not carried along by a dump, in whose restored rows
+# no mark would be true.
+STANDING = pinned("""
+WITH oids AS (
+    -- As one array they are looked up at once, whatever the planner expects.
+    SELECT array_agg(to_regclass(coalesce(nspname, quote_ident(current_schema())) || '.' || relname)::oid) AS o
+    FROM ROWS FROM (unnest(%s::text[]), unnest(%s::text[])) AS asked (nspname, relname)
+), facts AS (
+    SELECT 1::bigint AS kind, oid AS object,
+            hashtext(relkind::text || relpersistence::text)::bigint << 32 # relnamespace::bigint AS version
+        FROM pg_catalog.pg_class WHERE oid = ANY ((SELECT o FROM oids)::oid[])
+    UNION ALL
+    SELECT 2, attrelid, xmin::text::bigint << 16 | attnum
+        FROM pg_catalog.pg_attribute WHERE attrelid = ANY ((SELECT o FROM oids)::oid[]) AND attnum > 0
+    UNION ALL
+    SELECT 3, indexrelid, i.xmin::text::bigint << 32 # hashtext(concat_ws(' ', relname, relam, reloptions))::bigint
+        FROM pg_catalog.pg_index AS i JOIN pg_catalog.pg_class AS c ON c.oid = indexrelid
+        WHERE indrelid = ANY ((SELECT o FROM oids)::oid[])
+    UNION ALL
+    SELECT 4, oid, xmin::text::bigint << 32 # hashtext(confrelid::regclass::text)::bigint
+        FROM pg_catalog.pg_constraint WHERE conrelid = ANY ((SELECT o FROM oids)::oid[])
+    UNION ALL
+    SELECT 5, objid, e.xmin::text::bigint << 32 # coalesce(s.xmin::text::bigint, 0) # refobjsubid
+        FROM pg_catalog.pg_depend AS e LEFT JOIN pg_catalog.pg_sequence AS s ON seqrelid = objid
+        WHERE refclassid = 'pg_catalog.pg_class'::regclass AND refobjid = ANY ((SELECT o FROM oids)::oid[])
+            AND (classid = 'pg_catalog.pg_class'::regclass OR classid = 'pg_catalog.pg_attrdef'::regclass)
+    UNION ALL
+    SELECT 6, oid, hashtext(typname)::bigint # typnamespace::bigint
+        FROM pg_catalog.pg_type WHERE oid >= 16384 AND typtype <> 'c' AND typcategory <> 'A'
+    UNION ALL
+    SELECT 7, oid, hashtext(proname)::bigint # pronamespace::bigint FROM pg_catalog.pg_proc WHERE oid >= 16384
+    UNION ALL
+    SELECT 8, oid, hashtext(extname) FROM pg_catalog.pg_extension
+)
+SELECT (SELECT max(version) FROM migration_versions),
+    (SELECT concat_ws(' ', current_setting('server_version_num')::int / 10000, current_schema(), count(*),
+            sum(hashint8extended(kind << 32 | object::bigint, version)))
+        FROM facts),
+    (SELECT description FROM pg_catalog.pg_description
+        WHERE objoid = reltype AND classoid = 'pg_catalog.pg_type'::regclass AND objsubid = 0),
+    pg_has_role(relowner, 'USAGE') AND current_setting('transaction_read_only') = 'off'
+FROM pg_catalog.pg_class WHERE oid = to_regclass('migration_versions')
+""")
+
+STANDING_WITHOUT_VERSION = STANDING.replace("(SELECT pg_catalog.max(version) FROM migration_versions)", "NULL")
+
+_SET_COLUMNS = """(SELECT json_agg(a.attname ORDER BY p.n)
+            FROM unnest(k.confdelsetcols) WITH ORDINALITY AS p (num, n)
+            JOIN pg_catalog.pg_attribute AS a ON a.attrelid = k.conrelid AND a.attnum = p.num)"""
+
+_ACTIONS = {"r": "RESTRICT", "c": "CASCADE", "n": "SET NULL", "d": "SET DEFAULT"}
+Rows = dict[str, list[dict[str, Any]]]
+
+
+def snapshot_query(namespace: str, version: int) -> str:
+    """Return the statement for a server's version; `namespace` is an expression for the schema's oid."""
+    return pinned(
+        _SNAPSHOT.format(
+            namespace=namespace,
+            nulls_not_distinct="i.indnullsnotdistinct" if version >= 150000 else "false",
+            enforced="k.conenforced" if version >= 180000 else "true",
+            set_columns=_SET_COLUMNS if version >= 150000 else "NULL",
+        )
+    )
+
+
+def read_table(key: Key, value: Mapping[str, Any], rows: Rows, target: Callable[[Mapping[str, Any]], Key]) -> Table:
+    """Return a table from its facts; `target` tells which table a foreign key's facts refer to."""
+    kinds = {"r": "table", "p": "table", "v": "view", "m": "materialized view", "f": "foreign table"}
+    unproved = {c for k in rows["constraint"] if k["type"] == "n" for c in k["columns"]}
+    columns = (_column(row, row["name"] not in unproved) for row in _in_order(rows["column"], "position"))
+    return Table(
+        key,
+        kinds[value["kind"]],
+        {column.name: column for column in columns},
+        tuple(_index(row) for row in _in_order(rows["index"], "oid")),
+        tuple(_constraint(row, target) for row in _in_order(rows["constraint"], "oid") if row["type"] != "n"),
+        ("UNLOGGED",) if value["unlogged"] else (),
+        int(value["rows"]) if value["rows"] >= 0 else None,
+        value["kind"] == "p",
+    )
+
+
+def _in_order(rows: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
+    """Sort by the order of creation, so that two plans of one schema are equal."""
+    return sorted(rows, key=lambda row: int(row[key]))
+
+
+def _column(row: Mapping[str, Any], valid: bool) -> Column:
+    kind = {"s": "STORED", "v": "VIRTUAL"}.get(row["generated"], "")
+    expression = SERIAL if row["serial"] and row["expression"].startswith("nextval(") else row["expression"]
+    return Column(
+        row["name"],
+        row["type"],
+        row["not_null"],
+        None if kind else expression,
+        row["collation"],
+        f"{kind} ({row['expression']})" if kind else None,
+        _identity(row),
+        valid,
+    )
+
+
+def _identity(row: Mapping[str, Any]) -> str | None:
+    """Return ALWAYS or BY DEFAULT, and in brackets how its sequence counts where that is not the default."""
+    kind = {"a": "ALWAYS", "d": "BY DEFAULT"}.get(row["identity"])
+    size = {"smallint": 2**15, "integer": 2**31, "bigint": 2**63}.get(row["type"], 0)
+    usual = f"START 1 INCREMENT 1 MINVALUE 1 MAXVALUE {size - 1}"
+    return f"{kind} ({row['sequence']})" if kind and row["sequence"] not in (None, usual) else kind
+
+
+def _index(row: Mapping[str, Any]) -> Index:
+    keys = [k for k in row["keys"] if k["key"]]
+    ordered = row["method"] == "btree"
+    return Index(
+        row["name"],
+        tuple(_index_key(k, ordered) for k in keys),
+        row["unique"],
+        row["method"],
+        tuple(k["expression"] for k in row["keys"] if not k["key"]),
+        row["predicate"],
+        row["nulls_not_distinct"],
+        " ".join(filter(None, ["UNIQUE" if row["constraint"] else "", _deferrability(row)])),
+        tuple(sorted(row["options"] or ())),
+        row["valid"],
+    )
+
+
+def _index_key(key: Mapping[str, Any], ordered: bool) -> IndexKey:
+    # indoption: bit 1 is DESC, bit 2 NULLS FIRST, which is DESC's default.
+    orders = {0: "", 1: "DESC NULLS LAST", 2: "NULLS FIRST", 3: "DESC"}
+    order = orders[key["option"]] if ordered else ""
+    return IndexKey(key["expression"], key["collation"] or "", key["opclass"] or "", order, key["column"])
+
+
+def _deferrability(row: Mapping[str, Any]) -> str:
+    if not row["deferrable"]:
+        return ""
+    return "DEFERRABLE INITIALLY DEFERRED" if row["deferred"] else "DEFERRABLE"
+
+
+def _constraint(row: Mapping[str, Any], target: Callable[[Mapping[str, Any]], Key]) -> Constraint:
+    columns = tuple(row["columns"] or ())
+    if row["type"] == "f":
+        return _foreign_key(row, columns, target(row))
+    if row["type"] == "p":
+        definition = row["definition"]
+        valid = row["valid"] and row["index_valid"]
+        return Constraint(row["name"], "primary_key", definition, columns, valid, sql=definition)
+    definition = row["definition"].removesuffix(" NOT VALID")
+    kind = "check" if row["type"] == "c" else "exclude"
+    return Constraint(row["name"], kind, definition, columns, row["valid"] or not row["enforced"], sql=definition)
+
+
+def _foreign_key(row: Mapping[str, Any], columns: tuple[str, ...], target: Key) -> Constraint:
+    parts = [
+        f"FOREIGN KEY ({', '.join(map(quote, columns))})",
+        f"REFERENCES {qualified(*target)} ({', '.join(map(quote, row['targets']))})",
+        "MATCH FULL" if row["match"] == "f" else "",
+        f"ON UPDATE {_ACTIONS[row['on_update']]}" if row["on_update"] in _ACTIONS else "",
+        f"ON DELETE {_ACTIONS[row['on_delete']]}" if row["on_delete"] in _ACTIONS else "",
+        f"({', '.join(map(quote, row['set_columns']))})" if row["set_columns"] else "",
+        _deferrability(row),
+        "" if row["enforced"] else "NOT ENFORCED",
+    ]
+    definition = " ".join(filter(None, parts))
+    return Constraint(
+        row["name"],
+        "foreign_key",
+        definition,
+        columns,
+        row["valid"] or not row["enforced"],
+        sql=definition,
+        references=target,
+        referenced_columns=tuple(row["targets"]),
+    )

@@ -1,0 +1,176 @@
+"""PostgreSQL: statements that wait for others without stopping them, and how far they are."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import peewee
+
+from whatspire_db.errors import LockTimeout
+from whatspire_db.migrate.ddl import execute
+from whatspire_db.migrate.progress import Progress
+from whatspire_db.sql import pinned
+
+from .holders import BUILDERS, PEOPLE, QUIET_SECONDS, described, pauses, rows, separate_connection
+from .locks import is_pooled
+
+_TRANSACTIONS = pinned("""
+SELECT virtualtransaction FROM pg_locks
+WHERE locktype = 'virtualxid' AND pid = ANY (%s) AND (%s::text[] IS NULL OR virtualtransaction = ANY (%s))
+""")
+
+
+_FOR_A_BUILD = {"lock_timeout": "0", "client_connection_check_interval": "1000"}
+_BUILD_SETTINGS = pinned(f"SELECT {', '.join(f'current_setting({name!r}, true)' for name in _FOR_A_BUILD)}")
+
+_STATEMENT = pinned("""
+SELECT a.pid, a.wait_event_type = 'Lock', pg_blocking_pids(a.pid), p.phase,
+    greatest(p.blocks_done, p.tuples_done), greatest(p.blocks_total, p.tuples_total)
+FROM pg_stat_activity AS a LEFT JOIN pg_stat_progress_create_index AS p ON p.pid = a.pid
+WHERE a.datname = current_database() AND a.state = 'active' AND a.pid <> pg_backend_pid()
+    AND left(a.query, 900) = left(%s, 900)
+""")
+
+
+# Statements outside of a transaction
+
+
+def wait_for_builds(db: peewee.PostgresqlDatabase, tables: Sequence[str], wait_seconds: float) -> None:
+    """Wait until nobody builds an index on the tables.
+
+    :raises LockTimeout: names who still does when the time is over.
+    """
+    deadline = time.monotonic() + wait_seconds
+    seen: set[int] = set()
+    for table in tables:
+        for pause in pauses():
+            builders = execute(db, BUILDERS, [table, table]).fetchall()
+            if not builders:
+                break
+            seen.update(pid for pid, *_ in builders)
+            if time.monotonic() > deadline:
+                raise LockTimeout(
+                    f"an index on {table} was being built for {wait_seconds:g} s by {described(builders)}",
+                    "wait for it to end, raise --lock-timeout, or end it with pg_cancel_backend(pid)",
+                )
+            time.sleep(pause)
+    if not seen:
+        return
+    # A build is told as done a moment before the transaction ends in which its index becomes valid.
+    pids = sorted(seen)
+    last = [row[0] for row in execute(db, _TRANSACTIONS, [pids, None, None]).fetchall()]
+    for pause in pauses():
+        if time.monotonic() > deadline or not execute(db, _TRANSACTIONS, [pids, last, last]).fetchall():
+            return
+        time.sleep(pause)
+
+
+def run_online(
+    db: peewee.PostgresqlDatabase,
+    sql: str,
+    wait_seconds: float,
+    tell: Callable[[Progress], None],
+) -> None:
+    """Run a statement that waits for others without stopping them, and tell how far it is.
+
+    :param wait_seconds: how long it may wait for one and the same session.
+    :raises LockTimeout: names the session.
+    """
+    watch = _Watch(db, sql, wait_seconds, tell)
+    thread = threading.Thread(target=watch.run, name="whatspire_db progress", daemon=True)
+    try:
+        with _set_for_a_build(db):
+            thread.start()
+            execute(db, sql)
+    except peewee.PeeweeException as error:
+        watch.finish(thread)
+        if watch.given_up:
+            raise LockTimeout(
+                f"{sql.partition(' ON ')[0]} waited {wait_seconds:g} s for {watch.given_up}",
+                "let that transaction end, or raise --lock-timeout; the next run builds what this one could not",
+            ) from None
+        raise error
+    finally:
+        watch.finish(thread)
+
+
+@contextmanager
+def _set_for_a_build(db: peewee.PostgresqlDatabase) -> Iterator[None]:
+    """Set what a build needs in this session, and what was set before behind it.
+
+    A lock timeout in its middle would leave an INVALID index, and a session whose client is gone would build on, or
+    wait for others, while it holds the migration lock. Behind a pooler a session's settings are not ours to change.
+    """
+    before = [] if is_pooled(db) else execute(db, _BUILD_SETTINGS).fetchone()
+    pairs = [(name, value) for name, value in zip(_FOR_A_BUILD, before, strict=False) if value is not None]
+    try:
+        for name, _ in pairs:
+            _set_if_possible(db, name, _FOR_A_BUILD[name])
+        yield
+    finally:
+        if not db.is_closed() and db.is_connection_usable():
+            for name, value in pairs:
+                _set_if_possible(db, name, value)
+
+
+def _set_if_possible(db: peewee.PostgresqlDatabase, name: str, value: str) -> None:
+    with suppress(peewee.PeeweeException):  # some systems cannot watch a connection
+        execute(db, "SELECT pg_catalog.set_config(%s, %s, false)", [name, value])
+
+
+@dataclass
+class _Watch:
+    """Looks at a running statement from a connection of its own, and ends it when it waits for too long."""
+
+    db: peewee.PostgresqlDatabase
+    sql: str
+    wait_seconds: float
+    tell: Callable[[Progress], None]
+    given_up: str = ""
+    done: threading.Event = field(default_factory=threading.Event)
+
+    def run(self) -> None:
+        if self.done.wait(min(QUIET_SECONDS, self.wait_seconds)):
+            return
+        with suppress(Exception):  # without a connection to spare the statement runs on unwatched
+            connection = separate_connection(self.db)
+            try:
+                self._look(connection)
+            finally:
+                connection.close()
+
+    def finish(self, thread: threading.Thread) -> None:
+        self.done.set()
+        if thread.ident is not None:
+            thread.join()
+
+    def _look(self, connection: Any) -> None:
+        waiting_for: tuple[int, ...] = ()
+        since = time.monotonic()
+        while not self.done.wait(0.2):
+            found = rows(connection, _STATEMENT, self.sql)
+            if not found:
+                continue
+            pid, waits, blockers, phase, done, total = found[0]
+            if not waits or tuple(blockers) != waiting_for:
+                waiting_for, since = tuple(blockers) if waits else (), time.monotonic()
+            people = described(rows(connection, PEOPLE, list(blockers))) if waits else ""
+            if waits and 0 in blockers:  # it has no session
+                people = "; ".join(filter(None, [people, "a prepared transaction, see pg_prepared_xacts"]))
+            self.tell(Progress(phase or "", done or 0, total or 0, people))
+            if waits and time.monotonic() - since > self.wait_seconds:
+                self.given_up = people or "a session that has just ended"
+                rows(connection, "SELECT pg_catalog.pg_cancel_backend(%s)", pid)
+
+
+def planned_rows(db: peewee.PostgresqlDatabase, table: str) -> int:
+    """Return the planner's estimate of a table's rows, from its present size."""
+    plan = execute(db, f"EXPLAIN (FORMAT JSON) SELECT FROM {table}").fetchone()[0]
+    document = json.loads(plan) if isinstance(plan, str) else plan
+    return int(document[0]["Plan"]["Plan Rows"])

@@ -1,0 +1,194 @@
+"""PostgreSQL: the declared tables, made in pg_temp a few at a time, so that a look never holds many locks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import peewee
+
+from whatspire_db.errors import ModelError, ScratchUnavailable, bounded
+from whatspire_db.messages import first_line, hint, is_lock_table_full, is_locked, sqlstate
+from whatspire_db.migrate.ddl import (
+    ModelType,
+    create_indexes,
+    create_table,
+    create_target,
+    deferred_foreign_keys,
+    execute,
+    is_unique_index,
+    unnamed,
+    unqualified,
+    written_constraints,
+)
+from whatspire_db.migrate.schema import Key, Table
+
+from ..base import discarded
+
+if TYPE_CHECKING:
+    from .engine import PostgresEngine
+
+# Rows of pg_locks that a batch may take. The lock table is shared by all databases of a server, and many starters can
+# look at the same time.
+LOCKS = 400
+_OF_A_TABLE, _OF_A_REFERENCE = 10, 2  # its primary key, its TOAST table and its sequence included
+READ_ONLY_TRANSACTION = "25006"
+# What the server lacks, or what is in its way: no model needs a correction for it.
+NOT_OF_THE_MODEL = (
+    "22021",
+    "22P05",
+    "42501",
+    "42704",
+    "42883",
+    "53100",
+    "53200",
+    "54011",
+    "55P03",
+    "57014",
+    "57P01",
+    "57P03",
+)
+_WORD = re.compile(r'"([^"]+)"|(\w+)')
+
+
+@dataclass
+class Batch:
+    """Models whose tables are made together, and those that they only refer to."""
+
+    own: dict[ModelType, None] = field(default_factory=dict)
+    targets: dict[ModelType, None] = field(default_factory=dict)
+    locks: int = 0
+
+    def lacking(self, models: Collection[ModelType]) -> list[ModelType]:
+        """Return those of the models that are not made with this batch."""
+        return [model for model in models if model not in self.own and model not in self.targets]
+
+    def add(self, model: ModelType, targets: Collection[ModelType]) -> None:
+        """Add a model and what it refers to."""
+        self.own[model] = None
+        lacking = self.lacking(targets)
+        self.targets.update(dict.fromkeys(lacking))
+        self.locks += sum(map(_locks, [model, *lacking]))
+
+
+def _locks(model: ModelType) -> int:
+    """Return about how many rows of pg_locks the making of a model's table takes."""
+    meta = model._meta
+    written = len(meta.constraints or ())
+    return _OF_A_TABLE + len(meta.fields_to_index()) + written + _OF_A_REFERENCE * len(meta.refs)
+
+
+def batches(models: Sequence[ModelType]) -> Iterator[Batch]:
+    """Divide models, each of which comes after those that it refers to, by the locks that their tables take."""
+    targets = _Targets(models)
+    batch = Batch()
+    for model in models:
+        needed = targets.of(model)
+        more = sum(map(_locks, [model, *batch.lacking(needed)]))
+        if batch.own and (batch.locks + more > LOCKS or model in batch.targets):
+            yield batch
+            batch = Batch()
+        batch.add(model, needed)
+    if batch.own:
+        yield batch
+
+
+class _Targets:
+    """What models refer to: in a field, or by the name of a table or its sequence in a constraint's text."""
+
+    def __init__(self, models: Sequence[ModelType]) -> None:
+        self._by_name = {m._meta.table_name.lower(): m for m in models}
+        for model in models:
+            for f in model._meta.sorted_fields:
+                if isinstance(f, peewee.AutoField):
+                    self._by_name[f"{model._meta.table_name}_{f.column_name}_seq".lower()] = model
+
+    def of(self, model: ModelType) -> list[ModelType]:
+        words = (a or b for text in written_constraints(model) for a, b in _WORD.findall(text))
+        named = (self._by_name.get(word.lower()) for word in words)
+        found = dict.fromkeys([*model._meta.refs.values(), *(m for m in named if m is not None)])
+        return [target for target in found if target is not model]
+
+
+def declared_tables(
+    engine: PostgresEngine, schema: str, keys: Collection[Key], models: Sequence[ModelType]
+) -> dict[Key, Table]:
+    """Return the tables of one schema as the server itself describes them, without leaving anything behind.
+
+    :param keys: the tables that are asked for.
+    :param models: theirs and all that they refer to, each after what it refers to.
+    :raises ModelError: when the server does not take a table.
+    """
+    tables: dict[Key, Table] = {}
+    for batch in batches([model for model in models if engine.key(model) in keys and engine.key(model)[0] == schema]):
+        with discarded(engine.db):  # which gives its locks back
+            tables |= _made(engine, schema, batch)
+    return tables
+
+
+def _made(engine: PostgresEngine, schema: str, batch: Batch) -> dict[Key, Table]:
+    """Make the tables of a batch in pg_temp, and read them there."""
+    names = {model: _name(engine, schema, model) for model in (*batch.targets, *batch.own)}
+    engine.search_first("pg_temp", schema)
+    for model in batch.targets:
+        _make_target(engine.db, model, names)
+    for model in batch.own:
+        for sql in [*create_table(engine.db, model, names), *_indexes(engine.db, model, names)]:
+            _create(engine.db, model, sql)
+    deferred = set()
+    for model in batch.own:
+        for column, sql in deferred_foreign_keys(engine.db, model, names):
+            _create(engine.db, model, sql)
+            deferred.add((engine.key(model), column))
+    found = engine.scratch(schema, {name: engine.key(model) for model, name in names.items()})
+    return {engine.key(model): _optional(found[engine.key(model)], deferred) for model in batch.own}
+
+
+def _name(engine: PostgresEngine, schema: str, model: ModelType) -> str:
+    # A table of another schema, which only serves as a target of references, cannot take a name of this one.
+    key = engine.key(model)
+    return key[1] if key[0] == schema else engine.fold(".".join(key))
+
+
+def _indexes(db: peewee.Database, model: ModelType, names: Mapping[ModelType, str]) -> Iterator[str]:
+    return (unqualified(sql) for _, sql in create_indexes(db, model, names))
+
+
+def _make_target(db: peewee.Database, model: ModelType, names: Mapping[ModelType, str]) -> None:
+    """Make a table that is only referred to: its columns and unique keys, without references of its own."""
+    for sql in create_target(db, model, names):
+        _create(db, model, sql)
+    for sql in filter(is_unique_index, _indexes(db, model, names)):
+        # An index written as text does not know the name that the table has here.
+        with suppress(peewee.PeeweeException), db.atomic():
+            execute(db, unnamed(sql))
+
+
+def _create(db: peewee.Database, model: ModelType, sql: str) -> None:
+    try:
+        execute(db, sql)
+    except peewee.PeeweeException as error:
+        if is_locked(error) or is_lock_table_full(error):
+            raise  # the model is not to blame
+        raise _cannot_create(model, sql, error) from error
+
+
+def _cannot_create(model: ModelType, sql: str, error: peewee.PeeweeException) -> ModelError:
+    if sqlstate(error) == READ_ONLY_TRANSACTION:
+        return ScratchUnavailable(first_line(error), hint(error))
+    default = f"correct the model; its SQL was: {bounded(sql)}"
+    return ModelError(
+        f"{model.__name__} makes no table that PostgreSQL takes: {first_line(error, values=True)}",
+        hint(error, default) if sqlstate(error) in NOT_OF_THE_MODEL else default,
+    )
+
+
+def _optional(table: Table, deferred: Collection[tuple[Key, str]]) -> Table:
+    constraints = (
+        replace(c, optional=c.kind == "foreign_key" and (table.key, c.columns[0]) in deferred)
+        for c in table.constraints
+    )
+    return replace(table, constraints=tuple(constraints))

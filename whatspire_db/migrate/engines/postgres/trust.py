@@ -1,0 +1,117 @@
+"""PostgreSQL: code of other roles that a superuser would run by changing a schema."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+import peewee
+
+from whatspire_db.errors import ScratchUnavailable
+from whatspire_db.migrate.ddl import execute
+from whatspire_db.sql import pinned
+
+HINT = (
+    "run it as the role that owns them; or give --trust-source (in Python trust_source=True), if you trust whoever can "
+    "make objects there"
+)
+
+# A setting of the database can give a session another role, and what runs in it can take that back.
+_IS_SUPERUSER = pinned(
+    "SELECT bool_or(rolsuper) FROM pg_roles WHERE rolname = current_user::text OR rolname = session_user::text"
+)
+# What names in a model can mean: functions, operators and domains of the schemas in the search_path, and of those that
+# the models name; casts, wherever their functions are. What statements on a table run by themselves: the code of its
+# owner, and triggers. Types, operator classes and languages with code of their own are made by superusers alone.
+#
+# Parameters: the models' words, their tables. One row an object: its kind, its bare and its full name, and its owner.
+_STRANGERS = pinned("""
+WITH strangers AS (
+    SELECT oid, rolname FROM pg_roles WHERE NOT rolsuper
+), reached AS (
+    SELECT oid, nspname FROM pg_namespace WHERE nspname = ANY (current_schemas(true)) OR nspname = ANY (%s::name[])
+), tables AS (
+    SELECT to_regclass(t)::oid AS oid FROM unnest(%s::text[]) AS t
+)
+SELECT 'function', p.proname, format('%%I.%%I(%%s)', n.nspname, p.proname, pg_get_function_identity_arguments(p.oid)),
+        s.rolname
+    FROM pg_proc AS p JOIN reached AS n ON n.oid = p.pronamespace JOIN strangers AS s ON s.oid = p.proowner
+UNION ALL
+SELECT 'operator', o.oprname, o.oid::regoperator::text, s.rolname
+    FROM pg_operator AS o JOIN reached AS n ON n.oid = o.oprnamespace JOIN strangers AS s ON s.oid = o.oprowner
+UNION ALL
+SELECT 'domain', t.typname, format('%%I.%%I', n.nspname, t.typname), s.rolname
+    FROM pg_type AS t JOIN reached AS n ON n.oid = t.typnamespace JOIN strangers AS s ON s.oid = t.typowner
+    WHERE t.typtype = 'd'
+UNION ALL
+SELECT 'cast', p.proname, format('%%s to %%s', format_type(c.castsource, NULL), format_type(c.casttarget, NULL)),
+        s.rolname
+    FROM pg_cast AS c JOIN pg_proc AS p ON p.oid = c.castfunc JOIN strangers AS s ON s.oid = p.proowner
+UNION ALL
+SELECT 'table', c.relname, format('%%I.%%I', n.nspname, c.relname), s.rolname
+    FROM pg_class AS c JOIN tables AS t ON t.oid = c.oid JOIN strangers AS s ON s.oid = c.relowner
+    JOIN pg_namespace AS n ON n.oid = c.relnamespace
+UNION ALL
+SELECT 'trigger', g.tgname, format('%%I on %%I', g.tgname, c.relname), s.rolname
+    FROM pg_trigger AS g JOIN tables AS t ON t.oid = g.tgrelid JOIN pg_class AS c ON c.oid = g.tgrelid
+    JOIN pg_proc AS p ON p.oid = g.tgfoid JOIN strangers AS s ON s.oid = p.proowner
+ORDER BY 1, 3
+""")
+
+
+@dataclass(frozen=True)
+class Stranger:
+    """An object of a role that is no superuser, whose code a superuser could run."""
+
+    kind: str
+    name: str
+    full_name: str
+    owner: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.full_name} of {self.owner}"
+
+    def is_meant_by(self, words: Collection[str]) -> bool:
+        """Tell whether models of these words can mean it while their tables are only created."""
+        return self.kind in ("operator", "cast") or (self.kind in ("function", "domain") and self.name in words)
+
+
+def words_of(text: str) -> set[str]:
+    """Return every name that the text of models can mean."""
+    found = set(re.findall(r"\w+", text))
+    return found | {word.lower() for word in found}
+
+
+def strangers(db: peewee.PostgresqlDatabase, words: Collection[str], tables: Sequence[str]) -> list[Stranger]:
+    """Return what a superuser could run of other roles by a change of these tables; nothing for any other role.
+
+    :param words: every name that the models can mean.
+    :param tables: the quoted tables that the change is about.
+    """
+    if not is_superuser(db):
+        return []
+    found = execute(db, _STRANGERS, [sorted(words), list(tables)]).fetchall()
+    return [Stranger(*row) for row in found]
+
+
+def is_superuser(db: peewee.PostgresqlDatabase) -> bool:
+    """Tell whether code that this session runs can do everything."""
+    return bool(execute(db, _IS_SUPERUSER).fetchone()[0])
+
+
+def named(found: Sequence[Stranger], most: int = 3) -> str:
+    """Name the first of them, for a message."""
+    more = f" and {len(found) - most} more" if len(found) > most else ""
+    return ", ".join(map(str, found[:most])) + more
+
+
+def owners(found: Iterable[Stranger]) -> list[str]:
+    """Return the roles that own them."""
+    return sorted({stranger.owner for stranger in found})
+
+
+def require_trusted(found: Sequence[Stranger]) -> None:
+    """Refuse to create the models anywhere while a superuser would run what other roles made."""
+    if found:
+        raise ScratchUnavailable(f"what the models declare can mean {named(found)}", HINT)

@@ -1,0 +1,313 @@
+"""SQLite: snapshot from the pragmas and sqlite_schema, scratch in memory, BEGIN IMMEDIATE as the lock."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import peewee
+
+from whatspire_db.errors import LockTimeout, ModelError, bounded
+from whatspire_db.files import WRITABLE_BY_OTHERS, open_regular, trusted_owners
+from whatspire_db.messages import ERROR, first_line, is_locked, primary
+from whatspire_db.migrate.ddl import ModelType, create_indexes, create_table, execute, quote
+from whatspire_db.migrate.schema import Column, Constraint, Index, Key, Schema
+from whatspire_db.migrate.stamp import BYTES, Stamps, Standing, mark_of, recorded_version
+from whatspire_db.peewee_compat import load_extras, peewee_errors
+
+from ..base import LOOK_SECONDS, Engine, T, discarded, with_references
+
+if TYPE_CHECKING:
+    from whatspire_db.migrate.times import TimeNote
+
+TURN_SECONDS = 0.2  # a wait for the write lock, in which no signal is heard
+
+# The mark is a hash of the very SQL that the schema consists of, so no two schemas share one, whatever file they are
+# in: what was found to hold the declared schema once does so for ever. The stamps lie in a file beside the database,
+# which may be lost or deleted at any time.
+_HISTORY = "SELECT (SELECT max(version) FROM migration_versions), NULL, NULL, NULL, NULL"
+_STANDING = "SELECT {0}, tbl_name, type, name, sql FROM {1}.sqlite_master"
+
+_HISTORY_COLUMNS = """
+SELECT c.name FROM main.sqlite_master AS t, pragma_table_xinfo(t.name, 'main') AS c
+WHERE t.type = 'table' AND t.name = 'migration_versions' COLLATE NOCASE
+"""
+
+_STAMPS_MODE = 0o644  # what another user could write, a start could not believe
+
+# https://www.sqlite.org/datatype3.html, 3.1
+_AFFINITIES = {"integer": "int", "text": "char|clob|text", "blob": "blob", "real": "real|floa|doub"}
+
+
+class SqliteEngine(Engine):
+    """SQLite. Names are compared in lower case, as SQLite compares them."""
+
+    name = "sqlite"
+    constraints_can_be_added = False
+    builds_online = False
+
+    def is_in_memory(self) -> bool:
+        return not any(row[1] == "main" and row[2] for row in execute(self.db, "PRAGMA database_list"))
+
+    def fold(self, name: str) -> str:
+        return name.lower()
+
+    def key(self, model: ModelType) -> Key:
+        schema = self.fold(model._meta.schema or "")
+        return ("" if schema == "main" else schema, self.fold(model._meta.table_name))
+
+    def snapshot(self, keys: Collection[Key]) -> Schema:
+        from .catalog import snapshot  # not for a start that finds its stamp
+
+        schema = Schema({})
+        for name in sorted({key[0] for key in keys} | {""}):
+            schema = schema.merge(snapshot(self.db, name, keys))
+        return schema
+
+    def declared(self, models: Sequence[ModelType]) -> Schema:
+        scratch = peewee.SqliteDatabase(":memory:")
+        try:
+            self._prepare(scratch, models)
+            for model in with_references(models):
+                for sql in [
+                    *create_table(scratch, model),
+                    *(sql for _, sql in create_indexes(scratch, model)),
+                ]:
+                    _create(scratch, model, sql)
+            keys = [self.key(model) for model in models]
+            return Schema(SqliteEngine(scratch).snapshot(keys).tables)
+        finally:
+            scratch.close()
+
+    def _prepare(self, scratch: peewee.SqliteDatabase, models: Sequence[ModelType]) -> None:
+        """Give the scratch database what the live one has: functions, collations, extensions, schemas."""
+        load_extras(self.db, scratch.connection())
+        for schema in sorted({self.key(m)[0] for m in with_references(models)} - {""}):
+            scratch.attach(":memory:", schema)
+
+    @contextmanager
+    def reading(self, wait_seconds: float) -> Iterator[None]:
+        with self._waiting(wait_seconds), discarded(self.db, "DEFERRED"):
+            yield
+
+    @contextmanager
+    def _waiting(self, seconds: float) -> Iterator[None]:
+        """Wait no longer than this for another connection's lock."""
+        usual = self.ask("PRAGMA busy_timeout")
+        execute(self.db, f"PRAGMA busy_timeout = {max(1, int(seconds * 1000))}")
+        try:
+            yield
+        finally:
+            if not self.db.is_closed():
+                execute(self.db, f"PRAGMA busy_timeout = {usual}")
+
+    def locked_out(self, models: Sequence[ModelType], wait_seconds: float) -> LockTimeout:
+        from whatspire_db.connection.engines.sqlite.holders import held_by  # only where something is wrong
+
+        file = _file_of(str(self.db.database))
+        return LockTimeout(
+            f"{file or 'the database'} was locked by another connection for {wait_seconds:g} s"
+            f"{held_by(file) if file else ''}",
+            "find the process that writes to it for that long, raise --lock-timeout, or try again when it is quiet",
+        )
+
+    def is_lock_failure(self, error: Exception) -> bool:
+        return is_locked(error)
+
+    def standing(self, models: Sequence[ModelType], wait_seconds: float = LOOK_SECONDS) -> Standing | None:
+        usual = float(self.db.timeout or 0)  # the usual start is this one question, without another to set a limit
+        try:
+            if usual <= wait_seconds:
+                return self._standing(models)
+        except peewee.OperationalError as error:
+            if not is_locked(error):
+                raise
+        with self._waiting(wait_seconds - usual if usual <= wait_seconds else wait_seconds):
+            return self._standing(models)
+
+    def _standing(self, models: Sequence[ModelType]) -> Standing | None:
+        schemas = sorted({self.key(model)[0] for model in models} | {""})
+        parts = [_STANDING.format(*quoted) for quoted in map(_both_quotes, schemas)]
+        with peewee_errors:
+            try:
+                cursor = self.db.cursor().execute(" UNION ALL ".join([_HISTORY, *parts]))
+            except peewee.sqlite3.OperationalError as error:
+                if primary(error) == ERROR:  # there is no such table, or it has other columns
+                    return None
+                raise
+            (version, *_), *facts = cursor
+        keys = {self.key(model) for model in models}
+        own = sorted(fact for fact in facts if ("" if fact[0] == "main" else fact[0], fact[1].lower()) in keys)
+        mark = mark_of([peewee.sqlite3.sqlite_version, *own])
+        return Standing(recorded_version(version), mark, self._read_stamps(), self._stamps_file is not None)
+
+    @property
+    def _stamps_file(self) -> str | None:
+        path = _file_of(str(self.db.database))
+        return path and f"{path}-stamps"
+
+    def _read_stamps(self) -> Stamps | None:
+        if self._stamps_file is None:
+            return None
+        try:
+            return Stamps.from_text(_own_text(self._stamps_file)) or Stamps()
+        except (OSError, UnicodeDecodeError):
+            return Stamps()
+
+    def keep(self, stamps: Stamps) -> None:
+        path = self._stamps_file
+        if path is None:
+            return
+        with suppress(OSError):
+            # In place, and not by way of another file, which a kill would leave behind; half a text counts as none.
+            mode = os.stat(path.removesuffix("-stamps")).st_mode & _STAMPS_MODE
+            with os.fdopen(open_regular(Path(path), os.O_WRONLY | os.O_CREAT, mode), "wb") as file:
+                status = os.fstat(file.fileno())
+                if status.st_uid == os.geteuid() and status.st_nlink == 1:
+                    os.fchmod(file.fileno(), status.st_mode & _STAMPS_MODE)
+                    file.truncate()
+                    file.write(stamps.to_text().encode())
+
+    @contextmanager
+    def lock(self, wait_seconds: float) -> Iterator[None]:
+        # The write lock is the migration lock: nothing else can change the schema or the rows meanwhile.
+        try:
+            with self._waiting(wait_seconds), self._write_lock(wait_seconds):
+                yield
+        except peewee.OperationalError as error:
+            if not is_locked(error):
+                raise
+            raise self.locked_out((), wait_seconds) from None
+
+    @contextmanager
+    def _write_lock(self, wait_seconds: float) -> Iterator[None]:
+        """Hold the write lock; it is waited for in short turns, between which Python handles signals."""
+        deadline = time.monotonic() + wait_seconds
+        transaction = self.db.transaction("IMMEDIATE")
+        while True:
+            left = deadline - time.monotonic()
+            try:
+                with self._waiting(min(TURN_SECONDS, max(left, 0))):
+                    transaction.__enter__()
+                break
+            except peewee.OperationalError as error:
+                if left <= 0 or not is_locked(error):
+                    raise
+        try:
+            yield
+        except BaseException as error:
+            transaction.__exit__(type(error), error, error.__traceback__)
+            raise
+        transaction.__exit__(None, None, None)
+
+    def transact(
+        self,
+        body: Callable[[], T],
+        locks: Sequence[tuple[str, str]],
+        wait_seconds: float,
+        before: Callable[[], None] | None = None,
+    ) -> T:
+        if before is not None:
+            before()
+        return body()  # within the lock's own transaction
+
+    def estimate(self, table: str, exact_up_to: int) -> int:
+        return int(self.ask(f"SELECT count(*) FROM {table}"))
+
+    def lock_of(self, kind: str) -> str:
+        return "the database's write lock"
+
+    def rewriting(self, model: ModelType, columns: Sequence[Column]) -> set[str]:
+        return set()
+
+    def refuses_column(self, column: Column, has_rows: bool, is_key: bool) -> tuple[str, str] | None:
+        rebuild = "make a new table with it and copy the rows, in a migration of your own"
+        if is_key:
+            return "SQLite cannot add a column of the primary key", rebuild
+        if column.generated and column.generated.startswith("STORED"):
+            return "SQLite cannot add a STORED generated column", "declare it VIRTUAL, or " + rebuild
+        variable = column.default is not None and not _is_constant(column.default)
+        if has_rows and variable:
+            return (
+                f"SQLite cannot add the default {column.default} to a table with rows",
+                "use a constant default",
+            )
+        return None
+
+    def history_columns(self) -> set[str]:
+        return {name.lower() for (name,) in execute(self.db, _HISTORY_COLUMNS)}
+
+    def time_notes(self, models: Sequence[ModelType], newest: int | None) -> tuple[TimeNote, ...]:
+        from .times import offsets  # not for a start
+
+        return tuple(offsets(self, models, newest))
+
+    def refuses_reference(self, constraint: Constraint, column: Column, title: str) -> tuple[str, str] | None:
+        fact = f"SQLite cannot add the foreign key {title} with a new column"
+        if len(constraint.columns) > 1:
+            return fact, "make a new table and copy the rows"
+        if column.default not in (None, "null") and self.ask("PRAGMA foreign_keys"):
+            return fact, "leave out the default"
+        return None
+
+    def family(self, type_: str) -> str:
+        return next((family for family, words in _AFFINITIES.items() if re.search(words, type_)), "number")
+
+    def as_stored(self, value: str, column: Column) -> str:
+        # Of the affinities only that to text changes a constant in a way that a comparison sees.
+        text = re.search("char|clob|text", column.type or "")
+        stored = f"CAST({value} AS TEXT)" if text else f"({value})"
+        return f"{stored} COLLATE {column.collation}" if column.collation else stored
+
+    def index_condition(self, index: Index) -> str:
+        parts = [f"({quote(k.column) if k.column else k.expression}) IS NOT NULL" for k in index.keys]
+        return " AND ".join(parts + ([f"({index.predicate})"] if index.predicate else [])) or "1"
+
+
+def _both_quotes(schema: str) -> tuple[str, str]:
+    name = schema or "main"
+    return "'" + name.replace("'", "''") + "'", quote(name)
+
+
+def _own_text(path: str) -> str:
+    """Return what a file holds that only this user, or root, can have written; "" for any other file.
+
+    :raises OSError: when there is no such regular file.
+    """
+    with os.fdopen(open_regular(Path(path)), "rb") as file:
+        status = os.fstat(file.fileno())
+        is_own = status.st_uid in trusted_owners() and status.st_nlink == 1
+        if not is_own or status.st_mode & WRITABLE_BY_OTHERS or status.st_size > BYTES:
+            return ""
+        return file.read(BYTES).decode()
+
+
+def _file_of(database: str) -> str | None:
+    """Return the path of a database's file; None where it is in memory."""
+    if not database.startswith("file:"):
+        return None if database in ("", ":memory:") else database
+    uri = urlsplit(database)
+    in_memory = "memory" in parse_qs(uri.query).get("mode", ())
+    path = unquote(uri.path)
+    return None if in_memory or path in ("", ":memory:") else path
+
+
+def _create(scratch: peewee.Database, model: ModelType, sql: str) -> None:
+    try:
+        execute(scratch, sql)
+    except peewee.PeeweeException as error:
+        raise ModelError(
+            f"{model.__name__} makes no table that SQLite takes: {first_line(error)}",
+            f"correct the model; its SQL was: {bounded(sql)}",
+        ) from None
+
+
+def _is_constant(default: str) -> bool:
+    number = r"[+-]? ?(0x[0-9a-f]+|[0-9.]+(e[+-]?[0-9]+)?)"
+    return bool(re.fullmatch(rf"{number}|x?'(?:[^']|'')*'|null", default, re.IGNORECASE))

@@ -1,0 +1,178 @@
+"""The full look at a database: what is declared, what is live, what differs, and what there is to do."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import peewee
+
+from ..errors import ModelError, ScratchUnavailable
+from ..models.service import MigrationVersion
+from . import history
+from .ddl import ModelType
+from .diff import Changes, diff
+from .engines.base import Engine, declared_names, discarded
+from .failures import can_be_of_a_change
+from .plan import Plan, Refusal
+from .schema import Schema, label
+from .stamp import Standing
+from .stamping import Stamping
+
+logger = logging.getLogger("whatspire_db.migrate")
+
+LOOKS = 5  # tries to see a schema that stands still
+
+
+@dataclass(frozen=True)
+class Look:
+    """What is declared and what there is to do, and how the database stood before and after that was found out."""
+
+    declared: Schema
+    plan: Plan
+    before: Standing | None
+    after: Standing | None
+
+    @property
+    def is_of_one_schema(self) -> bool:
+        return bool(self.before and self.after and self.before.mark == self.after.mark)
+
+
+@dataclass(frozen=True)
+class Looking:
+    """Looks at a database with the eyes of some models.
+
+    :param online_rows: a table with more is large: what takes long on it is done online, or refused.
+    """
+
+    stamping: Stamping
+    online_rows: int
+
+    @property
+    def engine(self) -> Engine:
+        return self.stamping.engine
+
+    @property
+    def models(self) -> Sequence[ModelType]:
+        return self.stamping.models
+
+    @property
+    def all_models(self) -> list[ModelType]:
+        """The models, and the one of the history, which a run that changes something needs."""
+        key = self.engine.key
+        if key(MigrationVersion) in {key(m) for m in self.models}:
+            return list(self.models)
+        return [*self.models, MigrationVersion]
+
+    @contextmanager
+    def reading(self, wait_seconds: float | None = None) -> Iterator[None]:
+        """Look in a transaction that is rolled back, and wait for no lock longer than the limit."""
+        with self.engine.reading(self.stamping.wait_seconds if wait_seconds is None else wait_seconds):
+            yield
+
+    def look(self, before: Standing | None, wait_seconds: float | None = None) -> Look:
+        """Look in full; again where somebody changed the schema meanwhile, for then the parts do not fit together."""
+        for _ in range(LOOKS - 1):
+            try:
+                look = self._look_once(before, wait_seconds)
+                if not look.plan.refused or look.is_of_one_schema:
+                    return look
+                before = look.after
+            except (peewee.PeeweeException, ModelError) as error:
+                if not can_be_of_a_change(error):
+                    raise
+                after = self.stamping.standing()
+                if before and after and before.mark == after.mark:
+                    raise
+                before = after
+        return self._look_once(before, wait_seconds)
+
+    def _look_once(self, before: Standing | None, wait_seconds: float | None) -> Look:
+        with self.reading(wait_seconds):
+            declared = self.declared()
+            plan = self.plan(declared)
+            # Another run may have changed the schema since the first question, and not have recorded it yet.
+            after = self.stamping.standing()
+        return Look(declared, replace(plan, version=after.version) if after else plan, before, after)
+
+    def plan(self, declared: Schema) -> Plan:
+        """Return what there is to do for a declared schema."""
+        live = self.snapshot()
+        version = history.version_or_zero(self.engine)
+        changes = self.changes(declared, live)
+        if found := self.engine.untrusted(self.all_models) if _asks_for_work(changes) else None:
+            return Plan(self.engine.name, version, refused=_untrusted(changes, *found), drift=tuple(changes.drift))
+        from .planner import make_plan  # not for a look that compares alone
+
+        with discarded(self.engine.db):
+            self.engine.see_every_row()
+            return make_plan(self.engine, self.all_models, changes, declared, live, version, self.online_rows)
+
+    def compared(self) -> tuple[Schema, Changes]:
+        """Return the declared schema and all that the live one differs in, but for the history nobody has asked for."""
+        declared = self.declared()
+        changes = self.changes(declared, self.snapshot())
+        keys = {self.engine.key(model) for model in self.models}
+        return declared, replace(changes, missing=[m for m in changes.missing if not m.table[1] or m.table in keys])
+
+    def snapshot(self) -> Schema:
+        """Return the live schema, as far as the models concern it."""
+        return self.engine.snapshot([self.engine.key(model) for model in self.all_models])
+
+    def declared(self) -> Schema:
+        """Return the declared schema; where the engine cannot make it, what is known of it by names.
+
+        :raises ModelError: when two models declare one table.
+        """
+        keys: dict[tuple[str, str], ModelType] = {}
+        for model in self.models:
+            other = keys.setdefault(self.engine.key(model), model)
+            if other is not model:
+                raise ModelError(
+                    f"{other.__name__} and {model.__name__} both declare table {model._meta.table_name}",
+                    "give one of them another table_name, or leave it out",
+                )
+        models = self.all_models
+        try:
+            schema = self.engine.declared(models)
+        except ScratchUnavailable as error:
+            schema = replace(declared_names(self.engine, models), unproved=(error.fact, error.hint))
+        # In the order of the models, so that two plans of one schema are equal.
+        return replace(schema, tables={key: schema.tables[key] for key in map(self.engine.key, models)})
+
+    def changes(self, declared: Schema, live: Schema) -> Changes:
+        """Compare two schemas; the history counts only beside something else."""
+        changes = diff(declared, live, self.engine.constraints_can_be_added)
+        if len(self.all_models) == len(self.models):
+            return changes
+        # The history is not the user's own table: it is made only with something to record.
+        own = self.engine.key(MigrationVersion)
+        others = [m for m in changes.missing if m.table != own]
+        return replace(
+            changes,
+            missing=changes.missing if others else [],
+            drift=[d for d in changes.drift if d.table != label(own)],
+            extra=[e for e in changes.extra if e.table != label(own)],
+        )
+
+
+def warn_of_names(declared: Schema) -> None:
+    """Say in the log when names alone could be compared, and why."""
+    if declared.unproved:
+        logger.warning("compared by names alone: %s (%s)", *declared.unproved)
+
+
+def _asks_for_work(changes: Changes) -> bool:
+    return bool(changes.missing) or any(drift.unfinished for drift in changes.drift)
+
+
+def _untrusted(changes: Changes, fact: str, hint: str) -> tuple[Refusal, ...]:
+    """Refuse to add what is missing; with nothing missing, what was left half done stays as it is."""
+    if not changes.missing:
+        return ()
+    first, more = changes.missing[0], len(changes.missing) - 1
+    what = str(first).removeprefix("missing ") + (f" and {more} more" if more else "")
+    kind = f"{'add' if first.kind in ('column', 'constraint') else 'create'}_{first.kind}"
+    return (Refusal(kind, label(first.table), first.name, f"cannot add {what}: {fact}", hint),)

@@ -1,0 +1,86 @@
+"""Missing and broken indexes -> steps: in the transaction, or online on a large table."""
+
+from __future__ import annotations
+
+from ...errors import ModelError
+from .. import ddl
+from ..ddl import qualified, quote
+from ..schema import Index, Key, label
+from .draft import Draft
+from .obstacles import has_duplicates, name_is_taken
+
+# To build another kind of index takes some hundred times as long a row.
+QUICKLY_BUILT = ("", "btree", "hash", "brin")
+
+
+def create_index(draft: Draft, key: Key, index: Index, broken: Index | None = None) -> None:
+    """Create an index, in place of a broken one: one of the same definition that is INVALID."""
+    model = draft.models[key]
+    if name_is_taken(draft, key, index.name) or has_duplicates(draft, key, index):
+        return
+    statements = {draft.engine.fold(name): sql for name, sql in ddl.create_indexes(draft.db, model)}
+    if index.name in statements:
+        _build(draft, key, index, statements[index.name], broken)
+    elif index.constraint:
+        _add_unique(draft, key, index, broken)
+    elif index.name:
+        raise ModelError(
+            f"no statement of {model.__name__} creates its index {index.name}",
+            "write the name in Meta.indexes as the database keeps it",
+        )
+    else:
+        name = "_".join([key[1], *index.columns, "unique"])
+        columns = ", ".join(map(quote, index.columns))
+        sql = f"CREATE UNIQUE INDEX {quote(name)} ON {draft.rows.table(key)} ({columns})"
+        draft.add("create_index", key, name, [sql], draft.scans(key))
+
+
+def _is_built_online(draft: Draft, key: Key, index: Index) -> bool:
+    limit = draft.online_rows if index.method in QUICKLY_BUILT else draft.online_rows // 100
+    return draft.is_large(key, limit)
+
+
+def _build(draft: Draft, key: Key, index: Index, sql: str, broken: Index | None) -> bool:
+    """Add the step that builds an index; tell whether it was not refused."""
+    if broken is None and not _is_built_online(draft, key, index):
+        draft.add("create_index", key, index.name, [sql], draft.scans(key))
+        return True
+    if draft.live.tables[key].partitioned:
+        reason = f"cannot create index {index.name}: {label(key)} is partitioned, and large"
+        hint = (
+            f"CREATE INDEX {quote(index.name)} ON ONLY {label(key)} ..., then on each partition CREATE INDEX "
+            "CONCURRENTLY and ALTER INDEX ... ATTACH PARTITION"
+        )
+        draft.refuse("create_index", key, index.name, reason, hint)
+        return False
+    name = qualified(key[0], index.name)
+    drop = [f"DROP INDEX CONCURRENTLY {name}"] if broken else []
+    draft.add(
+        "create_index",
+        key,
+        index.name,
+        [*drop, ddl.concurrently(sql)],
+        f"online, {draft.scans(key)}",
+        lock=draft.engine.lock_of("build_index"),
+        online=True,
+        builds=name,
+        repairs=draft.rows.table(key) if broken else "",
+    )
+    return True
+
+
+def _add_unique(draft: Draft, key: Key, index: Index, broken: Index | None = None) -> None:
+    model, definition = draft.models[key], ddl.unique_definition(index)
+    if broken is None and not draft.is_large(key):
+        sql = ddl.add_constraint(draft.db, model, index.name, definition)
+        draft.add("add_constraint", key, index.name, [sql], draft.scans(key))
+        return
+    if _build(draft, key, index, ddl.unique_index(draft.rows.table(key), index), broken):
+        use_index(draft, key, index, online=True)
+
+
+def use_index(draft: Draft, key: Key, index: Index, *, online: bool) -> None:
+    """Make a constraint of the unique index of its name."""
+    definition = f"UNIQUE USING INDEX {quote(index.name)}{index.constraint.removeprefix('UNIQUE')}"
+    sql = ddl.add_constraint(draft.db, draft.models[key], index.name, definition)
+    draft.add("add_constraint", key, index.name, [sql], "instant", online=online)

@@ -1,0 +1,67 @@
+"""What stands in the way of an addition: taken names, missing targets, rows that violate it; each is refused."""
+
+from __future__ import annotations
+
+from ..rows import checked, number_of_rows
+from ..schema import Constraint, Index, Key, label
+from .draft import Draft
+
+
+def title_of(key: Key, constraint: Constraint) -> str:
+    """Return what a refusal calls a constraint: its table and columns."""
+    return f"{label(key)} ({', '.join(constraint.columns)})"
+
+
+def name_is_taken(draft: Draft, key: Key, name: str) -> bool:
+    """Tell whether something else has the name of an index."""
+    owner = draft.live.names.get((key[0], draft.engine.fold(name)))
+    if owner is None or owner == key[1]:
+        return False
+    reason = f"cannot create index {name} on {label(key)}: {owner} has something of that name"
+    draft.refuse("create_index", key, name, reason, "give the index another name")
+    return True
+
+
+def has_target(draft: Draft, kind: str, key: Key, constraint: Constraint) -> bool:
+    """Tell whether the table is there that a reference leads to, or will be; also for what is no reference."""
+    target = constraint.references
+    found = draft.live.tables.get(target) if target is not None else None
+    if target is None or (target in draft.declared.tables and found is None) or target in draft.live.others:
+        return True
+    if found is not None and found.kind == "table":
+        return True
+    what = "does not exist" if found is None else f"is a {found.kind}"
+    hint = "give the model of that table to the migration too" if found is None else "make it a table first"
+    reason = f"cannot add the foreign key {title_of(key, constraint)}: table {label(target)} {what}"
+    draft.refuse(kind, key, constraint.name, reason, hint)
+    return False
+
+
+def is_violated(draft: Draft, key: Key, constraint: Constraint) -> bool:
+    """Tell whether rows stand against a constraint."""
+    found = draft.rows.violations(key, constraint, draft.new_columns.get(key, {}))
+    if found:
+        what, hint = {
+            "check": ("violate it", f"correct them: SELECT * FROM {label(key)} WHERE NOT {checked(constraint)}"),
+            "foreign_key": (
+                f"refer to no row of {label(constraint.references or key)}",
+                "add the missing rows, or correct the references",
+            ),
+            "primary_key": ("have no value of their own there", "give each row its own"),
+        }[constraint.kind]
+        title = f"{constraint.kind.replace('_', ' ')} {title_of(key, constraint)}"
+        reason = f"cannot add {title}: {number_of_rows(found)} of {number_of_rows(draft.rows.exact(key))} {what}"
+        draft.refuse("add_constraint", key, constraint.name, reason, hint)
+    return bool(found)
+
+
+def has_duplicates(draft: Draft, key: Key, index: Index) -> bool:
+    """Tell whether rows share their value in an index that is to be unique."""
+    found = draft.rows.duplicates(key, index, draft.new_columns.get(key, {})) if index.unique and index.keys else 0
+    if found:
+        columns = ", ".join(k.expression for k in index.keys)
+        whole = number_of_rows(draft.rows.exact(key))
+        reason = f"cannot make {label(key)} ({columns}) unique: {number_of_rows(found)} of {whole} share their value"
+        query = f"SELECT {columns}, count(*) FROM {label(key)} GROUP BY {columns} HAVING count(*) > 1"
+        draft.refuse("create_index", key, index.name, reason, f"find them with {query}, and keep one of each")
+    return bool(found)

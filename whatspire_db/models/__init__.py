@@ -1,0 +1,1 @@
+"""BaseModel, what its rows remember, and the service's tables."""

@@ -1,0 +1,71 @@
+"""BaseModel: the base of the service's tables and of a user's own, and which models there are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import peewee
+
+from ..errors import NotConnected
+from .queries import Queries
+from .saving import SavesChanges
+
+
+class _Unconnected(peewee.DatabaseProxy):
+    """Peewee's stand-in for a database, whose use before connect() says what is missing."""
+
+    def __getattr__(self, name: str) -> Any:
+        if self.obj is None and not name.startswith("__"):
+            raise NotConnected(
+                "a model was used before connect()",
+                "call connect() first; it points the models at the database of the settings",
+            )
+        return super().__getattr__(name)
+
+    def __enter__(self) -> Any:
+        return self.__getattr__("connection_context") and self.obj.__enter__()
+
+
+# connect() points it at a database; until then the models only describe tables.
+database = _Unconnected()
+
+
+class _BaseModelMeta(peewee.ModelBase):
+    """Keeps `Meta.abstract` to the class that says it; peewee hands every Meta option down."""
+
+    def __new__(mcs, name: str, bases: tuple[type, ...], attrs: dict[str, Any], **kwargs: Any) -> Any:
+        abstract = bool(getattr(attrs.get("Meta"), "abstract", False))
+        model = super().__new__(mcs, name, bases, attrs, **kwargs)
+        if hasattr(model, "_meta"):
+            model._meta.abstract = abstract
+        return model
+
+
+class BaseModel(SavesChanges, Queries, peewee.Model, metaclass=_BaseModelMeta):
+    """Base of the service's models and of a user's own: a subclass is a table of the migration.
+
+    A subclass with `abstract = True` in its Meta is no table, only a base of others. `save()` writes the columns that
+    changed since the row was read; a value that cannot be read raises ValueRefused with the row's table and key.
+    """
+
+    class Meta:
+        database = database
+        legacy_table_names = False
+        abstract = True
+
+
+def is_own(model: type[peewee.Model]) -> bool:
+    """Return whether a model is a user's, and not one of the service's tables."""
+    return not model.__module__.startswith("whatspire_db.")
+
+
+def registered_models() -> list[type[BaseModel]]:
+    """Return every subclass of BaseModel that is a table, in the order of definition."""
+    found: list[type[BaseModel]] = []
+    pending = list(BaseModel.__subclasses__())
+    while pending:
+        model = pending.pop(0)
+        if not model._meta.abstract:
+            found.append(model)
+        pending.extend(model.__subclasses__())
+    return found

@@ -1,0 +1,220 @@
+"""SIGINT and SIGTERM end a command within a second, whatever it waits for; only commands install handlers."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import signal
+import sys
+import threading
+
+# Bound here, before a module of the user's models can replace them (gevent, eventlet): the watcher is a real thread.
+from _thread import allocate_lock, start_new_thread
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from select import select
+from time import monotonic
+from typing import Any, NoReturn, TypeVar
+
+T = TypeVar("T")
+
+NUMBERS = (signal.SIGINT, signal.SIGTERM)
+HEARD_SECONDS = 0.7  # a main thread that has not heard the signal by then waits in C for what cannot be cancelled
+CLEAR_SECONDS = 30.0  # for what a command rolls back and clears up after the signal
+HELD_SECONDS = 2.0  # a second signal ends what holds the first one back, but not before
+CANCEL_SECONDS = 0.1
+REPEAT_SECONDS = 0.15  # timeout(1) sends its signal to the process and to its group: that is one, not two
+LAST_WORDS_SECONDS = 0.2
+TICK_SECONDS = 0.02
+
+_current: Command | None = None
+
+
+class Command:
+    """The signals of one run of a command: the first one interrupts it, the second one ends it at once.
+
+    :param last_words: prints the error where the process ends without its main thread; returns the exit code.
+    """
+
+    def __init__(self, last_words: Callable[[int], int]) -> None:
+        self.number: int | None = None  # of the first signal
+        self.is_over = False  # from here on a signal interrupts nothing
+        self.connections: list[Any] = []
+        self._last_words = last_words
+        self._heard = False
+        self._held = 0
+
+    def interrupt(self, number: int, frame: Any) -> None:
+        """Handle a signal in the main thread.
+
+        :raises KeyboardInterrupt: at the first one.
+        """
+        self.number = self.number or number
+        if not self._heard and not self.is_over:
+            self._heard = True
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Leave the main thread alone during the block, which handles signals itself."""
+        self._held += 1
+        try:
+            yield
+        finally:
+            self._held -= 1
+
+    def watch(self, pipe: int) -> None:
+        """Wait in a thread of its own for a signal, and see to it that the main thread hears it."""
+        number = _next(pipe, None)
+        if not number:
+            return
+        self.number = self.number or number
+        if self._is_to_be_ended(pipe):
+            self._end(self.number)
+
+    def _is_to_be_ended(self, pipe: int) -> bool:
+        """Watch the main thread end the command; False when it did, True when this thread has to."""
+        started = monotonic()
+        unheard, cancelled, second = 0.0, 0.0, False
+        while True:
+            again = _next(pipe, TICK_SECONDS)
+            now = monotonic()
+            if again == 0:
+                return False
+            second = second or bool(again and now - started > REPEAT_SECONDS)
+            if self._held:
+                if second and now - started > HELD_SECONDS:
+                    return True
+            elif second or unheard > HEARD_SECONDS or now - started > CLEAR_SECONDS:
+                return True
+            elif self.is_over or not self._heard:
+                unheard += TICK_SECONDS
+                if unheard > TICK_SECONDS and now - cancelled > CANCEL_SECONDS:
+                    cancelled = now
+                    self._cancel()
+
+    def _cancel(self) -> None:
+        """Cancel what the connections run; each in a thread, because the server may not answer."""
+        for connection in list(self.connections):
+            cancel = getattr(connection, "cancel", None) or connection.interrupt
+            start_new_thread(_quietly, (cancel,))
+
+    def _end(self, number: int) -> None:
+        said, code = allocate_lock(), exit_code(number)
+        said.acquire()
+
+        def say() -> None:
+            nonlocal code
+            with suppress(Exception):
+                code = self._last_words(number)
+            said.release()
+
+        start_new_thread(say, ())
+        said.acquire(timeout=LAST_WORDS_SECONDS)
+        os._exit(code)
+
+
+def exit_code(number: int) -> int:
+    """Return the exit code of a command that a signal ended."""
+    return 128 + number
+
+
+def end(code: int) -> NoReturn:
+    """End the process with a command's exit code, whatever signals come while Python shuts down."""
+    for number in NUMBERS:
+        if signal.getsignal(number) not in (signal.SIG_IGN, None):
+            signal.signal(number, lambda number, frame: os._exit(code))
+            atexit.register(signal.signal, number, signal.SIG_IGN)  # Python gives up its handlers after that
+    # Python ends by SIGINT, whatever the code, when the last text that it ran was interrupted, as a dataclass runs one.
+    exec("")  # noqa: S102
+    sys.exit(code)
+
+
+def _quietly(call: Callable[..., object], *arguments: object) -> None:
+    with suppress(Exception):
+        call(*arguments)
+
+
+def _next(pipe: int, seconds: float | None) -> int | None:
+    """Return the number of the next signal; None when none came in time, 0 when the command is over."""
+    if not select([pipe], [], [], seconds)[0]:
+        return None
+    data = os.read(pipe, 64)
+    return next((byte for byte in data if byte in (0, *NUMBERS)), None) if data else 0
+
+
+@contextmanager
+def heard(last_words: Callable[[int], int]) -> Iterator[Command]:
+    """Handle SIGINT and SIGTERM during the block; a signal that the caller ignores stays ignored.
+
+    Outside of the main thread, where Python has no handlers, nothing is installed.
+    """
+    global _current
+    command = Command(last_words)
+    if threading.current_thread() is not threading.main_thread():
+        yield command
+        return
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    numbers = [n for n in NUMBERS if signal.getsignal(n) not in (signal.SIG_IGN, None)]
+    outer, wakeup = _current, signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    before = {number: signal.signal(number, command.interrupt) for number in numbers}
+    _current = command
+    start_new_thread(_watch, (command, reader))
+    try:
+        yield command
+    finally:
+        command.is_over = True
+        _current = outer
+        signal.set_wakeup_fd(wakeup)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        os.write(writer, b"\0")
+        os.close(writer)
+
+
+def _watch(command: Command, pipe: int) -> None:
+    try:
+        command.watch(pipe)
+    finally:
+        os.close(pipe)
+
+
+def held() -> AbstractContextManager[None]:
+    """Return a context in which a command's watcher leaves the main thread alone."""
+    return _current.held() if _current else nullcontext()
+
+
+def cancellable(connection: T) -> T:
+    """Have a signal cancel what a connection runs, as long as the command runs; return the connection."""
+    if _current is not None:
+        _current.connections.append(connection)
+    return connection
+
+
+def aside(call: Callable[[], T]) -> T:
+    """Return the result of a call that waits in C, run in another thread so that the main thread hears signals.
+
+    An interrupt leaves the call to itself. Outside of commands, and of their main thread, the call runs as it is.
+    """
+    if _current is None or threading.current_thread() is not threading.main_thread():
+        return call()
+    done = threading.Event()
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(call())
+        except BaseException as error:
+            errors.append(error)
+        done.set()
+
+    try:
+        threading.Thread(target=run, name="whatspire_db aside", daemon=True).start()
+    except RuntimeError:  # no thread can be started, for want of memory or by a limit: better deaf than not at all
+        return call()
+    done.wait()
+    if errors:
+        raise errors[0]
+    return results[0]

@@ -1,0 +1,77 @@
+"""What every module about PostgreSQL's SQL shares: queries that nothing in the search_path can change."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from functools import lru_cache
+
+_TOKEN = re.compile(
+    r"""(?P<skip>'(?:[^']|'')*'|--[^\n]*|%%|%s|\s+)
+    |(?P<cast>::\s*)
+    |(?P<word>"(?:[^"]|"")*"|[A-Za-z_]\w*)
+    |(?P<operator>[-+/<>=~!@#&|^]+)
+    |(?P<other>.)""",
+    re.VERBOSE | re.DOTALL,
+)
+# What may stand before a parenthesis without being a function of the catalog's. COALESCE and GREATEST call no operator
+# that search_path decides on.
+_SYNTAX = re.compile(
+    "all|and|any|array|as|by|coalesce|conflict|distinct|else|exists|filter|from|greatest|having|in|least|materialized|"
+    "not|on|operator|or|order|over|partition|select|then|union|using|values|when|where|with|within"
+)
+# Types that are words of the grammar, which always means pg_catalog's.
+_GRAMMAR_TYPE = re.compile("bigint|bit|boolean|char|dec|decimal|float|int|integer|numeric|real|smallint")
+# Syntax that calls an operator by its bare name, which search_path decides on.
+_HIDDEN = re.compile("between|in|like|ilike|similar|nullif|overlaps")
+
+# A condition on a row of pg_class: a query of the relation runs no code of its owner with rights above the owner's. A
+# view runs functions when it is read, and for a table's indexes alone the planner evaluates constant parts of their
+# expressions. Whoever may run programs on the server, as every superuser may, can do everything anyway.
+_IS_MIGHTY = "pg_has_role({}, 'pg_execute_server_program', 'MEMBER')"
+SAFE_TO_QUERY = (
+    f"relkind = ANY ('{{r,p}}') AND ({_IS_MIGHTY.format('relowner')} "
+    f"OR NOT ({_IS_MIGHTY.format('current_user')} OR {_IS_MIGHTY.format('session_user')}))"
+)
+
+
+@lru_cache(maxsize=256)
+def pinned(sql: str) -> str:
+    """Return a query whose functions, operators, types and pg_ relations are those of pg_catalog.
+
+    A function or an operator that somebody made in a schema of the search_path can fit a call better than
+    PostgreSQL's own; a qualified name leaves no choice. All operators of a pinned query bind alike, from the left:
+    put what belongs together into parentheses.
+
+    :raises ValueError: for syntax that calls an operator without naming it, like IN; write = ANY (...) instead.
+    """
+    return "".join(_pinned(list(_TOKEN.finditer(sql))))
+
+
+def _pinned(tokens: list[re.Match[str]]) -> Iterator[str]:
+    last = ""  # the token before, spaces and comments left out
+    for number, token in enumerate(tokens):
+        text, kind = token.group(), token.lastgroup
+        if kind == "word":
+            yield _qualified(text, last, _next(tokens, number))
+        else:
+            yield f"OPERATOR(pg_catalog.{text})" if kind == "operator" and last != "." else text
+        if not (text.isspace() or text.startswith("--")):
+            last = text.strip().lower()
+
+
+def _next(tokens: list[re.Match[str]], number: int) -> str:
+    return next((t.group().lower() for t in tokens[number + 1 :] if not t.group().isspace()), "")
+
+
+def _qualified(word: str, last: str, following: str) -> str:
+    name = word.lower()
+    if _HIDDEN.fullmatch(name) or (name == "distinct" and last == "is") or (name == "case" and following != "when"):
+        raise ValueError(f"{word} in a pinned query calls an operator of the search_path")
+    if "." in (last, following):
+        return word
+    if last == "::":
+        return word if _GRAMMAR_TYPE.fullmatch(name) else f"pg_catalog.{word}"
+    is_function = following == "(" and last not in ("as", "with") and not _SYNTAX.fullmatch(name)
+    is_relation = name.startswith("pg_") and last in ("from", "join")
+    return f"pg_catalog.{word}" if is_function or is_relation else word
