@@ -30,7 +30,7 @@ from playhouse.pool import PooledPostgresqlDatabase
 from sqlalchemy.pool import QueuePool
 
 from whatspire_db import Settings, connect
-from whatspire_db.dsn.parsing import parse_postgres
+from whatspire_db.dsn.postgres import parse_postgres
 
 THREADS, CONNECTIONS = 64, 8
 CHECKOUTS = 2000

@@ -24,7 +24,7 @@ from hypothesis import HealthCheck, Phase
 from hypothesis import settings as hypothesis_settings
 
 from whatspire_db import MigrationRunner, MigrationVersion, Settings, connect
-from whatspire_db.dsn.parsing import parse_postgres
+from whatspire_db.dsn.postgres import parse_postgres
 from whatspire_db.migrate.stamp import Stamps, fingerprint
 from whatspire_db.models.service import SERVICE_MODELS
 

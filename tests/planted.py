@@ -13,7 +13,7 @@ from typing import Any
 import psycopg2
 
 import whatspire_db
-from whatspire_db.dsn.parsing import parse_postgres
+from whatspire_db.dsn.postgres import parse_postgres
 
 # What a planted function does. A sequence keeps its value when the transaction is rolled back.
 _TRAP = """

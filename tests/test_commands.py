@@ -15,7 +15,7 @@ from tests.conftest import Place, Server
 from tests.migrate.test_command_line import fails
 from tests.servers import opened, up
 from whatspire_db.dsn.naming import LIBPQ, describe
-from whatspire_db.dsn.parsing import parse_postgres
+from whatspire_db.dsn.postgres import parse_postgres
 
 pytestmark = pytest.mark.sampled
 

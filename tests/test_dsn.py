@@ -16,7 +16,8 @@ from psycopg2.extensions import make_dsn, parse_dsn
 
 from tests.conftest import Place, Server
 from whatspire_db import ConfigError, Settings, connect
-from whatspire_db.dsn.parsing import parse_postgres, parse_sqlite
+from whatspire_db.dsn.postgres import parse_postgres
+from whatspire_db.dsn.sqlite import parse_sqlite
 from whatspire_db.errors import ConnectionFailed
 
 text = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0"), min_size=1, max_size=12)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from whatspire_db import ConfigError, Settings
-from whatspire_db.dsn.parsing import SqliteTarget
+from whatspire_db.dsn.targets import SqliteTarget
 
 SECRET = "Zq7SECRETx9"
 

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from psycopg2.extensions import libpq_version, parse_dsn
 
 from whatspire_db import ConfigError
-from whatspire_db.dsn.parsing import parse_postgres
+from whatspire_db.dsn.forms import PLAIN
+from whatspire_db.dsn.mistakes import kind_of_any
+from whatspire_db.dsn.postgres import parse_postgres
 
 NAMES = ["user", "password", "host", "port", "dbname", "options", "sslmode", "application_name", "requiressl"]
 URL = re.compile(r"postgres(ql)?://", re.IGNORECASE)
@@ -325,3 +327,10 @@ def test_where_go_differs_without_need_libpq_is_followed() -> None:
     assert ours("postgres://h?application_name=a+b") == {"host": "h", "application_name": "a+b"}
     assert ours("postgres://h?user=a&user=b") == {"host": "h", "user": "b"}
     assert ours("postgres://a,b:5433,/d") == {"host": "a,b,", "port": ",5433,", "dbname": "d"}
+
+
+@pytest.mark.parametrize("kind", PLAIN)
+@given(data=st.data())
+def test_what_counts_as_plain_is_what_the_careful_look_takes_it_for(kind: str, data: st.DataObject) -> None:
+    dsn = data.draw(st.from_regex(PLAIN[kind].pattern, fullmatch=True, alphabet=st.characters(codec="ascii")))
+    assert kind_of_any("DSN", dsn) == kind

@@ -25,7 +25,7 @@ from tests.migrate.test_command_line import AS_NOBODY, fails
 from tests.migrate.test_stamp import statements
 from tests.servers import eventually, new_node, opened, psql, schema_text, up
 from whatspire_db import MigrationRunner, WhatspireDBError
-from whatspire_db.dsn.parsing import parse_postgres
+from whatspire_db.dsn.postgres import parse_postgres
 from whatspire_db.health import Health, check_health
 from whatspire_db.models.service import SERVICE_MODELS
 

@@ -16,15 +16,17 @@ ROOT = Path(__file__).parent.parent / "whatspire_db"
 # The rooms from the top to the bottom, and the modules in each: one may import, at import time, what stands above it.
 # "" is the package's __init__.py.
 ROOMS = {
+    "light": [],
     "errors": [],
     "peewee_compat": [],
     "files": [],
     "sql": [],
+    "interruption": [],
     "signals": [],
-    "dsn": ["", "redaction", "forms", "parsing", "naming"],
+    "dsn": ["", "redaction", "forms", "mistakes", "targets", "sqlite", "postgres", "naming"],
     "settings": ["durations", "kinds", "variables", "dotenv_file", ""],
     "messages": [],
-    "fields": ["json_columns", ""],
+    "fields": ["text_search", "json_columns", ""],
     "models": ["", "row_state", "rollbacks", "saving", "unreadable", "rows", "queries", "base", "service"],
     "connection": [
         "",
@@ -146,7 +148,7 @@ ROOMS = {
         "",
     ],
     "health": ["values", "engines", "engines.sqlite", "engines.postgres", "check", ""],
-    "cli": ["", "starting", "command", "loading", "migrate", "backup", "health", "front"],
+    "cli": ["", "starting", "parser", "command", "loading", "migrate", "backup", "health", "front"],
 }
 ENTRANCES = ["", "__main__", "migrate.__main__", "backup.__main__", "health.__main__"]
 ORDER = [f"{room}.{module}".strip(".") for room, modules in ROOMS.items() for module in modules or [""]] + ENTRANCES

@@ -15,7 +15,7 @@ import pytest
 from tests.conftest import Place
 from whatspire_db import ConfigError, MigrationRunner, ModelError, NotConnected, Session, Settings, backup, connect
 from whatspire_db.connection.own_database import dsn_of, is_same, target_of
-from whatspire_db.dsn.parsing import parse_postgres
+from whatspire_db.dsn.postgres import parse_postgres
 from whatspire_db.health import check_health
 from whatspire_db.models import base as models
 

@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import peewee
 import playhouse.migrate
@@ -18,9 +18,23 @@ import playhouse.sqlite_ext
 import pytest
 
 from tests.test_house import MODULES, ROOT
-from whatspire_db.peewee_compat import HOOKS, INSTANCE_ATTRIBUTES, USED, Private, dirty
+from whatspire_db import peewee_compat
+from whatspire_db.peewee_compat import INSTANCE_ATTRIBUTES, dirty
 
 LIBRARIES: list[Any] = [peewee, playhouse.migrate, playhouse.postgres_ext, playhouse.pool, playhouse.sqlite_ext]
+
+
+class Private(NamedTuple):
+    """A private name of Peewee, as the seam lists it."""
+
+    name: str
+    shape: str
+    purpose: str
+    breaks: str
+
+
+HOOKS = [Private(*hook) for hook in peewee_compat.HOOKS]
+USED = [Private(*used) for used in peewee_compat.USED]
 HOOK_NAMES = {hook.name.rpartition(".")[2] for hook in HOOKS}
 BY_NAME = {"getattr", "hasattr", "setattr", "delattr", "getattr_static", "attrgetter", "methodcaller"}
 Defined = dict[str, set[str]]

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import Place
-from whatspire_db.dsn.parsing import parse_postgres
+from whatspire_db.dsn.postgres import parse_postgres
 from whatspire_db.dsn.redaction import looks_like_dsn, redact, shown, without_arguments
 
 pytestmark = pytest.mark.sampled

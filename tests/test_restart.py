@@ -27,7 +27,7 @@ from tests.load import (
 )
 from tests.servers import GONE, Node, new_node, terminate
 from whatspire_db import Settings, connect
-from whatspire_db.dsn.parsing import parse_postgres
+from whatspire_db.dsn.postgres import parse_postgres
 
 SETTINGS = "-c fsync=on"
 KILLS = 12

@@ -16,7 +16,7 @@ import pytest
 
 from tests.conftest import Place
 from whatspire_db import PoolTimeout, Settings, WhatspireDBError, connect
-from whatspire_db.dsn.parsing import parse_postgres
+from whatspire_db.dsn.postgres import parse_postgres
 
 pytestmark = pytest.mark.sampled
 

@@ -2,8 +2,6 @@
 
 from .cli import starting as starting  # isort: skip - first, for the import of all else takes a while
 
-from typing import TYPE_CHECKING, Any
-
 from .connection.connecting import connect
 from .connection.pool_state import PoolStats
 from .errors import (
@@ -21,6 +19,7 @@ from .errors import (
     VerificationFailed,
     WhatspireDBError,
 )
+from .light import TYPE_CHECKING, Any
 from .models.base import BaseModel
 from .models.queries import readable
 from .models.service import (

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar
+TYPE_CHECKING = False
 
 if TYPE_CHECKING:
+    from typing import Any, TypeVar
+
     from .migrate.plan import Plan
+
+    E = TypeVar("E", bound="WhatspireDBError")
 
 LONGEST = 900  # characters of a fact or of a hint: both fit on a screen
 _INVISIBLE = {"Cc", "Zl", "Zp"}  # control characters, line and paragraph separators
 _DIRECTIONS = set("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-
-E = TypeVar("E", bound="WhatspireDBError")
 
 
 def printable(text: str) -> str:

@@ -7,7 +7,11 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
+
+from .light import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 CREATED_MODE = 0o600
@@ -41,7 +45,7 @@ def kind_of(status: os.stat_result) -> str | None:
     return next((name for is_kind, name in _KINDS if is_kind(status.st_mode)), "a device")
 
 
-def require_regular(path: Path, status: os.stat_result) -> os.stat_result:
+def require_regular(path: str | os.PathLike[str], status: os.stat_result) -> os.stat_result:
     """Return the status of a regular file.
 
     :raises NotRegular: for anything else.
@@ -51,7 +55,7 @@ def require_regular(path: Path, status: os.stat_result) -> os.stat_result:
     return status
 
 
-def open_regular(path: Path, flags: int = os.O_RDONLY, mode: int = CREATED_MODE) -> int:
+def open_regular(path: str | os.PathLike[str], flags: int = os.O_RDONLY, mode: int = CREATED_MODE) -> int:
     """Return a descriptor of a regular file, whose status holds for all that is read from it.
 
     Links are not followed, and pipes and devices are not opened.
@@ -59,7 +63,7 @@ def open_regular(path: Path, flags: int = os.O_RDONLY, mode: int = CREATED_MODE)
     :raises NotRegular: for anything but a regular file.
     """
     try:
-        require_regular(path, path.lstat())
+        require_regular(path, os.lstat(path))
     except FileNotFoundError:
         if not flags & os.O_CREAT:
             raise
@@ -107,6 +111,8 @@ def others_can_replace(folder: Path) -> bool:
 
 def _way_to(folder: Path) -> Iterator[Path]:
     """Yield a folder and those above it, by the path as given, by each link on it, and by the one without links."""
+    from pathlib import Path  # takes a while to load, and a start that finds its stamp needs none
+
     seen: set[Path] = set()
     pending = [Path(os.path.abspath(folder)), Path(os.path.realpath(folder))]
     while pending:
@@ -120,7 +126,7 @@ def _way_to(folder: Path) -> Iterator[Path]:
 
 def _target_of(link: Path) -> Path:
     """Return where a link leads; what it leads through is looked at in its turn."""
-    return Path(os.path.abspath(Path(os.path.realpath(link.parent), os.readlink(link))))
+    return type(link)(os.path.abspath(os.path.join(os.path.realpath(link.parent), os.readlink(link))))
 
 
 def _is_open_to_others(status: os.stat_result) -> bool:

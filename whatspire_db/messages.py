@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from functools import cache
 from types import MappingProxyType
-from typing import Any
 
 from .errors import WhatspireDBError, bounded, printable
+from .light import Any
 
 LONGEST = 500  # characters of an engine's own words
 NOTHING_CHANGED = "nothing was changed; correct what the database names and try again"

@@ -8,59 +8,55 @@ tests/test_peewee_compat.py checks this, and that the installed Peewee has each 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
 
 import peewee
 
+from .light import Any
 
-class Private(NamedTuple):
-    """A private name of Peewee: where it is, its shape there, what it is used for, and what breaks without it."""
-
-    name: str  # "module:Class.attribute"
-    shape: str  # the parameters of a function, "class", "property", "value" of the class or "attribute" of instances
-    purpose: str
-    breaks: str
-
+# A private name is a tuple of four texts: where it is, "module:Class.attribute"; its shape there, which is the
+# parameters of a function, "class", "property", "value" of the class or "attribute" of instances; what it is used for;
+# and what breaks without it.
+Private = tuple[str, str, str, str]
 
 # Our subclasses define these, and Peewee calls them or reads them.
-HOOKS = (
-    Private(
+HOOKS: tuple[Private, ...] = (
+    (
         "peewee:Database._state",
         "attribute",
         "Peewee keeps a thread's connection and its open blocks there; a property gives each task its own",
         "tasks and greenlets of one thread share a connection, and their transactions mix",
     ),
-    Private(
+    (
         "peewee:Database._connect",
         "(self)",
         "opens a driver's connection; the databases of both engines say why it failed",
         "a failure to connect is the driver's own error, without a hint",
     ),
-    Private(
+    (
         "peewee:Database._initialize_connection",
         "(self, conn)",
         "PostgreSQL: puts each new session into UTC",
         "times without a zone are read in the server's zone",
     ),
-    Private(
+    (
         "peewee:Database._log_query",
         "(self, sql, params)",
         "keeps parameters out of Peewee's debug log",
         "rows' contents reach the log although LOG_PARAMETERS is off",
     ),
-    Private(
+    (
         "peewee:SqliteDatabase._set_pragmas",
         "(self, conn)",
         "waits for the lock that a change of the journal mode takes",
         "two programs that open a new file at once fail with `database is locked`",
     ),
-    Private(
+    (
         "peewee:BaseQuery._get_cursor_wrapper",
         "(self, cursor)",
         "makes the object that reads a query's rows; ours remembers what was read",
         "save() writes every column, and an unreadable value does not name its row",
     ),
-    Private(
+    (
         "peewee:ColumnBase._converter",
         "value",
         "reads the value of an expression; those within JSON columns are decoded by it",
@@ -72,110 +68,108 @@ _SCRATCH = "the scratch database lacks what the declared schema needs"
 _DDL = "no DDL can be rendered"
 
 # The functions and classes below use these.
-USED = (
-    Private(
+USED: tuple[Private, ...] = (
+    (
         "peewee:_ConnectionState",
         "class",
         "the base of our own state of a connection",
         "Peewee finds no `closed`, `conn`, `ctx`, `transactions` or `commit_callbacks` for a thread or task",
     ),
-    Private(
-        "peewee:_atomic", "class", "the base of the block that atomic() returns", "the pool cannot tell tasks apart"
-    ),
-    Private(
+    ("peewee:_atomic", "class", "the base of the block that atomic() returns", "the pool cannot tell tasks apart"),
+    (
         "peewee:_transaction",
         "class",
         "the base of the block that transaction() returns",
         "a block that another task leaves ends the wrong transaction; save() does not notice a rollback",
     ),
-    Private(
+    (
         "peewee:_savepoint",
         "class",
         "the base of the block that savepoint() returns",
         "the same for savepoints; a lost session hides the error that ended the block",
     ),
-    Private(
+    (
         "peewee:_manual",
         "class",
         "tells manual_commit() from a block that is a transaction by itself",
         "save() and the pool take manual_commit() for an open transaction",
     ),
-    Private(
+    (
         "peewee:__exception_wrapper__",
         "value",
         "turns the errors of a driver that is used directly into Peewee's",
         "those errors keep the driver's class and are not translated",
     ),
-    Private(
+    (
         "peewee:Database._set_server_version",
         "(self, conn)",
         "learns the server's version from the first connection",
         "Peewee renders SQL for the wrong version",
     ),
-    Private(
+    (
         "peewee:Database._field_types",
         "attribute",
         "is part of what a model's DDL depends on",
         "the stamp of a database with other field types matches wrongly",
     ),
-    Private(
+    (
         "peewee:SqliteDatabase._pragmas",
         "attribute",
         "the pragmas of the DSN and those given to pragma(permanent=True)",
         "connections have none of the pragmas",
     ),
-    Private(
+    (
         "peewee:SqliteDatabase._extensions",
         "attribute",
         "says whether there are extensions to load",
         _SCRATCH,
     ),
-    Private("peewee:SqliteDatabase._load_aggregates", "(self, conn)", "gives the scratch one aggregates", _SCRATCH),
-    Private("peewee:SqliteDatabase._load_collations", "(self, conn)", "gives the scratch one collations", _SCRATCH),
-    Private("peewee:SqliteDatabase._load_functions", "(self, conn)", "gives the scratch one functions", _SCRATCH),
-    Private("peewee:SqliteDatabase._load_extensions", "(self, conn)", "gives the scratch one extensions", _SCRATCH),
-    Private(
+    ("peewee:SqliteDatabase._load_aggregates", "(self, conn)", "gives the scratch one aggregates", _SCRATCH),
+    ("peewee:SqliteDatabase._load_collations", "(self, conn)", "gives the scratch one collations", _SCRATCH),
+    ("peewee:SqliteDatabase._load_functions", "(self, conn)", "gives the scratch one functions", _SCRATCH),
+    ("peewee:SqliteDatabase._load_extensions", "(self, conn)", "gives the scratch one extensions", _SCRATCH),
+    (
         "peewee:Model._dirty",
         "attribute",
         "the fields that were assigned since the row was read",
         "save() cannot tell which columns changed",
     ),
-    Private(
+    (
         "peewee:Model._populate_unsaved_relations",
         "(self, field_dict)",
         "takes the key of a related instance that was saved after it was assigned",
         "save() writes NULL into the foreign key",
     ),
-    Private(
+    (
         "peewee:Model._normalize_data",
         "(data, kwargs)",
         "reads the arguments of insert() and update() as Peewee does",
         "insert() and update() refuse names of fields or of columns",
     ),
-    Private(
+    (
         "peewee:ModelCursorWrapper._constructor_list",
         "attribute",
         "the classes that a joined row is made of",
         "instances of joined rows do not remember what was read",
     ),
-    Private(
+    (
         "peewee:Model._schema",
         "attribute",
         "the schema manager of a model, whose class may be a user's own",
         _DDL,
     ),
-    Private("peewee:SchemaManager._create_context", "(self)", "renders DDL under the scratch tables' names", _DDL),
-    Private("peewee:SchemaManager._create_table", "(self, safe=True, **options)", "renders CREATE TABLE", _DDL),
-    Private("peewee:SchemaManager._create_indexes", "(self, safe=True)", "renders CREATE INDEX", _DDL),
-    Private("peewee:SchemaManager._create_foreign_key", "(self, field)", "renders a deferred reference", _DDL),
-    Private("peewee:Field._sequence_parts", "(self)", "names the sequence of a field", _DDL),
-    Private(
+    ("peewee:SchemaManager._create_context", "(self)", "renders DDL under the scratch tables' names", _DDL),
+    ("peewee:SchemaManager._create_table", "(self, safe=True, **options)", "renders CREATE TABLE", _DDL),
+    ("peewee:SchemaManager._create_indexes", "(self, safe=True)", "renders CREATE INDEX", _DDL),
+    ("peewee:SchemaManager._create_foreign_key", "(self, field)", "renders a deferred reference", _DDL),
+    ("peewee:Field._sequence_parts", "(self)", "names the sequence of a field", _DDL),
+    (
         "playhouse.sqlite_ext:VirtualTableSchemaManager._create_virtual_table",
         "(self, safe=True, **options)",
         "tells virtual tables from others, by being there",
         "CREATE INDEX is rendered for full-text tables, which can have none",
     ),
-    Private(
+    (
         "peewee:Table._schema",
         "attribute",
         "the schema of a table that is rendered",

@@ -11,10 +11,12 @@ import threading
 # Bound here, before a module of the user's models can replace them (gevent, eventlet): the watcher is a real thread.
 from _thread import allocate_lock, start_new_thread
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from select import select
 from time import monotonic
-from typing import Any, NoReturn, TypeVar
+
+from . import interruption
+from .light import Any, NoReturn, TypeVar
 
 T = TypeVar("T")
 
@@ -26,8 +28,6 @@ CANCEL_SECONDS = 0.1
 REPEAT_SECONDS = 0.15  # timeout(1) sends its signal to the process and to its group: that is one, not two
 LAST_WORDS_SECONDS = 0.2
 TICK_SECONDS = 0.02
-
-_current: Command | None = None
 
 
 class Command:
@@ -149,7 +149,6 @@ def heard(last_words: Callable[[int], int]) -> Iterator[Command]:
 
     Outside of the main thread, where Python has no handlers, nothing is installed.
     """
-    global _current
     command = Command(last_words)
     if threading.current_thread() is not threading.main_thread():
         yield command
@@ -157,15 +156,15 @@ def heard(last_words: Callable[[int], int]) -> Iterator[Command]:
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     numbers = [n for n in NUMBERS if signal.getsignal(n) not in (signal.SIG_IGN, None)]
-    outer, wakeup = _current, signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    outer, wakeup = interruption.command, signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     before = {number: signal.signal(number, command.interrupt) for number in numbers}
-    _current = command
+    interruption.command = command
     start_new_thread(_watch, (command, reader))
     try:
         yield command
     finally:
         command.is_over = True
-        _current = outer
+        interruption.command = outer
         signal.set_wakeup_fd(wakeup)
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -178,43 +177,3 @@ def _watch(command: Command, pipe: int) -> None:
         command.watch(pipe)
     finally:
         os.close(pipe)
-
-
-def held() -> AbstractContextManager[None]:
-    """Return a context in which a command's watcher leaves the main thread alone."""
-    return _current.held() if _current else nullcontext()
-
-
-def cancellable(connection: T) -> T:
-    """Have a signal cancel what a connection runs, as long as the command runs; return the connection."""
-    if _current is not None:
-        _current.connections.append(connection)
-    return connection
-
-
-def aside(call: Callable[[], T]) -> T:
-    """Return the result of a call that waits in C, run in another thread so that the main thread hears signals.
-
-    An interrupt leaves the call to itself. Outside of commands, and of their main thread, the call runs as it is.
-    """
-    if _current is None or threading.current_thread() is not threading.main_thread():
-        return call()
-    done = threading.Event()
-    results: list[T] = []
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            results.append(call())
-        except BaseException as error:
-            errors.append(error)
-        done.set()
-
-    try:
-        threading.Thread(target=run, name="whatspire_db aside", daemon=True).start()
-    except RuntimeError:  # no thread can be started, for want of memory or by a limit: better deaf than not at all
-        return call()
-    done.wait()
-    if errors:
-        raise errors[0]
-    return results[0]

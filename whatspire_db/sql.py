@@ -6,7 +6,9 @@ import re
 from collections.abc import Iterator
 from functools import lru_cache
 
-_TOKEN = re.compile(
+from .light import pattern
+
+_TOKEN = pattern(
     r"""(?P<skip>'(?:[^']|'')*'|--[^\n]*|%%|%s|\s+)
     |(?P<cast>::\s*)
     |(?P<word>"(?:[^"]|"")*"|[A-Za-z_]\w*)
@@ -16,14 +18,14 @@ _TOKEN = re.compile(
 )
 # What may stand before a parenthesis without being a function of the catalog's. COALESCE and GREATEST call no operator
 # that search_path decides on.
-_SYNTAX = re.compile(
+_SYNTAX = pattern(
     "all|and|any|array|as|by|coalesce|conflict|distinct|else|exists|filter|from|greatest|having|in|least|materialized|"
     "not|on|operator|or|order|over|partition|select|then|union|using|values|when|where|with|within"
 )
 # Types that are words of the grammar, which always means pg_catalog's.
-_GRAMMAR_TYPE = re.compile("bigint|bit|boolean|char|dec|decimal|float|int|integer|numeric|real|smallint")
+_GRAMMAR_TYPE = pattern("bigint|bit|boolean|char|dec|decimal|float|int|integer|numeric|real|smallint")
 # Syntax that calls an operator by its bare name, which search_path decides on.
-_HIDDEN = re.compile("between|in|like|ilike|similar|nullif|overlaps")
+_HIDDEN = pattern("between|in|like|ilike|similar|nullif|overlaps")
 
 # A condition on a row of pg_class: a query of the relation runs no code of its owner with rights above the owner's. A
 # view runs functions when it is read, and for a table's indexes alone the planner evaluates constant parts of their

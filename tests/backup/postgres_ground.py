@@ -16,7 +16,7 @@ import psycopg2.extensions
 
 from tests.conftest import Place, Server
 from tests.servers import program, said
-from whatspire_db.dsn.parsing import parse_postgres
+from whatspire_db.dsn.postgres import parse_postgres
 
 MODULE = "whatspire_db.backup"
 SCRATCH = "SELECT datname FROM pg_database WHERE datname LIKE 'whatspire\\_scratch\\_%'"

@@ -41,7 +41,7 @@ from tests.servers import Node, eventually, new_node, psql
 from whatspire_db import Settings, backup
 from whatspire_db.backup.engines.postgres.server import session
 from whatspire_db.backup.engines.postgres.swapping import old_name, replaced
-from whatspire_db.dsn.parsing import parse_postgres
+from whatspire_db.dsn.postgres import parse_postgres
 from whatspire_db.errors import BackupFailed
 
 pytestmark = pytest.mark.sampled

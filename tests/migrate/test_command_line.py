@@ -16,7 +16,7 @@ from peewee import sqlite3
 from tests.conftest import PASSWORD, Place, Server
 from tests.servers import program
 from whatspire_db import MigrationRunner
-from whatspire_db.dsn.parsing import parse_postgres
+from whatspire_db.dsn.postgres import parse_postgres
 
 pytestmark = pytest.mark.sampled
 
@@ -256,9 +256,13 @@ def test_folder_that_cannot_be_made(sqlite: Place) -> None:
     fails(sqlite.run("--dsn", "data/x.db"), 1, "data cannot be made")
 
 
+# All modules first: those that load late may lie where only root reads.
 AS_NOBODY = """
-import os, sys
-import dotenv, whatspire_db.migrate.engines.sqlite.engine
+import importlib, os, pkgutil, sys
+import dotenv, whatspire_db
+for module in pkgutil.walk_packages(whatspire_db.__path__, "whatspire_db."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
 from whatspire_db.cli.migrate import main
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
 sys.exit(main(sys.argv[1:]))

@@ -12,7 +12,7 @@ import pytest
 from tests.conftest import Place, Server
 from tests.migrate.test_command_line import fails
 from tests.servers import new_node, psql, up
-from whatspire_db.dsn.parsing import parse_postgres
+from whatspire_db.dsn.postgres import parse_postgres
 
 pytestmark = pytest.mark.sampled
 

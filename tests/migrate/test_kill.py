@@ -20,7 +20,7 @@ import pytest
 
 from tests.conftest import KILLS, Place, Server
 from tests.servers import program
-from whatspire_db.dsn.parsing import parse_postgres
+from whatspire_db.dsn.postgres import parse_postgres
 
 FEW, MANY = 6, KILLS
 SMALL, LARGE = 12_000, 50_000  # rows; PostgreSQL builds and validates online on either

@@ -16,7 +16,7 @@ from peewee import SQL
 from tests.conftest import POSTGRES_VERSION, Place, Server
 from tests.servers import psql
 from whatspire_db import MigrationRunner
-from whatspire_db.dsn.parsing import parse_postgres
+from whatspire_db.dsn.postgres import parse_postgres
 
 pytestmark = pytest.mark.sampled
 

@@ -19,7 +19,7 @@ from peewee import SQL, Check
 
 from tests.conftest import Place, Server
 from whatspire_db import MigrationRunner
-from whatspire_db.dsn.parsing import parse_postgres
+from whatspire_db.dsn.postgres import parse_postgres
 from whatspire_db.migrate import Step
 
 SMALL, LARGE = 100_000, 1_000_000  # rows

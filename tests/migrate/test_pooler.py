@@ -20,7 +20,7 @@ import pytest
 from tests.conftest import Place, Server
 from tests.servers import eventually, give, opened, without_root
 from whatspire_db import LockTimeout, MigrationRunner
-from whatspire_db.dsn.parsing import parse_postgres
+from whatspire_db.dsn.postgres import parse_postgres
 from whatspire_db.models.service import Session
 
 PGBOUNCER = shutil.which("pgbouncer", path=f"{os.environ['PATH']}{os.pathsep}/usr/sbin")

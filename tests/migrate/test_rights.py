@@ -20,7 +20,7 @@ from peewee import sqlite3
 from tests.conftest import Place, Server, as_killed_before_its_record, in_english
 from tests.migrate.test_command_line import AS_NOBODY, fails
 from tests.servers import psql, schema_text, up
-from whatspire_db.dsn.parsing import parse_postgres
+from whatspire_db.dsn.postgres import parse_postgres
 
 pytestmark = pytest.mark.sampled
 

@@ -20,7 +20,7 @@ from peewee import sqlite3
 from tests.conftest import Place, Server
 from tests.servers import program
 from whatspire_db import MigrationRunner, MigrationVersion
-from whatspire_db.dsn.parsing import parse_postgres
+from whatspire_db.dsn.postgres import parse_postgres
 from whatspire_db.health import check_health
 from whatspire_db.migrate.stamp import BYTES, KEPT, Stamps, fingerprint
 from whatspire_db.models.service import SERVICE_MODELS

@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 
-from .. import signals
+from .. import interruption
 from ..errors import BackupFailed, LockTimeout
 from ..files import (
     CREATED_MODE,
@@ -113,7 +113,7 @@ def undisturbed() -> Iterator[None]:
     numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not None]
     before = {number: signal.signal(number, lambda given, frame: came.append(given)) for number in numbers}
     try:
-        with signals.held():
+        with interruption.held():
             yield
     finally:
         for number, handler in before.items():

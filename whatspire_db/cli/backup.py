@@ -16,22 +16,14 @@ from ..backup.durable import LOCK_SECONDS
 from ..backup.manifest import Progress
 from ..backup.retention import Policy
 from ..connection.patience import patient
-from ..dsn.parsing import PostgresTarget, SqliteTarget, parse_sqlite
 from ..dsn.redaction import looks_like_dsn, shown
+from ..dsn.sqlite import parse_sqlite
+from ..dsn.targets import PostgresTarget, SqliteTarget
 from ..errors import ConfigError, WhatspireDBError
 from ..settings import Settings
 from ..settings.durations import seconds_of
-from .command import (
-    Answer,
-    Call,
-    Parser,
-    RawHelpFormatter,
-    add_database_options,
-    configure_logging,
-    progress_bar,
-    run_command,
-    symbol,
-)
+from .command import Answer, Call, configure_logging, progress_bar, run_command, symbol
+from .parser import Parser, RawHelpFormatter, add_database_options
 
 logger = logging.getLogger("whatspire_db.backup")
 PROG = "python -m whatspire_db.backup"

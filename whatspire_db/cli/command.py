@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import errno
+import gc
 import io
 import json
 import logging
@@ -12,17 +12,17 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from signal import SIGTERM
-from typing import Any, NoReturn, TextIO
+from types import SimpleNamespace
 
 import peewee
 
 from .. import messages, signals
 from ..dsn.naming import describe
-from ..dsn.parsing import PostgresTarget, SqliteTarget
-from ..dsn.redaction import without_arguments, without_dsns
-from ..errors import ConfigError, MigrationRefused, WhatspireDBError, printable
+from ..dsn.redaction import without_dsns
+from ..dsn.targets import PostgresTarget, SqliteTarget
+from ..errors import MigrationRefused, WhatspireDBError, printable
+from ..light import Any, TextIO, dataclass, replace
 from ..messages import in_words
 from ..settings import LOG_LEVELS, Settings
 from ..settings.variables import PREFIX
@@ -39,87 +39,6 @@ VARIABLES = {
 }
 # libpq's own defaults, by the part of a DSN that they stand for.
 ENDED_AT_ONCE = "run it again: the next run finishes, or clears away, what this one left"
-
-
-class HelpFormatter(argparse.HelpFormatter):
-    """argparse's, which it makes for each argument; by itself it would load `shutil` for the width of the terminal."""
-
-    def __init__(self, prog: str, **options: Any) -> None:
-        super().__init__(prog, **{"width": _width() - 2} | options)
-
-
-class RawHelpFormatter(HelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """The same for a command whose description or epilog has lines of its own."""
-
-
-def _width() -> int:
-    """Return how many columns the terminal has."""
-    columns = os.environ.get("COLUMNS", "")
-    if columns.isdecimal() and int(columns):
-        return int(columns)
-    try:
-        return os.get_terminal_size(sys.__stdout__.fileno()).columns or 80  # type: ignore[union-attr]
-    except (AttributeError, ValueError, OSError):  # there is no terminal
-        return 80
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse's, without abbreviated options; its errors are ConfigErrors that repeat no secret, and do not exit."""
-
-    given: Sequence[str] = ()
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        defaults: dict[str, Any] = {"allow_abbrev": False, "formatter_class": HelpFormatter}
-        super().__init__(*args, **defaults | kwargs)
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse like argparse; the arguments are kept for messages about them."""
-        self.given = sys.argv[1:] if args is None else list(args)
-        return super().parse_known_args(self.given, namespace)
-
-    def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
-        """Add an argument like argparse; one whose value is a text takes no empty one."""
-        action = super().add_argument(*names, **options)
-        if action.type is None:
-            action.type = _not_empty("/".join(action.option_strings) or str(action.metavar))
-        return action
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(without_arguments(message, self.given), f"see {self.prog} --help")
-
-
-def _not_empty(name: str) -> Callable[[str], str]:
-    """Return the type of an argument that refuses an empty or blank value, which an unset variable leaves behind."""
-
-    def text(value: str) -> str:
-        if not value.strip():
-            raise ConfigError(
-                f"{name} is given an empty value", "give a value or leave it out; is a variable in the command unset?"
-            )
-        return value
-
-    return text
-
-
-def add_shared_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of a command about a schema: which database, which models, and how to speak."""
-    add_database_options(parser)
-    parser.add_argument(
-        "--models", nargs="+", action="extend", metavar="MODULE", help="modules with models of your own"
-    )
-    parser.add_argument("--only-models", action="store_true", help="leave the service's own tables out")
-
-
-def add_database_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that every command takes: which database, and how to speak."""
-    parser.add_argument("--driver", metavar="D", help="sqlite or postgres (default: WHATSAPP_DATABASE_DRIVER)")
-    parser.add_argument(
-        "--dsn",
-        help="where the database is (default: WHATSAPP_DATABASE_DSN, where a password is safer than here)",
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON document on stdout, also for a failure")
-    parser.add_argument("-q", "--quiet", action="store_true", help="print errors alone")
-    parser.add_argument("-v", "--verbose", action="store_true", help="log statements to stderr")
 
 
 @dataclass(frozen=True)
@@ -155,7 +74,7 @@ class Call:
         document: Callable[[WhatspireDBError, int], Any] = failure_document,
     ) -> None:
         self.arguments = list(arguments)
-        self.options = argparse.Namespace()
+        self.options: Any = SimpleNamespace()
         self.driver, self.database = "", ""
         self._exit_code, self._document = exit_code, document
         typed = self.arguments[: self.arguments.index("--")] if "--" in self.arguments else self.arguments
@@ -249,8 +168,11 @@ class Call:
         return "--to" if is_alias else flag
 
 
-def run_command(call: Call, parse: Callable[[list[str]], argparse.Namespace], run: Callable[[Call], Answer]) -> int:
+def run_command(call: Call, parse: Callable[[list[str]], Any], run: Callable[[Call], Answer]) -> int:
     """Run a command and return its exit code; an error is two lines on stderr, a fact and a hint."""
+    if not gc.isenabled():  # cli/starting.py turned it off
+        gc.freeze()
+        gc.enable()
     _open_what_is_closed()
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors in ("strict", "surrogateescape"):
         # A name that its encoding lacks is no error, and bytes that are not text do not reach a terminal as they are.
@@ -336,7 +258,7 @@ class _Line(logging.Formatter):
         return printable(super().format(record))
 
 
-def configure_logging(options: argparse.Namespace) -> None:
+def configure_logging(options: Any) -> None:
     """Let the package's log go to stderr: warnings, with -v more, with -q errors alone."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Line("%(levelname)s: %(message)s"))
@@ -346,7 +268,7 @@ def configure_logging(options: argparse.Namespace) -> None:
     logger.setLevel(logging.INFO if options.verbose else logging.ERROR if options.quiet else logging.WARNING)
 
 
-def read_settings(options: argparse.Namespace) -> Settings:
+def read_settings(options: Any) -> Settings:
     """Return the environment's settings under those of the command line.
 
     :raises ConfigError: when one of them is wrong.

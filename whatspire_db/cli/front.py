@@ -10,7 +10,8 @@ from typing import Any, NoReturn
 
 from ..dsn.redaction import shown
 from ..errors import ConfigError
-from .command import Answer, Call, Parser, RawHelpFormatter, run_command
+from .command import Answer, Call, run_command
+from .parser import Parser, RawHelpFormatter
 
 PROG = "whatspire-db"
 COMMANDS = {

@@ -14,8 +14,9 @@ from ..errors import WhatspireDBError
 from ..health.check import check_health
 from ..health.values import Health, aligned, rows
 from ..settings.durations import seconds_of
-from .command import FAILED, OK, Answer, Call, Parser, add_shared_options, configure_logging, run_command
+from .command import FAILED, OK, Answer, Call, configure_logging, run_command
 from .loading import settings_and_models
+from .parser import Parser, add_shared_options
 
 PROG = "python -m whatspire_db.health"
 

@@ -7,16 +7,16 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import redirect_stdout
-from dataclasses import replace
 
 import peewee
 
 from ..connection.own_database import dsn_of, is_same, target_of
 from ..dsn.forms import POSTGRES, SQLITE
 from ..dsn.naming import describe
-from ..dsn.parsing import PostgresTarget, SqliteTarget
 from ..dsn.redaction import looks_like_dsn, shown
+from ..dsn.targets import PostgresTarget, SqliteTarget
 from ..errors import ConfigError
+from ..light import replace
 from ..models.base import database, is_own, registered_models
 from ..settings import Settings
 from ..settings.kinds import MODULES, is_module_name

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
 
 import peewee
 
 from ..connection.connecting import connect
 from ..connection.engines.sqlite.database import SqliteDatabase
-from ..dsn.parsing import SqliteTarget
+from ..dsn.targets import SqliteTarget
 from ..errors import ConfigError, RightMissing
+from ..light import TYPE_CHECKING, Any
 from ..migrate.history import MigrationStatus
 from ..migrate.plan import Plan, Step
 from ..migrate.progress import Progress, Watcher
@@ -25,22 +25,12 @@ from ..migrate.runner import MigrationRunner
 from ..migrate.stamp import ForeignHistory
 from ..settings import Settings
 from ..settings.durations import seconds_of
-from .command import (
-    OK,
-    Answer,
-    Call,
-    Parser,
-    RawHelpFormatter,
-    add_shared_options,
-    configure_logging,
-    progress_bar,
-    run_command,
-    say,
-    symbol,
-)
+from .command import OK, Answer, Call, configure_logging, progress_bar, run_command, say, symbol
 from .loading import settings_and_models
 
 if TYPE_CHECKING:
+    from argparse import ArgumentParser
+
     from ..migrate.diff import Changes
 
 PROG = "python -m whatspire_db.migrate"
@@ -52,12 +42,20 @@ VERBS = {
     "status": "list the recorded runs, and what is pending",
     "version": "print the recorded version, 0 before the first run",
 }
+# What the parser makes of no arguments.
+NOTHING_TYPED: dict[str, Any] = {
+    "verb": "up",
+    **dict.fromkeys(("lock_timeout", "wait", "models", "driver", "dsn")),
+    **dict.fromkeys(("backup", "sql", "trust_source", "only_models", "json", "quiet", "verbose"), False),
+}
 # The verbs that use an option; all verbs use those that are not here.
 USERS = {"backup": ("up",), "sql": ("plan",), "trust_source": ("up", "plan", "verify", "status")}
 
 
-def parser_of(prog: str = PROG) -> argparse.ArgumentParser:
+def parser_of(prog: str = PROG) -> ArgumentParser:
     """Return the parser of the command under the name that the user typed."""
+    from .parser import Parser, RawHelpFormatter, add_shared_options
+
     parser = Parser(
         prog=prog,
         formatter_class=RawHelpFormatter,
@@ -84,7 +82,9 @@ def parser_of(prog: str = PROG) -> argparse.ArgumentParser:
     return parser
 
 
-def _parse(prog: str, argv: list[str]) -> argparse.Namespace:
+def _parse(prog: str, argv: list[str]) -> Any:
+    if not argv:  # a worker's start, which loads no parser
+        return SimpleNamespace(**NOTHING_TYPED)
     options = parser_of(prog).parse_args(argv)
     if options.models and len(options.models) > 1 and options.models[-1] in VERBS:
         options.verb = options.models.pop()  # a verb that was written behind the modules
@@ -133,7 +133,7 @@ def _run(call: Call) -> Answer:
             db.close()
 
 
-def _before_changes(options: argparse.Namespace, settings: Settings) -> Callable[[], str | None] | None:
+def _before_changes(options: Any, settings: Settings) -> Callable[[], str | None] | None:
     """Return what --backup asks for; without it the settings decide."""
     if not options.backup:
         return None
@@ -142,7 +142,7 @@ def _before_changes(options: argparse.Namespace, settings: Settings) -> Callable
     return before_migration(settings)
 
 
-def _waits(options: argparse.Namespace, settings: Settings) -> tuple[float, float]:
+def _waits(options: Any, settings: Settings) -> tuple[float, float]:
     """Return how many seconds to wait for locks, and for a server that does not answer yet.
 
     :raises ConfigError: when an option is no duration.

@@ -5,10 +5,7 @@ Without a handler the first process of a container would not hear SIGTERM at all
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
-from typing import Any
 
 COMMANDS = ("whatspire_db", "whatspire_db.migrate", "whatspire_db.backup", "whatspire_db.health")
 HINT = "nothing is half done; run it again"
@@ -22,23 +19,28 @@ def command() -> str | None:
     return next((name for name in COMMANDS if name in arguments or f"-m{name}" in arguments), None)
 
 
-def hear() -> None:
-    """Let SIGINT and SIGTERM end a command that starts; one that the caller ignores stays ignored."""
-    name = command()
-    if name is None:
-        return
+def begin(name: str) -> None:
+    """Let SIGINT and SIGTERM end a command that starts, and collect no garbage before it has begun its work.
 
-    def end(number: int, frame: Any) -> None:
+    A signal that the caller ignores stays ignored.
+    """
+    import gc
+    import signal
+
+    gc.disable()  # what is imported stays, so a search through it finds nothing and takes its time
+
+    def end(number: int, frame: object) -> None:
         is_health = name.endswith("health") or (name == "whatspire_db" and "health" in sys.orig_argv)
-        _end(number, 1 if is_health else 128 + number)
+        _end("terminated" if number == signal.SIGTERM else "interrupted", 1 if is_health else 128 + number)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) not in (signal.SIG_IGN, None):
             signal.signal(number, end)
 
 
-def _end(number: int, code: int) -> None:
-    fact = "terminated" if number == signal.SIGTERM else "interrupted"
+def _end(fact: str, code: int) -> None:
+    import os
+
     try:
         if "--json" in sys.orig_argv:
             healthy = '"healthy": false, ' if code == 1 else ""
@@ -48,4 +50,5 @@ def _end(number: int, code: int) -> None:
         os._exit(code)
 
 
-hear()
+if name := command():
+    begin(name)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import peewee
 
 from ..errors import TransactionError
+from ..light import Any
 from ..models.rollbacks import Outcome
 from ..peewee_compat import AtomicBlock, SavepointBlock, TransactionBlock
 from .borrowing import Borrowing, State, notice_tasks

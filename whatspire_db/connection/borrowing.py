@@ -7,11 +7,11 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from operator import attrgetter
-from typing import Any
 
 import peewee
 
 from ..errors import PoolTimeout, TransactionError
+from ..light import Any
 from ..peewee_compat import ConnectionState, ManualCommitBlock, set_up
 from .pool import Pool
 from .pool_state import Lease, Limits

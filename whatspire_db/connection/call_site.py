@@ -7,20 +7,21 @@ import os
 import sys
 from functools import lru_cache
 from types import CodeType
-from typing import NamedTuple
 
 import peewee
-import playhouse
+
+from ..light import dataclass
 
 _LIBRARIES = (
     os.path.dirname(__file__) + os.sep,
-    os.path.dirname(playhouse.__file__ or "") + os.sep,
+    os.path.join(os.path.dirname(peewee.__file__), "playhouse", ""),
     peewee.__file__,
     contextlib.__file__,
 )
 
 
-class CallSite(NamedTuple):
+@dataclass(frozen=True)
+class CallSite:
     """A line of code; it prints itself as file:line in function."""
 
     code: CodeType

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from ..dsn.parsing import PostgresTarget, SqliteTarget
+from ..dsn.targets import PostgresTarget, SqliteTarget
 from ..errors import ConfigError
 from ..models.base import database as models_database
 from ..settings import Settings

@@ -9,11 +9,11 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from typing import Any, TypeVar
 
 import peewee
 
 from ..errors import TransactionError
+from ..light import Any, TypeVar, pattern
 from ..settings import Settings
 from .blocks import Atomic, ConnectionContext, Savepoint, Transaction
 from .borrowing import State, notice_tasks
@@ -25,10 +25,8 @@ from .tasks import PlainFunctionsOnly, current_task
 T = TypeVar("T")
 
 # Written by hand, the end or the beginning of a transaction: what was open before is over.
-_BEGINS_ANEW = re.compile(
-    r"\s*(?:BEGIN|START|ABORT|ROLLBACK(?!\s+(?:(?:WORK|TRANSACTION)\s+)?(?:TO|PREPARED)\b))\b", re.I
-)
-_COMMITS = re.compile(r"\s*(?:COMMIT|END)\b", re.I)
+_BEGINS_ANEW = pattern(r"\s*(?:BEGIN|START|ABORT|ROLLBACK(?!\s+(?:(?:WORK|TRANSACTION)\s+)?(?:TO|PREPARED)\b))\b", re.I)
+_COMMITS = pattern(r"\s*(?:COMMIT|END)\b", re.I)
 
 _databases: weakref.WeakSet[Pooling] = weakref.WeakSet()
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
-from urllib.parse import quote
 
 import peewee
 
-from ..dsn.parsing import PostgresTarget, SqliteTarget, parse_postgres, parse_sqlite
 from ..dsn.redaction import looks_like_dsn
+from ..dsn.targets import PostgresTarget, SqliteTarget
 from ..errors import ConfigError
+from ..light import Any
 
 _LOCAL = ("", "localhost", "127.0.0.1", "::1")
 
@@ -27,9 +26,13 @@ def target_of(db: peewee.Database) -> SqliteTarget | PostgresTarget:
     name = str(db.database or "")
     if isinstance(db, peewee.SqliteDatabase):
         is_uri = name[:5].lower() == "file:"
+        from ..dsn.sqlite import parse_sqlite
+
         return parse_sqlite(name) if is_uri else SqliteTarget(name, None if name in ("", ":memory:") else name)
     if not isinstance(db, peewee.PostgresqlDatabase):
         raise ConfigError(f"{type(db).__name__} is not supported", "use a database for SQLite or PostgreSQL")
+    from ..dsn.postgres import parse_postgres
+
     given = parse_postgres(name).arguments if looks_like_dsn(name) else {"dbname": name}
     texts = {k: str(v) for k, v in db.connect_params.items() if isinstance(v, str | int)}
     return PostgresTarget({**given, **texts})
@@ -61,6 +64,8 @@ def dsn_of(target: SqliteTarget | PostgresTarget) -> str:
     if isinstance(target, SqliteTarget):
         if target.path is None:
             raise ValueError
+        from urllib.parse import quote
+
         return target.database if target.uri else f"file:{quote(target.path).replace('~', '%7E')}"
     return " ".join(f"{key}={_quoted(value)}" for key, value in target.arguments.items() if value)
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TypeVar
 
 from ..errors import ConnectionFailed
+from ..light import TypeVar
 from ..messages import first_line, is_connection_lost, passes_by_itself, sqlstate
 
 T = TypeVar("T")
@@ -55,7 +54,9 @@ class Patience:
                 if not (self._may_try_again(error) and let_go()):
                     raise
                 logger.warning("%s; trying again", first_line(error))
-            time.sleep(min(self._pause * random.uniform(0.5, 1.5), max(self._left(), 0)))  # noqa: S311
+            from random import uniform  # only where a server is waited for
+
+            time.sleep(min(self._pause * uniform(0.5, 1.5), max(self._left(), 0)))  # noqa: S311
             self._pause = min(self._pause * 2, LONGEST_PAUSE_SECONDS)
 
     def _left(self) -> float:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import random
 import threading
 import time
 import weakref
@@ -18,9 +17,9 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from functools import partial
-from typing import Any
 
 from ..errors import PoolTimeout
+from ..light import Any
 from .call_site import CallSite, call_site
 from .pool_state import Holder, Lease, Limits, Member, PoolStats, Shared, Waiter, longest_held
 from .tasks import native_thread_id, wait_stops_tasks
@@ -95,7 +94,8 @@ class Pool:
         self._end_lost()
 
     def _member(self, connection: Any) -> Member:
-        lifetime = self.limits.lifetime * random.uniform(1 - LIFETIME_JITTER, 1)  # noqa: S311
+        chance = os.urandom(1)[0] / 255  # `random` takes a while to load
+        lifetime = self.limits.lifetime * (1 - LIFETIME_JITTER * chance)
         return Member(connection, time.monotonic() + lifetime if lifetime else math.inf)
 
     def _lend(self, member: Member, proved: bool) -> Lease:

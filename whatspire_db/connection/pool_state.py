@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-import queue
 import threading
 import time
 import weakref
 from collections import deque
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
 
+from ..light import Any, NamedTuple, dataclass, field
 from .call_site import CallSite
 
 
@@ -47,29 +45,40 @@ class Member:
     expires_at: float
 
 
-@dataclass(eq=False)
 class Lease:
-    """A connection in somebody's hands; when the thread dies that holds it, the connection goes back by itself."""
+    """A connection in somebody's hands; when the thread dies that holds it, the connection goes back by itself.
 
-    pool: Any  # whose it is
-    member: Member
-    proved: bool  # its server has answered since it was lent
-    reusable: bool = True
+    :param pool: whose it is.
+    :param proved: its server has answered since it was lent.
+    """
+
+    __slots__ = ("__weakref__", "member", "pool", "proved", "reusable")
+
+    def __init__(self, pool: Any, member: Member, proved: bool) -> None:
+        self.pool, self.member, self.proved = pool, member, proved
+        self.reusable = True
 
     @property
     def connection(self) -> Any:
         return self.member.connection
 
 
-class Holder(NamedTuple):
+class Holder:
     """What the pool knows of a lease: enough to name who holds it, and no more than a weak reference to it."""
 
-    lease: weakref.ref[Lease]
-    member: Member
-    site: CallSite
-    thread: threading.Thread
-    native_id: int  # the system's number of that thread
-    since: float
+    __slots__ = ("lease", "member", "native_id", "since", "site", "thread")
+
+    def __init__(
+        self,
+        lease: weakref.ref[Lease],
+        member: Member,
+        site: CallSite,
+        thread: threading.Thread,
+        native_id: int,  # the system's number of that thread
+        since: float,
+    ) -> None:
+        self.lease, self.member, self.site = lease, member, site
+        self.thread, self.native_id, self.since = thread, native_id, since
 
 
 def longest_held(holders: Iterable[Holder], most: int = 3) -> str:
@@ -92,6 +101,8 @@ class Waiter:
 
     def __init__(self, since: float | None = None) -> None:
         self.since = time.monotonic() if since is None else since
+        import queue  # only where somebody has to wait
+
         self.bell: queue.SimpleQueue[None] = queue.SimpleQueue()
         self.woken = self.handed = False
         self.given: Member | None = None
@@ -109,7 +120,9 @@ class Waiter:
 
     def sleep(self, seconds: float) -> None:
         """Wait until it is woken, so many seconds at most."""
-        with suppress(queue.Empty):
+        from queue import Empty
+
+        with suppress(Empty):
             self.bell.get(timeout=None if seconds == math.inf else max(seconds, 0))
 
 

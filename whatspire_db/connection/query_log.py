@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
+from ..light import Any, dataclass
 from .call_site import call_site
 
 logger = logging.getLogger("whatspire_db")

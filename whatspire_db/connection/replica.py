@@ -6,9 +6,9 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
 
 from ..errors import TransactionError
+from ..light import Any
 from .borrowing import Borrowing, State
 
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import _queue  # where the class is that waits in C
 import inspect
-import queue
 import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ..errors import TransactionError
+from ..light import TYPE_CHECKING, Any, Generic, TypeVar
 
 T = TypeVar("T")
 
@@ -27,7 +25,12 @@ def wait_stops_tasks() -> bool:
     """
     if _runs_asyncio() or _trio_task() is not None:
         return True
-    return current_task() is not None and queue.SimpleQueue is _queue.SimpleQueue
+    if current_task() is None:
+        return False
+    import _queue  # where the class is that waits in C
+    import queue
+
+    return queue.SimpleQueue is _queue.SimpleQueue
 
 
 def _runs_asyncio() -> bool:

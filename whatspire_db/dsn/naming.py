@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from ..errors import printable
-from .parsing import PostgresTarget, SqliteTarget
+from .targets import PostgresTarget, SqliteTarget
 
 LIBPQ = {"host": "PGHOST", "port": "PGPORT", "dbname": "PGDATABASE", "service": "PGSERVICE"}
 

@@ -5,22 +5,24 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
+from ..light import pattern
+
 HIDDEN = "***"
 
-_WORDS = re.compile(r"[A-Za-z]+([_./ -][A-Za-z]+)*")
-_NUMBERS = re.compile(r"[+-]?[.,]?[0-9][0-9.,_]*(\s?[a-zµμ]{1,8}[0-9.,]*)*")
+_WORDS = pattern(r"[A-Za-z]+([_./ -][A-Za-z]+)*")
+_NUMBERS = pattern(r"[+-]?[.,]?[0-9][0-9.,_]*(\s?[a-zµμ]{1,8}[0-9.,]*)*")
 _LONGEST = 40  # characters of a value that is repeated
 _SENSITIVE = r"(?:pass(?:word|wd|phrase|code)?|pwd|secret|token|api[_-]?key)"
-_OPTION = re.compile(r"--?[A-Za-z][A-Za-z-]*")
-_OPTION_FOR_SECRET = re.compile(rf"--?[a-z_-]*{_SENSITIVE}", re.IGNORECASE)
-_DSN = re.compile(
+_OPTION = pattern(r"--?[A-Za-z][A-Za-z-]*")
+_OPTION_FOR_SECRET = pattern(rf"--?[a-z_-]*{_SENSITIVE}", re.IGNORECASE)
+_DSN = pattern(
     r"://"  # a URL
     r"|:[^\s:@]*@"  # user:password@host; no more of it than tells it, for long texts take long otherwise
     rf"|{_SENSITIVE}[\"']?\s*[=:]"  # password=, "password":
     r"|(?:^|[\s;?&\"'])(?:host|hostaddr|user|dbname|service|server|data source|uid|user id)\s*=",
     re.IGNORECASE,
 )
-_PLAIN_WORD = re.compile(r"[A-Za-z]*|[0-9]*|\W*|.{1,3}", re.DOTALL)
+_PLAIN_WORD = pattern(r"[A-Za-z]*|[0-9]*|\W*|.{1,3}", re.DOTALL)
 # What stands before and behind a value that a driver repeats, in any language.
 _OPENING, _CLOSING = r"[\"'=:@/«»„“”‘’`(]", r"[\"'@&;,/\s«»„“”‘’`)]"
 

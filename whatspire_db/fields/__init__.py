@@ -6,13 +6,16 @@ import json
 import re
 import uuid
 from datetime import datetime, timezone
-from typing import Any
 
 import peewee
 from peewee import SQL, Context, Node
 
 from ..errors import ValueRefused
-from .json_columns import JSONValue, StoredText, TextSearch, on_postgres
+from ..light import TYPE_CHECKING, Any, pattern
+from .text_search import StoredText, TextSearch, on_postgres
+
+if TYPE_CHECKING:
+    from .json_columns import JSONValue
 
 UTC = timezone.utc
 
@@ -32,7 +35,7 @@ class Unreadable(ValueRefused):
 
 
 # What the Go drivers write into SQLite: a fraction of any length, and an offset or Z.
-_GO_TIME = re.compile(r"(\d{4}-\d\d-\d\d)[ T](\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|[+-]\d\d:\d\d)?", re.ASCII)
+_GO_TIME = pattern(r"(\d{4}-\d\d-\d\d)[ T](\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|[+-]\d\d:\d\d)?", re.ASCII)
 
 
 NO_TIME = "a text that is not a time of the form 2026-11-22 09:05:03.123+00:00"
@@ -177,6 +180,8 @@ class _JSONField(TextSearch):
 
         :raises ValueRefused: for a path of other types, and when the value is compared with one of another type.
         """
+        from .json_columns import JSONValue  # only where a query looks inside
+
         return JSONValue(self, path)
 
 

@@ -1,166 +1,22 @@
-"""JSON columns in queries: operators on their stored text, and the values within, alike on both engines."""
+"""Values within JSON columns, in queries: alike on both engines."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable
 from decimal import Decimal
 from functools import reduce
 from operator import or_
-from typing import Any
 
 import peewee
-from peewee import SQL, ColumnBase, Context, Expression, Node, NodeList, Value
+from peewee import SQL, ColumnBase, Context, Expression, Node, Value
 
 from ..errors import ValueRefused
+from ..light import Any
 from ..sql import pinned
+from .text_search import StoredText, TextSearch, name_of, on_postgres, plain
 
-# Bytes, as hex, that are UTF-8 without U+0000: of others PostgreSQL makes no text but an error.
-_UTF8 = (
-    "^(0[1-9a-f]|[1-7].|(c[2-9a-f]|d.)[89ab].|(e0[ab]|e[1-9abcef][89ab]|ed[89]).[89ab]."
-    "|(f0[9ab]|f[123][89ab]|f48).[89ab].[89ab].)*$"
-)
 _CHECKS_INPUT = 16  # the first PostgreSQL that tells whether a text is JSON without an error
-_ESCAPED = NodeList((SQL("ESCAPE"), Value("\\", converter=False)))
-
-
-def on_postgres(ctx: Context | None) -> bool:
-    """Return whether peewee renders for PostgreSQL: its own type map says so, whatever class of Database it is."""
-    types = ctx.state.field_types if ctx is not None else None
-    return types is not None and types.get("BLOB") == "BYTEA"
-
-
-# Text
-
-
-class TextSearch(ColumnBase):
-    """Operators that search a text; `%`, `_` and `\\` in patterns mean the same on both engines."""
-
-    def _text(self) -> ColumnBase:
-        return self
-
-    def like(self, pattern: Any) -> Any:
-        """Match a pattern, case-sensitively."""
-        return _Like(self._text(), _pattern(self, pattern))
-
-    def ilike(self, pattern: Any) -> Any:
-        """Match a pattern in any case."""
-        pattern = _pattern(self, pattern)
-        return Expression(self._text(), peewee.OP.ILIKE, NodeList((_plain(pattern), _ESCAPED)))
-
-    __mod__, __pow__ = like, ilike
-
-    def contains(self, text: Any) -> Any:
-        """Find a text within, in any case."""
-        return ColumnBase.contains(self._text(), _pattern(self, text))
-
-    def startswith(self, text: Any) -> Any:
-        """Find a text at the beginning, in any case."""
-        return ColumnBase.startswith(self._text(), _pattern(self, text))
-
-    def endswith(self, text: Any) -> Any:
-        """Find a text at the end, in any case."""
-        return ColumnBase.endswith(self._text(), _pattern(self, text))
-
-    def regexp(self, pattern: Any) -> Any:
-        """Search with a regular expression of the engine: PostgreSQL's, or Python's on SQLite."""
-        return _Regexp(self._text(), _pattern(self, pattern), any_case=False)
-
-    def iregexp(self, pattern: Any) -> Any:
-        """Search with a regular expression in any case."""
-        return _Regexp(self._text(), _pattern(self, pattern), any_case=True)
-
-
-def _pattern(column: Any, pattern: Any) -> Any:
-    if isinstance(pattern, (str, Node)):
-        return pattern
-    raise ValueRefused(
-        f"{_name(column)} is searched for a text, not for a value of type {type(pattern).__name__}",
-        'give a text; or compare a value within the JSON: Event.data.value("key") == 3',
-    )
-
-
-def _name(column: Any) -> str:
-    field = getattr(column, "field", column)
-    model = getattr(field, "model", None)
-    return f"{model._meta.table_name}.{field.column_name}" if model is not None else "a JSON column"
-
-
-def _plain(value: Any) -> Any:
-    return value if isinstance(value, Node) else Value(value, converter=False)
-
-
-class _Like(ColumnBase):
-    """LIKE in the case as written, which SQLite has as GLOB."""
-
-    def __init__(self, text: ColumnBase, pattern: Any) -> None:
-        self.text, self.pattern = text, pattern
-
-    def __sql__(self, ctx: Context) -> Context:
-        pattern = self.pattern
-        if on_postgres(ctx):
-            return ctx.sql(Expression(self.text, peewee.OP.LIKE, NodeList((_plain(pattern), _ESCAPED))))
-        return ctx.sql(Expression(self.text, "GLOB", _plain(_glob(pattern) if isinstance(pattern, str) else pattern)))
-
-
-def _glob(pattern: str) -> str:
-    """Return the pattern of GLOB for one of LIKE."""
-    parts, letters = [], iter(pattern)
-    for letter in letters:
-        if letter == "\\":
-            parts.append(_globbed(next(letters, "\\")))
-        else:
-            parts.append({"%": "*", "_": "?"}.get(letter) or _globbed(letter))
-    return "".join(parts)
-
-
-def _globbed(letter: str) -> str:
-    return f"[{letter}]" if letter in "*?[" else letter
-
-
-class _Regexp(ColumnBase):
-    """A search with a regular expression; SQLite has no operator for one in any case."""
-
-    def __init__(self, text: ColumnBase, pattern: Any, any_case: bool) -> None:
-        self.text, self.pattern, self.any_case = text, pattern, any_case
-
-    def __sql__(self, ctx: Context) -> Context:
-        pattern, text = _plain(self.pattern), self.text
-        if on_postgres(ctx):
-            return ctx.sql(Expression(text, peewee.OP.IREGEXP if self.any_case else peewee.OP.REGEXP, pattern))
-        if self.any_case:
-            pattern = Expression(Value("(?i)", converter=False), peewee.OP.CONCAT, pattern)
-        # Bytes as they are: sqlite3 hands no function a text that is not UTF-8.
-        raw = text.field if isinstance(text, StoredText) else text
-        return ctx.sql(Expression(raw, peewee.OP.REGEXP, pattern))
-
-
-def matches(pattern: str | None, subject: Any) -> bool | None:
-    """Return whether a regular expression is found: SQLite's REGEXP, which it leaves to the program."""
-    if pattern is None or subject is None:
-        return None
-    text = subject.decode(errors="replace") if isinstance(subject, bytes) else str(subject)
-    return re.search(pattern, text) is not None
-
-
-class StoredText(TextSearch):
-    """The text that a JSON column holds; for bytes that are not UTF-8 NULL on PostgreSQL, and the bytes on SQLite."""
-
-    def __init__(self, field: Any) -> None:
-        self.field = field
-
-    def __sql__(self, ctx: Context) -> Context:
-        if not self.field.holds_bytes:
-            return ctx.sql(self.field)
-        if not on_postgres(ctx):
-            return ctx.literal("CAST(").sql(self.field).literal(" AS TEXT)")
-        ctx.literal("pg_catalog.convert_from(CASE WHEN pg_catalog.encode(").sql(self.field)
-        ctx.literal(f", 'hex') OPERATOR(pg_catalog.~) '{_UTF8}' THEN ").sql(self.field)
-        return ctx.literal(" END, 'UTF8')")
-
-
-# Values
 
 
 class JSONValue(TextSearch):
@@ -174,13 +30,13 @@ class JSONValue(TextSearch):
         for key in path:
             if isinstance(key, bool) or not isinstance(key, (str, int)):
                 raise ValueRefused(
-                    f"a path in {_name(field)} has a {type(key).__name__} in it",
+                    f"a path in {name_of(field)} has a {type(key).__name__} in it",
                     "give keys as texts and places in lists as integers",
                 )
             if isinstance(key, int) and not -_PLACES <= key < _PLACES:
-                raise ValueRefused(f"a path in {_name(field)} has a place that no list has", "give a smaller integer")
+                raise ValueRefused(f"a path in {name_of(field)} has a place that no list has", "give a smaller integer")
         if not path:
-            raise ValueRefused(f"a path in {_name(field)} is empty", "give the key of a value")
+            raise ValueRefused(f"a path in {name_of(field)} is empty", "give the key of a value")
         self.field, self.path = field, path
 
     @staticmethod
@@ -216,13 +72,13 @@ class JSONValue(TextSearch):
             if isinstance(other, kinds):
                 return part(), other
         raise ValueRefused(
-            f"a value in {_name(self.field)} is compared with one of type {type(other).__name__}",
+            f"a value in {name_of(self.field)} is compared with one of type {type(other).__name__}",
             "compare it with a text, a number, a boolean or None; or use as_text(), as_number() or as_flag()",
         )
 
     @staticmethod
     def _operand(other: Any) -> Any:
-        return _LargeNumber(other) if isinstance(other, int) and not -_LARGEST <= other < _LARGEST else _plain(other)
+        return _LargeNumber(other) if isinstance(other, int) and not -_LARGEST <= other < _LARGEST else plain(other)
 
     def _compared(self, operator: str, other: Any) -> Any:
         part, other = self._same_kind(other)
@@ -297,7 +153,7 @@ class _Part(TextSearch):
 
     def _postgres(self, ctx: Context) -> Context:
         # OFFSET 0 has the text and the document computed once.
-        ctx.literal(f"(SELECT {_POSTGRES[self.kind]} FROM (SELECT ").sql(StoredText(self.field))
+        ctx.literal(f"(SELECT {pinned(_POSTGRES[self.kind])} FROM (SELECT ").sql(StoredText(self.field))
         ctx.literal(f" AS t OFFSET 0) AS jt, LATERAL (SELECT {_document(self.field)}")
         for key in self.path:
             ctx.literal(" OPERATOR(pg_catalog.->) ").sql(Value(key, converter=False))
@@ -324,11 +180,11 @@ _LARGEST = 1 << 63
 _INFINITE = 10**308
 _CONTAINER = "j{0}.type IN ('object', 'array')"
 _POSTGRES = {
-    "json": pinned("v::text"),
-    "text": pinned("CASE WHEN jsonb_typeof(v) = 'string' THEN v #>> '{}' END"),
-    "number": pinned("CASE WHEN jsonb_typeof(v) = 'number' THEN (v #>> '{}')::numeric END"),
-    "flag": pinned("CASE WHEN jsonb_typeof(v) = 'boolean' THEN (v #>> '{}')::boolean END"),
-    "present": pinned("CASE WHEN jsonb_typeof(v) <> 'null' THEN 1 END"),
+    "json": "v::text",
+    "text": "CASE WHEN jsonb_typeof(v) = 'string' THEN v #>> '{}' END",
+    "number": "CASE WHEN jsonb_typeof(v) = 'number' THEN (v #>> '{}')::numeric END",
+    "flag": "CASE WHEN jsonb_typeof(v) = 'boolean' THEN (v #>> '{}')::boolean END",
+    "present": "CASE WHEN jsonb_typeof(v) <> 'null' THEN 1 END",
 }
 _SQLITE = {
     "json": "CASE WHEN j{0}.type IN ('true', 'false', 'null') THEN j{0}.type"

@@ -13,7 +13,7 @@ from playhouse.pool import MaxConnectionsExceeded
 
 from ..connection.own_database import target_of
 from ..dsn.naming import describe
-from ..dsn.parsing import redact
+from ..dsn.redaction import redact
 from ..errors import ConnectionFailed, LockTimeout, RightMissing, WhatspireDBError
 from ..messages import database_failed, first_line, in_words, is_right_missing
 from ..migrate.reports import SchemaCheck

@@ -1,7 +1,6 @@
 """MigrationRunner and the values that it returns."""
 
-from typing import TYPE_CHECKING, Any
-
+from ..light import TYPE_CHECKING, Any
 from .history import MigrationStatus
 from .plan import Plan, Refusal, Step
 from .progress import Progress, Watcher

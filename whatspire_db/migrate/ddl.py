@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
 
 import peewee
 from peewee import SQL, Context, Entity, ForeignKeyField, Model
 
 from .. import peewee_compat
 from ..errors import ModelError
+from ..light import TYPE_CHECKING, Any, pattern
 from .schema import SERIAL, Column, Index
 
 if TYPE_CHECKING:
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 
 ModelType = type[Model]
 
-_INDEX_NAME = re.compile(
+_INDEX_NAME = pattern(
     r"""\s*CREATE\s+(?:UNIQUE\s+)?INDEX\s+(?:CONCURRENTLY\s+)?(?:IF\s+NOT\s+EXISTS\s+)?
         (?:(?:"[^"]+"|\w+)\.)?(?:"((?:[^"]|"")+)"|`([^`]+)`|\[([^\]]+)\]|(\w+))""",
     re.IGNORECASE | re.VERBOSE,
 )
-_UNIQUE = re.compile(r"\s*CREATE\s+UNIQUE\b", re.IGNORECASE)
+_UNIQUE = pattern(r"\s*CREATE\s+UNIQUE\b", re.IGNORECASE)
 # What a table does without that is only referred to, and what can need other tables, sequences or functions.
-_DISPENSABLE = re.compile(r"\bREFERENCES\b|(?<!\bBY )\bDEFAULT\b|\bCHECK\b", re.IGNORECASE)
-_PLAIN = re.compile(r"(\bINDEX\s+)(?:CONCURRENTLY\s+)?(?:IF\s+NOT\s+EXISTS\s+)?", re.IGNORECASE)
+_DISPENSABLE = pattern(r"\bREFERENCES\b|(?<!\bBY )\bDEFAULT\b|\bCHECK\b", re.IGNORECASE)
+_PLAIN = pattern(r"(\bINDEX\s+)(?:CONCURRENTLY\s+)?(?:IF\s+NOT\s+EXISTS\s+)?", re.IGNORECASE)
 
 
 class ScratchContext(Context):

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 import time
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 from ..errors import RightMissing, StepFailed
 from ..fields import utcnow
+from ..light import Any, dataclass
 from ..models.service import MigrationVersion
 from .engines.base import Engine
 from .stamp import ForeignHistory, recorded_version

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from ..light import TYPE_CHECKING, Any, dataclass
 
 if TYPE_CHECKING:
     from .diff import Drift

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+from ..light import TYPE_CHECKING, dataclass
 
 if TYPE_CHECKING:
     from .plan import Step

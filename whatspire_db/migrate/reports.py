@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
-
+from ..light import TYPE_CHECKING, Any, NamedTuple, dataclass
 from .plan import Plan, Step
 
 if TYPE_CHECKING:

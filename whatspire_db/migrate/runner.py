@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from types import ModuleType
-from typing import TYPE_CHECKING, TypeVar
 
 import peewee
 
@@ -17,6 +16,7 @@ from ..connection.database import Pooling
 from ..connection.patience import Patience
 from ..dsn.redaction import shown
 from ..errors import ConfigError, ModelError, WhatspireDBError
+from ..light import TYPE_CHECKING, TypeVar
 from ..messages import database_failed, in_words
 from ..models.base import is_own, registered_models
 from ..models.service import MigrationVersion

@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from operator import is_
-from typing import Any
 
 import peewee
 
 from ..errors import WhatspireDBError
+from ..light import Any, dataclass, replace
 from ..peewee_compat import field_types
 from .ddl import ModelType, create_indexes, create_table, deferred_foreign_keys
 

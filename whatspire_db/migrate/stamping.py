@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
+from ..light import TYPE_CHECKING, dataclass, replace
 from ..models.service import MigrationVersion
 from .ddl import ModelType
 from .engines.base import Engine

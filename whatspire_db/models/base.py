@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import peewee
 
 from ..errors import NotConnected
+from ..light import Any
 from .queries import Queries
 from .saving import SavesChanges
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
 
 import peewee
 
 from ..errors import ValueRefused
+from ..light import TYPE_CHECKING, Any
 from ..peewee_compat import by_field
 from .rows import rows_of
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import peewee
 
+from ..light import Any
 from ..peewee_compat import open_blocks
 
 

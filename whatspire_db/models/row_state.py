@@ -8,9 +8,10 @@ import decimal
 import uuid
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from inspect import getattr_static
-from typing import Any
 
 import peewee
+
+from ..light import Any
 
 # Values of these types cannot be changed in place.
 IMMUTABLE = frozenset(

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from functools import cache
 from inspect import getattr_static
-from typing import Any
 
 import peewee
 
 from ..errors import ValueRefused
+from ..light import Any
 from ..peewee_compat import INSTANCE_ATTRIBUTES, new_instance, wrap_constructors
 from .row_state import frozen
 from .saving import SavesChanges

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
 
 import peewee
 
 from ..errors import ValueRefused
+from ..light import TYPE_CHECKING, Any, dataclass
 from ..peewee_compat import copied_attributes, dirty, take_related_keys
 from .rollbacks import Outcome, outcomes
 from .row_state import IMMUTABLE, UNKNOWN, RowState, is_changed
@@ -16,7 +16,8 @@ from .row_state import IMMUTABLE, UNKNOWN, RowState, is_changed
 _Model: Any = peewee.Model if TYPE_CHECKING else object
 
 
-class _Unsure(NamedTuple):
+@dataclass(frozen=True)
+class _Unsure:
     """What an instance goes back to when a transaction that it was saved in is rolled back."""
 
     depends_on: tuple[Outcome, ...]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
 
 from peewee import SQL, ModelIndex
 
@@ -18,6 +17,7 @@ from ..fields import (
     TextKeyField,
     utcnow,
 )
+from ..light import TypeVar
 from .base import BaseModel
 
 M = TypeVar("M", bound=BaseModel)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import peewee
 
 from ..errors import ValueRefused
 from ..fields import Unreadable, UnreadableTime
+from ..light import Any
 
 LONGEST_KEY = 100  # characters of a key in a message
 # What a conversion raises for a value that is not of its field's kind.

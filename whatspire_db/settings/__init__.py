@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, NamedTuple
+from functools import lru_cache
 
 from ..dsn.forms import POSTGRES, POSTGRES_FORMS, SQLITE, check_folder, is_plainly_sqlite, kind_of
-from ..dsn.parsing import PostgresTarget, SqliteTarget, parse_sqlite, read_postgres
+from ..dsn.targets import PostgresTarget, SqliteTarget
 from ..errors import ConfigError
-from .dotenv_file import read_dotenv
+from ..light import Any, dataclass, field, fields
 from .kinds import BOOLEAN, COUNT, DURATION, MODULES, TEXT, Kind, checked, choice
 from .variables import PREFIX, check_names
 
@@ -27,8 +25,8 @@ RECORD_RUNS = choice("changes", "all")
 logger = logging.getLogger("whatspire_db")
 
 
-def _field(kind: Kind, default: Any, *, secret: bool = False) -> Any:
-    return dataclasses.field(default=default, repr=not secret, metadata={"kind": kind})
+def _setting(kind: Kind, default: Any, *, secret: bool = False) -> Any:
+    return field(default=default, repr=not secret, metadata={"kind": kind})
 
 
 @dataclass(frozen=True)
@@ -42,27 +40,27 @@ class Settings:
     :raises ConfigError: names the setting, what it got and what it takes.
     """
 
-    driver: str = _field(DRIVER, "")
-    dsn: str = _field(TEXT, "", secret=True)
-    max_idle_conns: int = _field(COUNT, 10)
-    max_open_conns: int = _field(COUNT, 100)  # 0: no limit
-    conn_max_lifetime: timedelta = _field(DURATION, timedelta(hours=1))  # 0: for ever
-    pool_timeout: timedelta = _field(DURATION, timedelta(seconds=30))  # 0: for ever
-    replica_dsn: str | None = _field(TEXT, None, secret=True)
-    log_level: str = _field(LOG_LEVEL, "warn")
-    slow_threshold: timedelta = _field(DURATION, timedelta(milliseconds=200))  # 0: nothing is slow
-    log_parameters: bool = _field(BOOLEAN, False)
-    models: tuple[str, ...] = _field(MODULES, ())
-    only_models: bool = _field(BOOLEAN, False)
-    record_runs: str = _field(RECORD_RUNS, "changes")
-    migration_lock_timeout: timedelta = _field(DURATION, timedelta(seconds=60))
-    health_timeout: timedelta = _field(DURATION, timedelta(seconds=5))
-    migration_online_rows: int = _field(COUNT, 10_000)
-    backup_dir: str = _field(TEXT, "backups")
-    backup_name: str | None = _field(TEXT, None)  # the database's
-    backup_before_migrate: bool = _field(BOOLEAN, False)
+    driver: str = _setting(DRIVER, "")
+    dsn: str = _setting(TEXT, "", secret=True)
+    max_idle_conns: int = _setting(COUNT, 10)
+    max_open_conns: int = _setting(COUNT, 100)  # 0: no limit
+    conn_max_lifetime: timedelta = _setting(DURATION, timedelta(hours=1))  # 0: for ever
+    pool_timeout: timedelta = _setting(DURATION, timedelta(seconds=30))  # 0: for ever
+    replica_dsn: str | None = _setting(TEXT, None, secret=True)
+    log_level: str = _setting(LOG_LEVEL, "warn")
+    slow_threshold: timedelta = _setting(DURATION, timedelta(milliseconds=200))  # 0: nothing is slow
+    log_parameters: bool = _setting(BOOLEAN, False)
+    models: tuple[str, ...] = _setting(MODULES, ())
+    only_models: bool = _setting(BOOLEAN, False)
+    record_runs: str = _setting(RECORD_RUNS, "changes")
+    migration_lock_timeout: timedelta = _setting(DURATION, timedelta(seconds=60))
+    health_timeout: timedelta = _setting(DURATION, timedelta(seconds=5))
+    migration_online_rows: int = _setting(COUNT, 10_000)
+    backup_dir: str = _setting(TEXT, "backups")
+    backup_name: str | None = _setting(TEXT, None)  # the database's
+    backup_before_migrate: bool = _setting(BOOLEAN, False)
     # Which settings were given, by field, and under which name: a variable or an option.
-    origins: Mapping[str, str] = dataclasses.field(default_factory=dict, compare=False, repr=False)
+    origins: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         given = {name: checked(name, getattr(self, name), kind) for name, kind in KINDS.items()}
@@ -123,17 +121,20 @@ class Settings:
             found |= {f: (source.name_of(f), text) for f, text in source.texts.items() if text.strip()}
         origins = {field: name for field, (name, _) in found.items()}
         given = {field: checked(name, text, KINDS[field]) for field, (name, text) in found.items()}
-        return cls(**_completed(given, origins), origins=origins)
+        made = cls.__new__(cls)  # what was just checked is not checked again
+        vars(made).update(_completed(given, origins), origins=origins)
+        return made
 
 
-class Source(NamedTuple):
+@dataclass(frozen=True)
+class Source:
     """Texts of settings by field, and the name that a field has where they come from."""
 
     texts: Mapping[str, str]
     name_of: Callable[[str], str]
 
 
-_TABLE = {field.name: field for field in dataclasses.fields(Settings) if "kind" in field.metadata}
+_TABLE = {field.name: field for field in fields(Settings) if field.metadata}
 KINDS: Mapping[str, Kind] = {name: field.metadata["kind"] for name, field in _TABLE.items()}
 NAMES = tuple(name.upper() for name in KINDS)
 
@@ -148,7 +149,12 @@ def _variables(environ: Mapping[str, str] | None, dotenv: str | os.PathLike[str]
 
     :raises ConfigError: for a name that is almost a setting's, and for a .env that cannot be understood.
     """
-    found = [{} if dotenv is None else read_dotenv(dotenv, PREFIX), os.environ if environ is None else environ]
+    written: Mapping[str, str] = {}
+    if dotenv is not None and os.path.lexists(dotenv):
+        from .dotenv_file import read_dotenv  # only where there is one
+
+        written = read_dotenv(dotenv, PREFIX)
+    found = [written, os.environ if environ is None else environ]
     names = {name for variables in found for name, text in variables.items() if text.strip()}
     if unknown := check_names(names, NAMES):
         logger.warning("ignored, for no such setting is known here: %s", ", ".join(unknown))
@@ -185,7 +191,7 @@ def _driver_for(driver: str, dsn: str, name_of: Callable[[str], str], field: str
     :raises ConfigError: when the DSN is neither engine's, is malformed, or is not that of the given driver.
     """
     kind = kind_of(name_of(field), dsn)
-    if driver == POSTGRES and not is_plainly_sqlite(dsn):
+    if driver == POSTGRES != kind and not is_plainly_sqlite(dsn):
         kind = POSTGRES  # libpq's parser says what is wrong
     if driver and kind != driver:
         titles = {SQLITE: "SQLite", POSTGRES: "PostgreSQL"}
@@ -201,5 +207,13 @@ def _driver_for(driver: str, dsn: str, name_of: Callable[[str], str], field: str
     return kind
 
 
+@lru_cache(maxsize=8)
 def _parsed(driver: str, name: str, dsn: str) -> SqliteTarget | PostgresTarget:
-    return read_postgres(name, dsn) if driver == POSTGRES else parse_sqlite(dsn)
+    # A worker loads the parser of its own engine alone.
+    if driver == POSTGRES:
+        from ..dsn.postgres import read_postgres
+
+        return read_postgres(name, dsn)
+    from ..dsn.sqlite import parse_sqlite
+
+    return parse_sqlite(dsn)

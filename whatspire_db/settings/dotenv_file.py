@@ -9,15 +9,15 @@ import re
 import selectors
 import stat
 import time
-from typing import Any
 
 from ..errors import ConfigError
+from ..light import Any, pattern
 
 PIPE_SECONDS = 10.0  # how long whoever fills a pipe may take
 LARGEST = 1 << 20  # bytes
 
-_USED = re.compile(r"\$\{([^}:]*)\}")  # without a default, as python-dotenv has it
-_NAME = re.compile(r"[A-Za-z_][\w.-]*", re.ASCII)
+_USED = pattern(r"\$\{([^}:]*)\}")  # without a default, as python-dotenv has it
+_NAME = pattern(r"[A-Za-z_][\w.-]*", re.ASCII)
 
 
 def read_dotenv(path: str | os.PathLike[str], prefix: str) -> dict[str, str]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from datetime import timedelta
 
 from ..dsn.redaction import shown
 from ..errors import ConfigError
+from ..light import pattern
 
 # The engines count limits in milliseconds of 31 bits: some 24 days. What is longer comes to the same.
 LONGEST_SECONDS = 2_000_000.0
@@ -22,7 +22,7 @@ _UNITS = {
     "m": 60 * 10**9,
     "h": 3600 * 10**9,
 }
-_TERM = re.compile(r"(?=\.?[0-9])([0-9]*)\.?([0-9]*)(ns|us|µs|μs|ms|s|m|h)")
+_TERM = pattern(r"(?=\.?[0-9])([0-9]*)\.?([0-9]*)(ns|us|µs|μs|ms|s|m|h)")
 _GO_LIMIT = 2**63  # nanoseconds, of which Go's time.Duration holds less, or as many below zero
 
 

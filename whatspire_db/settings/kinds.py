@@ -6,18 +6,19 @@ import os
 import re
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any, NamedTuple
 
 from ..dsn.forms import refuse_quotes
 from ..dsn.redaction import looks_like_dsn, shown
 from ..errors import ConfigError
+from ..light import Any, dataclass
 from .durations import TAKES as DURATIONS
 from .durations import parse_duration
 
 LARGEST_COUNT = 999_999_999
 
 
-class Kind(NamedTuple):
+@dataclass(frozen=True)
+class Kind:
     """What a setting takes: in words, read from text (ValueError when it is none), and as a value in Python."""
 
     takes: str

@@ -6,11 +6,12 @@ import re
 from collections.abc import Collection, Iterable
 
 from ..errors import ConfigError
+from ..light import pattern
 
 PREFIX = "WHATSAPP_DATABASE_"
 
 # Kubernetes puts these into each pod for a Service named whatsapp-database, or whatsapp-database-replica.
-_KUBERNETES = re.compile(r"(?:.*_)?(?:SERVICE_.+|PORT|PORT_.+)")
+_KUBERNETES = pattern(r"(?:.*_)?(?:SERVICE_.+|PORT|PORT_.+)")
 _SHORT = 8  # letters: a shorter name may differ by one letter, a longer one by two
 
 

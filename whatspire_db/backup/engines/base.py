@@ -13,8 +13,9 @@ from whatspire_db.connection.connecting import settings_of
 from whatspire_db.connection.database import Pooling
 from whatspire_db.connection.engines.sqlite.folder import require_folder
 from whatspire_db.dsn.forms import POSTGRES, SQLITE, kind_of
-from whatspire_db.dsn.parsing import PostgresTarget, SqliteTarget, parse_sqlite
 from whatspire_db.dsn.redaction import looks_like_dsn
+from whatspire_db.dsn.sqlite import parse_sqlite
+from whatspire_db.dsn.targets import PostgresTarget, SqliteTarget
 from whatspire_db.errors import ConfigError
 from whatspire_db.settings import Settings
 

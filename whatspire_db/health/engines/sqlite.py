@@ -9,7 +9,7 @@ from dataclasses import replace
 import peewee
 
 from whatspire_db.connection.own_database import target_of
-from whatspire_db.dsn.parsing import SqliteTarget
+from whatspire_db.dsn.targets import SqliteTarget
 from whatspire_db.errors import ConnectionFailed
 from whatspire_db.messages import DAMAGED
 from whatspire_db.peewee_compat import driver_connection, peewee_errors

@@ -7,13 +7,13 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, TypeVar
 
 import peewee
 
 from whatspire_db.errors import LockTimeout, ModelError
 from whatspire_db.peewee_compat import peewee_errors
 
+from ...light import TYPE_CHECKING, Any, TypeVar, pattern
 from ..ddl import ModelType, create_indexes, execute, written_constraints
 from ..plan import Step
 from ..progress import Progress
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 LOOK_SECONDS = 60.0  # a look waits no longer for a lock, unless its caller says otherwise
-_REFERENCES = re.compile(r'\bREFERENCES\s+(?:(?:"[^"]+"|\w+)\.)?(?:"([^"]+)"|(\w+))', re.IGNORECASE)
+_REFERENCES = pattern(r'\bREFERENCES\s+(?:(?:"[^"]+"|\w+)\.)?(?:"([^"]+)"|(\w+))', re.IGNORECASE)
 
 
 class _Discard(Exception):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from whatspire_db import messages
 from whatspire_db.backup.manifest import Progress
-from whatspire_db.dsn.parsing import PostgresTarget
+from whatspire_db.dsn.targets import PostgresTarget
 
 from . import tools as pg_tools
 from .dump_file import Entry, needing, title

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from whatspire_db.backup.manifest import Content, Progress
-from whatspire_db.dsn.parsing import PostgresTarget
+from whatspire_db.dsn.targets import PostgresTarget
 from whatspire_db.errors import (
     BackupFailed,
     NothingToBackUp,

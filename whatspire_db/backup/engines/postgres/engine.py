@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from whatspire_db.backup.manifest import Content, Manifest, Progress
-from whatspire_db.dsn.parsing import PostgresTarget
+from whatspire_db.dsn.targets import PostgresTarget
 from whatspire_db.errors import ConfigError
 
 from ..base import Engine, Restoration, as_file_name

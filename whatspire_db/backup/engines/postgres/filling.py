@@ -10,7 +10,7 @@ from pathlib import Path
 
 from whatspire_db import messages
 from whatspire_db.backup.manifest import Content, Progress
-from whatspire_db.dsn.parsing import PostgresTarget
+from whatspire_db.dsn.targets import PostgresTarget
 from whatspire_db.errors import BackupFailed
 
 from . import tools as pg_tools

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from whatspire_db import messages
-from whatspire_db.dsn.parsing import PostgresTarget
+from whatspire_db.dsn.targets import PostgresTarget
 
 from .bare_names import bare_uses_in
 from .server import Session, session

@@ -13,7 +13,7 @@ from whatspire_db.backup.archive import Backup
 from whatspire_db.backup.durable import new_file, undisturbed
 from whatspire_db.backup.manifest import Content
 from whatspire_db.connection.patience import patient
-from whatspire_db.dsn.parsing import PostgresTarget
+from whatspire_db.dsn.targets import PostgresTarget
 from whatspire_db.errors import (
     BackupFailed,
     TargetRefused,

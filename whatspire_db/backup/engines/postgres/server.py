@@ -10,12 +10,13 @@ from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from functools import partial
 from typing import Any
 
-from whatspire_db import messages, signals
+from whatspire_db import interruption, messages
 from whatspire_db.backup.durable import undisturbed
 from whatspire_db.connection.engines.postgres.database import arguments_of
 from whatspire_db.connection.engines.postgres.failures import cannot_connect
 from whatspire_db.connection.patience import patience
-from whatspire_db.dsn.parsing import PostgresTarget, redact
+from whatspire_db.dsn.redaction import redact
+from whatspire_db.dsn.targets import PostgresTarget
 from whatspire_db.errors import (
     BackupFailed,
     ConnectionFailed,
@@ -168,7 +169,7 @@ def _connected(targets: Sequence[PostgresTarget]) -> tuple[Any, PostgresTarget]:
     for target in targets:
         arguments = arguments_of(target)
         try:
-            return signals.cancellable(signals.aside(partial(psycopg2.connect, **arguments))), target
+            return interruption.cancellable(interruption.aside(partial(psycopg2.connect, **arguments))), target
         except psycopg2.Error as error:
             refused = cannot_connect(target, error, arguments)
             if refused.sqlstate == "08P01" and "options" in target.arguments:

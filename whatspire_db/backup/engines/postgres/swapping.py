@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 
 from whatspire_db.backup.archive import STAMP
-from whatspire_db.dsn.parsing import PostgresTarget
+from whatspire_db.dsn.targets import PostgresTarget
 from whatspire_db.errors import (
     BackupFailed,
     ConfigError,

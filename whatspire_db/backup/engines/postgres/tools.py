@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from whatspire_db.dsn.parsing import PostgresTarget, redact
+from whatspire_db.dsn.redaction import redact
+from whatspire_db.dsn.targets import PostgresTarget
 from whatspire_db.errors import BackupFailed, ConfigError, VersionMismatch
 
 from .said import Said, understood

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from whatspire_db.backup.manifest import Content, Progress, differences, silent
-from whatspire_db.dsn.parsing import PostgresTarget
+from whatspire_db.dsn.targets import PostgresTarget
 from whatspire_db.errors import (
     BackupFailed,
     BackupInvalid,

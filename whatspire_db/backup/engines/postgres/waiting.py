@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from whatspire_db.connection.patience import patience, patient
-from whatspire_db.dsn.parsing import PostgresTarget
+from whatspire_db.dsn.targets import PostgresTarget
 from whatspire_db.errors import BackupFailed, LockTimeout
 
 from . import tools as pg_tools

@@ -16,11 +16,11 @@ from urllib.parse import quote
 
 from peewee import sqlite3  # the library that Peewee uses: two in one process lose rows
 
-from whatspire_db import signals
+from whatspire_db import interruption
 from whatspire_db.backup.manifest import Content, Progress, Table, silent
 from whatspire_db.connection.engines.sqlite.damage import HEADER, damage, is_unreadable, verdict, with_stand_ins
 from whatspire_db.connection.engines.sqlite.holders import held_by
-from whatspire_db.dsn.parsing import SqliteTarget
+from whatspire_db.dsn.targets import SqliteTarget
 from whatspire_db.errors import BackupFailed, BackupInvalid, ConfigError, LockTimeout
 from whatspire_db.files import kind_of
 from whatspire_db.messages import ERROR, first_line, is_disk_full, is_locked, primary, sqlite_code
@@ -43,7 +43,7 @@ def opened(path: Path, mode: str = "rw", busy: float = 5.0, **options: str) -> I
     parameters = "&".join(f"{key}={value}" for key, value in {"mode": mode, **options}.items())
     uri = f"{uri_of(path)}?{parameters}"
     connection = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=busy, check_same_thread=False)
-    with closing(signals.cancellable(connection)):
+    with closing(interruption.cancellable(connection)):
         yield connection
 
 

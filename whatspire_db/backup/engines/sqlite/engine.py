@@ -10,7 +10,7 @@ from pathlib import Path
 from whatspire_db.backup import compression
 from whatspire_db.backup.archive import STAMP, read
 from whatspire_db.backup.manifest import Content, Manifest, Progress
-from whatspire_db.dsn.parsing import SqliteTarget
+from whatspire_db.dsn.targets import SqliteTarget
 from whatspire_db.errors import BackupInvalid, ConfigError, TargetRefused, WhatspireDBError
 from whatspire_db.files import kind_of
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any
 
 import peewee
 
-from whatspire_db import signals
+from whatspire_db import interruption
 from whatspire_db.connection.database import Pooling
 from whatspire_db.connection.deadline import answered_within
 from whatspire_db.connection.pool_state import Limits
 from whatspire_db.connection.query_log import QueryLog
-from whatspire_db.dsn.parsing import PostgresTarget
+from whatspire_db.dsn.targets import PostgresTarget
 from whatspire_db.errors import ConnectionFailed
 
+from ....light import Any
 from . import session as postgres_session
 
 # libpq's parameters, which a DSN overrides. A host that has vanished is found out within a minute: by the probes
@@ -40,7 +40,7 @@ class PostgresqlDatabase(Pooling, peewee.PostgresqlDatabase):
 
     def _connect(self) -> Any:
         try:
-            connection = signals.cancellable(signals.aside(super()._connect))
+            connection = interruption.cancellable(interruption.aside(super()._connect))
         except Exception as error:
             raise self._cannot_connect(error) from None
         self._fresh = connection.driver_state()

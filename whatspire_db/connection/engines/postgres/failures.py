@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import re
 import selectors
 import socket
 import time
@@ -17,15 +16,18 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from whatspire_db.dsn.parsing import PostgresTarget, redact
+from whatspire_db.dsn.redaction import redact
+from whatspire_db.dsn.targets import PostgresTarget
 from whatspire_db.errors import ConnectionFailed, bounded
 from whatspire_db.messages import CONNECT_HINTS, LONGEST, SQLSTATE_HINTS
+
+from ....light import pattern
 
 PROBE_SECONDS = 1.0  # for each host
 ANSWER_SECONDS = 2.0  # for the server to repeat its refusal
 PORT = 5432
 _SQLSTATE_ONLY = 3  # PQERRORS_SQLSTATE, from libpq 12 on
-_CODE = re.compile(r":\s+([0-9A-Z]{5})\s*$")
+_CODE = pattern(r":\s+([0-9A-Z]{5})\s*$")
 
 UNKNOWN_HOST = "check the host in WHATSAPP_DATABASE_DSN: this machine cannot resolve the name"
 CLOSED = "start the server, or check host and port in WHATSAPP_DATABASE_DSN: nothing listens there"

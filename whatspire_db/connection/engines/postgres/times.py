@@ -6,16 +6,17 @@ import re
 import sys
 from collections.abc import Callable
 from datetime import datetime, timedelta
-from typing import Any
 
 from psycopg2 import extensions
 
 from whatspire_db.fields import UTC, UnreadableTime
 
+from ....light import Any, pattern
+
 IN_UTC = frozenset({"UTC", "Etc/UTC", "GMT", "Etc/GMT"})
 SET_UTC = "SET TimeZone TO 'UTC'"
-_OPTION = re.compile(r"(?:-c\s*|--)timezone\s*=", re.IGNORECASE)
-_WRITTEN = re.compile(
+_OPTION = pattern(r"(?:-c\s*|--)timezone\s*=", re.IGNORECASE)
+_WRITTEN = pattern(
     r"(?P<year>\d{4,6})-(?P<rest>\d\d-\d\d \d\d:\d\d:\d\d)(?:\.(?P<fraction>\d{1,6}))?"
     r"(?P<sign>[+-])(?P<hours>\d\d)(?::(?P<minutes>\d\d))?(?::(?P<seconds>\d\d))?(?P<bc> BC)?",
     re.ASCII,
@@ -25,7 +26,8 @@ Cast = Callable[[Any, Any], Any]
 
 def names_time_zone(connection: Any) -> bool:
     """Return whether the DSN (or its service, or PGOPTIONS) sets the time zone of a session."""
-    return bool(_OPTION.search(connection.info.dsn_parameters.get("options", "")))
+    options = connection.info.dsn_parameters.get("options")
+    return bool(options and _OPTION.search(options))
 
 
 def is_in_utc(connection: Any) -> bool:

@@ -6,23 +6,23 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import Any
 
 import peewee
 from peewee import sqlite3  # the library that Peewee uses: two in one process lose rows
 
-from whatspire_db import signals
+from whatspire_db import interruption
 from whatspire_db.connection.database import Pooling
 from whatspire_db.connection.pool_state import Limits
 from whatspire_db.connection.query_log import QueryLog
 from whatspire_db.connection.tasks import native_thread_id
-from whatspire_db.dsn.parsing import SqliteTarget
+from whatspire_db.dsn.targets import SqliteTarget
 from whatspire_db.errors import ConnectionFailed, LockTimeout, TransactionError
-from whatspire_db.fields.json_columns import matches
+from whatspire_db.fields.text_search import matches
 from whatspire_db.messages import CANTOPEN, DAMAGED, READONLY, first_line, is_damage, is_locked, primary, sqlite_code
 from whatspire_db.messages import hint as hint_for
 from whatspire_db.peewee_compat import pragmas
+
+from ....light import Any
 
 PRAGMAS = {"foreign_keys": "1", "synchronous": "NORMAL", "journal_mode": "WAL"}
 BUSY_SECONDS = 5.0
@@ -59,7 +59,7 @@ class SqliteDatabase(Pooling, peewee.SqliteDatabase):
             raise _cannot_open(self.target, error) from None
 
     def _set_pragmas(self, conn: Any) -> None:
-        signals.cancellable(conn)
+        interruption.cancellable(conn)
         for name, value in pragmas(self):
             if name == "journal_mode":
                 if self.keeps_journal_mode and conn.execute("PRAGMA page_count").fetchone()[0]:
@@ -248,7 +248,7 @@ def _reason(target: SqliteTarget, path: str, error: Exception) -> tuple[str, str
         )
     if is_damage(error) or code is None:  # without a code the module failed to decode the schema
         return _damaged(path, error)
-    if code in (CANTOPEN, READONLY) and (found := _not_openable(target, Path(path))):
+    if code in (CANTOPEN, READONLY) and (found := _not_openable(target, path)):
         return found
     return f"cannot be opened: {first_line(error)}", hint_for(error, "point WHATSAPP_DATABASE_DSN at a database file")
 
@@ -262,8 +262,11 @@ def _damaged(path: str, error: Exception) -> tuple[str, str]:
     return verdict(path, error), f"{DAMAGED}; a later SQLite than {sqlite3.sqlite_version} may have written its schema"
 
 
-def _not_openable(target: SqliteTarget, path: Path) -> tuple[str, str] | None:
+def _not_openable(target: SqliteTarget, file: str) -> tuple[str, str] | None:
     """Return why the system does not let this user open a file; None where it seems to."""
+    from pathlib import Path  # only where something is wrong
+
+    path = Path(file)
     hint = "point WHATSAPP_DATABASE_DSN at a database file"
     try:
         path.lstat()

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
-from whatspire_db.dsn.parsing import PostgresTarget, SqliteTarget
+from whatspire_db.dsn.targets import PostgresTarget, SqliteTarget
 from whatspire_db.errors import ConfigError, ConnectionFailed
-from whatspire_db.files import make_folders
 
 MADE = "data"
 
@@ -46,6 +44,10 @@ def _missing(name: str, path: str, why: str) -> ConfigError:
 
 
 def _make() -> None:
+    from pathlib import Path  # only where the folder is made
+
+    from whatspire_db.files import make_folders
+
     try:
         make_folders(Path(MADE))
     except OSError as error:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from whatspire_db.migrate.ddl import qualified, quote
 from whatspire_db.migrate.schema import SERIAL, Column, Constraint, Index, IndexKey, Key, Table
 from whatspire_db.sql import pinned
+
+from ....light import Any
 
 # {namespace} is the schema's oid; one parameter, the names of the tables asked for. One row a fact: what it is, of
 # which relation, and its values as JSON.
@@ -115,59 +116,6 @@ def parameter_status(connection: Any, name: str) -> str | None:
     status: str | None = get(name)
     return status
 
-
-# The mark of the tables asked for: a hash of which catalog rows describe them, for every change of structure writes
-# such a row anew (oid and xmin). The rows of pg_class are also written by GRANT, TRUNCATE and CREATE TRIGGER, so of
-# them counts what is compared; what is only named in definitions counts by its name. Each catalog more costs some
-# 0.1 ms of planning, which is most of what the question takes.
-#
-# Parameters: quoted schemas, NULL for the default, and quoted tables. One row: the recorded version, the mark, the
-# stamps, and whether this role and session could write them. The stamps are the comment on the row type of
-# migration_versions: read by everybody, gone with the table, and not carried along by a dump, in whose restored rows
-# no mark would be true.
-STANDING = pinned("""
-WITH oids AS (
-    -- As one array they are looked up at once, whatever the planner expects.
-    SELECT array_agg(to_regclass(coalesce(nspname, quote_ident(current_schema())) || '.' || relname)::oid) AS o
-    FROM ROWS FROM (unnest(%s::text[]), unnest(%s::text[])) AS asked (nspname, relname)
-), facts AS (
-    SELECT 1::bigint AS kind, oid AS object,
-            hashtext(relkind::text || relpersistence::text)::bigint << 32 # relnamespace::bigint AS version
-        FROM pg_catalog.pg_class WHERE oid = ANY ((SELECT o FROM oids)::oid[])
-    UNION ALL
-    SELECT 2, attrelid, xmin::text::bigint << 16 | attnum
-        FROM pg_catalog.pg_attribute WHERE attrelid = ANY ((SELECT o FROM oids)::oid[]) AND attnum > 0
-    UNION ALL
-    SELECT 3, indexrelid, i.xmin::text::bigint << 32 # hashtext(concat_ws(' ', relname, relam, reloptions))::bigint
-        FROM pg_catalog.pg_index AS i JOIN pg_catalog.pg_class AS c ON c.oid = indexrelid
-        WHERE indrelid = ANY ((SELECT o FROM oids)::oid[])
-    UNION ALL
-    SELECT 4, oid, xmin::text::bigint << 32 # hashtext(confrelid::regclass::text)::bigint
-        FROM pg_catalog.pg_constraint WHERE conrelid = ANY ((SELECT o FROM oids)::oid[])
-    UNION ALL
-    SELECT 5, objid, e.xmin::text::bigint << 32 # coalesce(s.xmin::text::bigint, 0) # refobjsubid
-        FROM pg_catalog.pg_depend AS e LEFT JOIN pg_catalog.pg_sequence AS s ON seqrelid = objid
-        WHERE refclassid = 'pg_catalog.pg_class'::regclass AND refobjid = ANY ((SELECT o FROM oids)::oid[])
-            AND (classid = 'pg_catalog.pg_class'::regclass OR classid = 'pg_catalog.pg_attrdef'::regclass)
-    UNION ALL
-    SELECT 6, oid, hashtext(typname)::bigint # typnamespace::bigint
-        FROM pg_catalog.pg_type WHERE oid >= 16384 AND typtype <> 'c' AND typcategory <> 'A'
-    UNION ALL
-    SELECT 7, oid, hashtext(proname)::bigint # pronamespace::bigint FROM pg_catalog.pg_proc WHERE oid >= 16384
-    UNION ALL
-    SELECT 8, oid, hashtext(extname) FROM pg_catalog.pg_extension
-)
-SELECT (SELECT max(version) FROM migration_versions),
-    (SELECT concat_ws(' ', current_setting('server_version_num')::int / 10000, current_schema(), count(*),
-            sum(hashint8extended(kind << 32 | object::bigint, version)))
-        FROM facts),
-    (SELECT description FROM pg_catalog.pg_description
-        WHERE objoid = reltype AND classoid = 'pg_catalog.pg_type'::regclass AND objsubid = 0),
-    pg_has_role(relowner, 'USAGE') AND current_setting('transaction_read_only') = 'off'
-FROM pg_catalog.pg_class WHERE oid = to_regclass('migration_versions')
-""")
-
-STANDING_WITHOUT_VERSION = STANDING.replace("(SELECT pg_catalog.max(version) FROM migration_versions)", "NULL")
 
 _SET_COLUMNS = """(SELECT json_agg(a.attname ORDER BY p.n)
             FROM unnest(k.confdelsetcols) WITH ORDINALITY AS p (num, n)

@@ -8,7 +8,6 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
 
 import peewee
 from peewee import Value
@@ -22,20 +21,21 @@ from whatspire_db.migrate.schema import Column, Index, Key, Schema, Table
 from whatspire_db.migrate.stamp import Stamps, Standing, declared_text, recorded_version
 from whatspire_db.sql import pinned
 
+from ....light import TYPE_CHECKING, Any, lazy_module
 from ..base import LOOK_SECONDS, Engine, T, discarded, with_references
 from . import history
-from .catalog import Rows, parameter_status, read_table, snapshot_query
-from .extensions import create_extension, extensions_of, types_elsewhere
-from .holders import is_lock_failure, locked_out
-from .lock_table import locks_of, refuses
-from .locks import bound_look, lock_limit, migration_lock, transact
-from .online import planned_rows, run_online, wait_for_builds
-from .scratch import declared_tables
-from .trust import HINT as TRUST_HINT
-from .trust import Stranger, named, owners, require_trusted, strangers, words_of
+from .limits import lock_limit
 
 if TYPE_CHECKING:
     from whatspire_db.migrate.times import TimeNote
+
+    from . import catalog, extensions, holders, lock_table, online, scratch, trust
+    from . import locks as locking
+else:  # a start that finds its stamp needs none of these
+    _lazy = ("catalog", "extensions", "holders", "lock_table", "locks", "online", "scratch", "trust")
+    catalog, extensions, holders, lock_table, locking, online, scratch, trust = (
+        lazy_module(f"{__package__}.{name}") for name in _lazy
+    )
 
 INSUFFICIENT_PRIVILEGE, UNDEFINED_OBJECT = "42501", "42704"
 KEEP_SECONDS = 1.0  # to wait for a lock that keeps the stamps from being stored
@@ -106,7 +106,7 @@ class PostgresEngine(Engine):
     def _snapshot_one(self, schema: str, names: Mapping[str, Key], scratch: bool = False) -> Schema:
         """Read one schema; `names` are the tables asked for, by their names there."""
         oid = "pg_my_temp_schema()" if scratch else "to_regnamespace(%s)"
-        query = snapshot_query(oid, self.db.server_version or 0)
+        query = catalog.snapshot_query(oid, self.db.server_version or 0)
         params: list[Any] = [] if scratch else [quote(schema or self.default_schema)]
         rows: dict[str, list[tuple[str, Any]]] = defaultdict(list)
         for what, name, payload in self._texts(query, [*params, list(names)]):
@@ -116,7 +116,7 @@ class PostgresEngine(Engine):
 
     def _texts(self, query: str, params: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
         """Yield a query's rows of three texts; a database in SQL_ASCII can hold bytes that are not text."""
-        if parameter_status(self.db.connection(), "server_encoding") != "SQL_ASCII":
+        if catalog.parameter_status(self.db.connection(), "server_encoding") != "SQL_ASCII":
             yield from execute(self.db, query, params)
             return
         raw = "pg_catalog.convert_to({}, 'SQL_ASCII')"
@@ -131,7 +131,7 @@ class PostgresEngine(Engine):
         names: Mapping[str, Key],
         rows: Mapping[str, list[tuple[str, Any]]],
     ) -> Schema:
-        of_table: dict[str, Rows] = defaultdict(lambda: defaultdict(list))
+        of_table: dict[str, catalog.Rows] = defaultdict(lambda: defaultdict(list))
         for what in ("column", "index", "constraint"):
             for name, value in rows.get(what, ()):
                 of_table[name][what].append(value)
@@ -144,7 +144,7 @@ class PostgresEngine(Engine):
         tables, others = {}, []
         for name, value in rows.get("table", ()):
             if value["asked"]:
-                tables[names[name]] = read_table(names[name], value, of_table[name], target)
+                tables[names[name]] = catalog.read_table(names[name], value, of_table[name], target)
             else:
                 others.append((schema, name))
         relations = {(schema, name): owner for name, owner in rows.get("name", ())}
@@ -153,14 +153,14 @@ class PostgresEngine(Engine):
 
     def declared(self, models: Sequence[ModelType]) -> Schema:
         needed = with_references(models)
-        extensions = {e for m in needed for e in extensions_of(self.db, m)}
+        wanted = {e for m in needed for e in extensions.extensions_of(self.db, m)}
         keys = [self.key(model) for model in models]
-        schema = Schema({}, schemas=frozenset({key[0] for key in keys} | {""}), extensions=frozenset(extensions))
+        schema = Schema({}, schemas=frozenset({key[0] for key in keys} | {""}), extensions=frozenset(wanted))
         try:
-            return self._declared(schema, sorted(extensions), set(keys), needed)
+            return self._declared(schema, sorted(wanted), set(keys), needed)
         except ModelError as error:
             cause = error.__cause__ or error
-            if sqlstate(cause) == UNDEFINED_OBJECT and (elsewhere := types_elsewhere(self.db, needed)):
+            if sqlstate(cause) == UNDEFINED_OBJECT and (elsewhere := extensions.types_elsewhere(self.db, needed)):
                 error.hint = elsewhere
             if sqlstate(cause) != INSUFFICIENT_PRIVILEGE or self._may_make_temporary():
                 raise
@@ -170,24 +170,24 @@ class PostgresEngine(Engine):
         return bool(self.ask("SELECT pg_catalog.has_database_privilege(pg_catalog.current_database(), 'TEMPORARY')"))
 
     def _declared(
-        self, schema: Schema, extensions: Sequence[str], keys: Collection[Key], needed: Sequence[ModelType]
+        self, schema: Schema, wanted: Sequence[str], keys: Collection[Key], needed: Sequence[ModelType]
     ) -> Schema:
         found = self._strangers(needed)
         # To create an expression can evaluate a part of it, with what the search_path leads to.
-        words = words_of(declared_text(self.db, needed))
-        require_trusted([stranger for stranger in found if stranger.is_meant_by(words)])
+        words = trust.words_of(declared_text(self.db, needed))
+        trust.require_trusted([stranger for stranger in found if stranger.is_meant_by(words)])
         with discarded(self.db):
-            for extension in extensions:
-                create_extension(self, extension, found)
+            for extension in wanted:
+                extensions.create_extension(self, extension, found)
             for name in sorted({key[0] for key in keys}):
-                schema = schema.merge(Schema(declared_tables(self, name, keys, needed)))
+                schema = schema.merge(Schema(scratch.declared_tables(self, name, keys, needed)))
         return schema
 
-    def _strangers(self, models: Sequence[ModelType]) -> list[Stranger]:
+    def _strangers(self, models: Sequence[ModelType]) -> list[trust.Stranger]:
         if self.trust_source:
             return []
         tables = [qualified(self.key(m)[0] or self.default_schema, self.key(m)[1]) for m in models]
-        return strangers(self.db, words_of(declared_text(self.db, models)), tables)
+        return trust.strangers(self.db, trust.words_of(declared_text(self.db, models)), tables)
 
     def untrusted(self, models: Sequence[ModelType]) -> tuple[str, str] | None:
         return self._told(self._strangers(with_references(models)))
@@ -195,11 +195,11 @@ class PostgresEngine(Engine):
     def untrusted_table(self, model: ModelType) -> tuple[str, str] | None:
         return self._told([s for s in self._strangers([model]) if s.kind in ("table", "trigger")])
 
-    def _told(self, found: Sequence[Stranger]) -> tuple[str, str] | None:
+    def _told(self, found: Sequence[trust.Stranger]) -> tuple[str, str] | None:
         if not found:
             return None
         role = self.ask("SELECT session_user")
-        return f"superuser {role} would run code of {', '.join(owners(found))}: {named(found)}", TRUST_HINT
+        return f"superuser {role} would run code of {', '.join(trust.owners(found))}: {trust.named(found)}", trust.HINT
 
     def scratch(self, schema: str, names: Mapping[str, Key]) -> Mapping[Key, Table]:
         """Return the tables that stand in pg_temp; `names` say in whose place, and in which schema's."""
@@ -208,12 +208,12 @@ class PostgresEngine(Engine):
     @contextmanager
     def reading(self, wait_seconds: float) -> Iterator[None]:
         with discarded(self.db):
-            bound_look(self.db, wait_seconds)
+            locking.bound_look(self.db, wait_seconds)
             yield
 
     def locked_out(self, models: Sequence[ModelType], wait_seconds: float) -> LockTimeout:
         tables = [qualified(m._meta.schema, self.fold(m._meta.table_name)) for m in models]
-        return locked_out(self.db, tables, wait_seconds)
+        return holders.locked_out(self.db, tables, wait_seconds)
 
     def standing(self, models: Sequence[ModelType], wait_seconds: float = LOOK_SECONDS) -> Standing | None:
         names = [quote(self.fold(model._meta.table_name)) for model in models]
@@ -246,7 +246,7 @@ class PostgresEngine(Engine):
         return bool(self.ask(_MAY_CREATE)) if standing is None else standing.may_write
 
     def lock(self, wait_seconds: float) -> AbstractContextManager[None]:
-        return migration_lock(self.db, self.default_schema, wait_seconds)
+        return locking.migration_lock(self.db, self.default_schema, wait_seconds)
 
     def transact(
         self,
@@ -255,13 +255,13 @@ class PostgresEngine(Engine):
         wait_seconds: float,
         before: Callable[[], None] | None = None,
     ) -> T:
-        return transact(self.db, body, locks, wait_seconds, before)
+        return locking.transact(self.db, body, locks, wait_seconds, before)
 
     def is_lock_failure(self, error: Exception) -> bool:
-        return is_lock_failure(error)
+        return holders.is_lock_failure(error)
 
     def wait_for_builds(self, tables: Sequence[str], wait_seconds: float) -> None:
-        wait_for_builds(self.db, tables, wait_seconds)
+        online.wait_for_builds(self.db, tables, wait_seconds)
 
     def run_online(
         self,
@@ -271,8 +271,8 @@ class PostgresEngine(Engine):
         tell: Callable[[Progress], None],
     ) -> None:
         if not locks:
-            return run_online(self.db, sql, wait_seconds, tell)
-        transact(self.db, lambda: execute(self.db, sql), locks, wait_seconds)
+            return online.run_online(self.db, sql, wait_seconds, tell)
+        locking.transact(self.db, lambda: execute(self.db, sql), locks, wait_seconds)
         return None
 
     def is_invalid(self, index: str) -> bool:
@@ -280,12 +280,12 @@ class PostgresEngine(Engine):
 
     def discard_failed_build(self, index: str) -> None:
         if self.is_invalid(index):
-            run_online(self.db, f"DROP INDEX CONCURRENTLY {index}", 1.0, lambda progress: None)
+            online.run_online(self.db, f"DROP INDEX CONCURRENTLY {index}", 1.0, lambda progress: None)
 
     def estimate(self, table: str, exact_up_to: int) -> int:
         first = f"SELECT pg_catalog.count(*) FROM (SELECT 1 FROM {table} LIMIT {exact_up_to + 1}) AS first"
         found = int(self.ask(first))
-        return found if found <= exact_up_to else max(found, planned_rows(self.db, table))
+        return found if found <= exact_up_to else max(found, online.planned_rows(self.db, table))
 
     def lock_of(self, kind: str) -> str:
         return _LOCKS[kind]
@@ -311,7 +311,7 @@ class PostgresEngine(Engine):
         return None
 
     def refuses_transaction(self, steps: Sequence[Step], declared: Schema) -> tuple[str, str] | None:
-        return refuses(self.db, locks_of(steps, declared))
+        return lock_table.refuses(self.db, lock_table.locks_of(steps, declared))
 
     def as_stored(self, value: str, column: Column) -> str:
         return f"CAST({value} AS {column.type})"

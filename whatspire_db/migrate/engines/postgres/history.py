@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable
-from typing import Any
 
 import peewee
 
@@ -15,54 +12,106 @@ from whatspire_db.migrate.stamp import recorded_version
 from whatspire_db.peewee_compat import peewee_errors
 from whatspire_db.sql import SAFE_TO_QUERY, pinned
 
-from .catalog import STANDING, STANDING_WITHOUT_VERSION
+from ....light import Any, TextIO
 
 DIVISION_BY_ZERO = "22012"
 
 _HISTORY = "FROM pg_class WHERE oid = to_regclass('migration_versions')"
-_ASK = pinned(f"SELECT {SAFE_TO_QUERY} {_HISTORY}")
+_ASK = f"SELECT {SAFE_TO_QUERY} {_HISTORY}"
 # In one message with the question, which the server does not even plan after an error.
-_STOP = pinned(f"SELECT 1 / CASE WHEN {SAFE_TO_QUERY} THEN 1 ELSE 0 END {_HISTORY}; ")
-_COLUMNS = pinned("""
+_STOP = f"SELECT 1 / CASE WHEN {SAFE_TO_QUERY} THEN 1 ELSE 0 END {_HISTORY}; "
+_COLUMNS = """
 SELECT a.attname::text FROM pg_class AS c JOIN pg_attribute AS a ON a.attrelid = c.oid
 WHERE c.oid = to_regclass(quote_ident(current_schema()) || '.migration_versions') AND c.relkind = ANY ('{r,p}')
     AND a.attnum > 0 AND NOT a.attisdropped
-""")
-_HIDES_ROWS = pinned("""
+"""
+_HIDES_ROWS = """
 SELECT row_security_active(c.oid) FROM pg_class AS c
 WHERE c.oid = to_regclass(quote_ident(current_schema()) || '.migration_versions')
-""")
+"""
+
+# The mark of the tables asked for: a hash of which catalog rows describe them, for every change of structure writes
+# such a row anew (oid and xmin). The rows of pg_class are also written by GRANT, TRUNCATE and CREATE TRIGGER, so of
+# them counts what is compared; what is only named in definitions counts by its name. Each catalog more costs some
+# 0.1 ms of planning, which is most of what the question takes.
+#
+# Parameters: quoted schemas, NULL for the default, and quoted tables. One row: the recorded version, the mark, the
+# stamps, and whether this role and session could write them. The stamps are the comment on the row type of
+# migration_versions: read by everybody, gone with the table, and not carried along by a dump, in whose restored rows
+# no mark would be true.
+_STANDING = """
+WITH oids AS (
+    -- As one array they are looked up at once, whatever the planner expects.
+    SELECT array_agg(to_regclass(coalesce(nspname, quote_ident(current_schema())) || '.' || relname)::oid) AS o
+    FROM ROWS FROM (unnest(%s::text[]), unnest(%s::text[])) AS asked (nspname, relname)
+), facts AS (
+    SELECT 1::bigint AS kind, oid AS object,
+            hashtext(relkind::text || relpersistence::text)::bigint << 32 # relnamespace::bigint AS version
+        FROM pg_catalog.pg_class WHERE oid = ANY ((SELECT o FROM oids)::oid[])
+    UNION ALL
+    SELECT 2, attrelid, xmin::text::bigint << 16 | attnum
+        FROM pg_catalog.pg_attribute WHERE attrelid = ANY ((SELECT o FROM oids)::oid[]) AND attnum > 0
+    UNION ALL
+    SELECT 3, indexrelid, i.xmin::text::bigint << 32 # hashtext(concat_ws(' ', relname, relam, reloptions))::bigint
+        FROM pg_catalog.pg_index AS i JOIN pg_catalog.pg_class AS c ON c.oid = indexrelid
+        WHERE indrelid = ANY ((SELECT o FROM oids)::oid[])
+    UNION ALL
+    SELECT 4, oid, xmin::text::bigint << 32 # hashtext(confrelid::regclass::text)::bigint
+        FROM pg_catalog.pg_constraint WHERE conrelid = ANY ((SELECT o FROM oids)::oid[])
+    UNION ALL
+    SELECT 5, objid, e.xmin::text::bigint << 32 # coalesce(s.xmin::text::bigint, 0) # refobjsubid
+        FROM pg_catalog.pg_depend AS e LEFT JOIN pg_catalog.pg_sequence AS s ON seqrelid = objid
+        WHERE refclassid = 'pg_catalog.pg_class'::regclass AND refobjid = ANY ((SELECT o FROM oids)::oid[])
+            AND (classid = 'pg_catalog.pg_class'::regclass OR classid = 'pg_catalog.pg_attrdef'::regclass)
+    UNION ALL
+    SELECT 6, oid, hashtext(typname)::bigint # typnamespace::bigint
+        FROM pg_catalog.pg_type WHERE oid >= 16384 AND typtype <> 'c' AND typcategory <> 'A'
+    UNION ALL
+    SELECT 7, oid, hashtext(proname)::bigint # pronamespace::bigint FROM pg_catalog.pg_proc WHERE oid >= 16384
+    UNION ALL
+    SELECT 8, oid, hashtext(extname) FROM pg_catalog.pg_extension
+)
+SELECT (SELECT max(version) FROM migration_versions),
+    (SELECT concat_ws(' ', current_setting('server_version_num')::int / 10000, current_schema(), count(*),
+            sum(hashint8extended(kind << 32 | object::bigint, version)))
+        FROM facts),
+    (SELECT description FROM pg_catalog.pg_description
+        WHERE objoid = reltype AND classoid = 'pg_catalog.pg_type'::regclass AND objsubid = 0),
+    pg_has_role(relowner, 'USAGE') AND current_setting('transaction_read_only') = 'off'
+FROM pg_catalog.pg_class WHERE oid = to_regclass('migration_versions')
+"""
+_NEWEST = "(SELECT max(version) FROM migration_versions)"
 
 
 def standing_row(db: peewee.PostgresqlDatabase, ask: Callable[[str], Any], limit: str) -> tuple[Any, ...] | None:
-    """Return STANDING's row; None where there is no history. A history that runs code of others is only copied.
+    """Return the row of _STANDING; None where there is no history. A history that runs code of others is only copied.
 
     :param ask: sends a message and returns the first row of its last statement.
     :param limit: a statement to go before, in the same message.
     """
     try:
-        row: tuple[Any, ...] | None = ask(limit + _STOP + STANDING)
+        row: tuple[Any, ...] | None = ask(limit + pinned(_STOP + _STANDING))
         return row
     except peewee.DataError as error:
         if sqlstate(error) != DIVISION_BY_ZERO:
             raise
-    row = ask(limit + STANDING_WITHOUT_VERSION)
+    row = ask(limit + pinned(_STANDING.replace(_NEWEST, "NULL")))
     return (newest(db), *row[1:]) if row else None
 
 
 def columns(db: peewee.PostgresqlDatabase) -> set[str]:
     """Return the names of the history's columns; none where there is none."""
-    return {name for (name,) in execute(db, _COLUMNS)}
+    return {name for (name,) in execute(db, pinned(_COLUMNS))}
 
 
 def hides_rows(db: peewee.PostgresqlDatabase) -> bool:
     """Tell whether a policy may have hidden rows of the history."""
-    return execute(db, _HIDES_ROWS).fetchone() == (True,)
+    return execute(db, pinned(_HIDES_ROWS)).fetchone() == (True,)
 
 
 def is_unsafe(db: peewee.PostgresqlDatabase) -> bool:
     """Tell whether a query of the history could run code of another role with rights above that role's."""
-    row = execute(db, _ASK).fetchone()
+    row = execute(db, pinned(_ASK)).fetchone()
     return row is not None and not row[0]
 
 
@@ -73,6 +122,9 @@ def newest(db: peewee.PostgresqlDatabase) -> int:
 
 def copied(db: peewee.PostgresqlDatabase, columns: str) -> list[list[str]]:
     """Return columns of the history as texts, by COPY, which plans nothing; none of what is no plain table."""
+    import csv  # only for a history that is not safe to query
+    import io
+
     file = io.StringIO()
     try:
         with db.atomic(), peewee_errors:
@@ -83,7 +135,7 @@ def copied(db: peewee.PostgresqlDatabase, columns: str) -> list[list[str]]:
     return list(csv.reader(io.StringIO(file.getvalue())))
 
 
-def _copy(cursor: Any, sql: str, file: io.StringIO) -> None:
+def _copy(cursor: Any, sql: str, file: TextIO) -> None:
     if hasattr(cursor, "copy_expert"):
         cursor.copy_expert(sql, file)
         return

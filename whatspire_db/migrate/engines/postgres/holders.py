@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import peewee
 
@@ -14,6 +13,7 @@ from whatspire_db.migrate.ddl import execute
 from whatspire_db.peewee_compat import driver_connection
 from whatspire_db.sql import pinned
 
+from ....light import Any
 from .limits import lift_in_own_session
 
 WEAK_LOCK = "SHARE UPDATE EXCLUSIVE"

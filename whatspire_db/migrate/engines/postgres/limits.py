@@ -1,43 +1,49 @@
-"""PostgreSQL: the time limits of a role or a database, which are meant for others and must not end a run."""
+"""PostgreSQL: time limits. Those of a role or a database are meant for others, and must not end a run."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
 
 import peewee
 
 from whatspire_db.migrate.ddl import execute
 from whatspire_db.sql import pinned
 
+from ....light import Any
+
 # lock_timeout is not among them: each statement that waits for a lock has a limit of its own.
 _NAMES = "'{idle_in_transaction_session_timeout,idle_session_timeout,statement_timeout,transaction_timeout}'"
-_CURRENT = pinned(f"SELECT name, current_setting(name) FROM pg_settings WHERE name = ANY ({_NAMES})")
+_CURRENT = f"SELECT name, current_setting(name) FROM pg_settings WHERE name = ANY ({_NAMES})"
 # Its parameter: whether for the transaction alone.
-LIFT = pinned(f"SELECT set_config(name, '0', %s) FROM pg_settings WHERE name = ANY ({_NAMES})")
+LIFT = f"SELECT set_config(name, '0', %s) FROM pg_settings WHERE name = ANY ({_NAMES})"
 # Behind a pooler, whose server process is not the one that answered first, a session's settings are not ours to change.
-_LIFT_IN_OWN_SESSION = pinned(
+_LIFT_IN_OWN_SESSION = (
     f"SELECT set_config(name, '0', false) FROM pg_settings WHERE name = ANY ({_NAMES}) AND pg_backend_pid() = %s"
 )
 
 
+def lock_limit(wait_seconds: float) -> str:
+    """Return the statement after which none of its transaction waits longer for a lock."""
+    return f"SET LOCAL lock_timeout = {max(1, int(wait_seconds * 1000))}"
+
+
 def lift_in_transaction(db: peewee.PostgresqlDatabase) -> None:
     """Let the transaction of this thread take as long as it needs; the next one has its limits again."""
-    execute(db, LIFT, [True])
+    execute(db, pinned(LIFT), [True])
 
 
 def lift_in_own_session(connection: Any) -> None:
     """Let a driver's connection that nobody else uses stay open however long it idles."""
     with connection.cursor() as cursor:
-        cursor.execute(_LIFT_IN_OWN_SESSION, [connection.info.backend_pid])
+        cursor.execute(pinned(_LIFT_IN_OWN_SESSION), [connection.info.backend_pid])
 
 
 @contextmanager
 def lifted(db: peewee.PostgresqlDatabase) -> Iterator[None]:
     """Let the session of this thread live, idle or not, as long as the block takes."""
-    before = execute(db, _CURRENT).fetchall()
-    execute(db, LIFT, [False])
+    before = execute(db, pinned(_CURRENT)).fetchall()
+    execute(db, pinned(LIFT), [False])
     try:
         yield
     finally:

@@ -7,15 +7,16 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, TypeVar
 
 import peewee
 
 from whatspire_db.errors import LockTimeout
 from whatspire_db.migrate.ddl import execute
+from whatspire_db.sql import pinned
 
+from ....light import Any, TypeVar
 from .holders import QUIET_SECONDS, WEAK_LOCK, holder_of, is_lock_failure, pauses, rows, separate_connection, stopped
-from .limits import LIFT, lift_in_transaction, lifted
+from .limits import LIFT, lift_in_transaction, lifted, lock_limit
 
 T = TypeVar("T")
 logger = logging.getLogger("whatspire_db.migrate")
@@ -65,7 +66,7 @@ def _transaction_lock(db: peewee.PostgresqlDatabase, number: int, wait_seconds: 
     def attempt() -> bool:
         # A transaction for each try: who waits inside of one would hold a connection of the pooler's all the time.
         rows(connection, "BEGIN ISOLATION LEVEL READ COMMITTED")
-        rows(connection, LIFT, True)
+        rows(connection, pinned(LIFT), True)
         if _try(connection, "pg_try_advisory_xact_lock", number):
             return True
         rows(connection, "ROLLBACK")
@@ -105,11 +106,6 @@ def _wait_for_lock(
 
 
 # Looks
-
-
-def lock_limit(wait_seconds: float) -> str:
-    """Return the statement after which none of its transaction waits longer for a lock."""
-    return f"SET LOCAL lock_timeout = {max(1, int(wait_seconds * 1000))}"
 
 
 def bound_look(db: peewee.PostgresqlDatabase, wait_seconds: float) -> None:

@@ -7,8 +7,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from typing import Any
 
 import peewee
 
@@ -17,6 +15,7 @@ from whatspire_db.migrate.ddl import execute
 from whatspire_db.migrate.progress import Progress
 from whatspire_db.sql import pinned
 
+from ....light import Any, dataclass, field
 from .holders import BUILDERS, PEOPLE, QUIET_SECONDS, described, pauses, rows, separate_connection
 from .locks import is_pooled
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 import peewee
 
@@ -26,6 +24,7 @@ from whatspire_db.migrate.ddl import (
 )
 from whatspire_db.migrate.schema import Key, Table
 
+from ....light import TYPE_CHECKING, pattern
 from ..base import discarded
 
 if TYPE_CHECKING:
@@ -51,7 +50,7 @@ NOT_OF_THE_MODEL = (
     "57P01",
     "57P03",
 )
-_WORD = re.compile(r'"([^"]+)"|(\w+)')
+_WORD = pattern(r'"([^"]+)"|(\w+)')
 
 
 @dataclass

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
 
 import peewee
 
 from whatspire_db.errors import ScratchUnavailable
 from whatspire_db.migrate.ddl import execute
 from whatspire_db.sql import pinned
+
+from ....light import dataclass
 
 HINT = (
     "run it as the role that owns them; or give --trust-source (in Python trust_source=True), if you trust whoever can "

@@ -7,9 +7,6 @@ import re
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import TYPE_CHECKING
-from urllib.parse import parse_qs, unquote, urlsplit
 
 import peewee
 
@@ -21,6 +18,7 @@ from whatspire_db.migrate.schema import Column, Constraint, Index, Key, Schema
 from whatspire_db.migrate.stamp import BYTES, Stamps, Standing, mark_of, recorded_version
 from whatspire_db.peewee_compat import load_extras, peewee_errors
 
+from ....light import TYPE_CHECKING
 from ..base import LOOK_SECONDS, Engine, T, discarded, with_references
 
 if TYPE_CHECKING:
@@ -167,7 +165,7 @@ class SqliteEngine(Engine):
         with suppress(OSError):
             # In place, and not by way of another file, which a kill would leave behind; half a text counts as none.
             mode = os.stat(path.removesuffix("-stamps")).st_mode & _STAMPS_MODE
-            with os.fdopen(open_regular(Path(path), os.O_WRONLY | os.O_CREAT, mode), "wb") as file:
+            with os.fdopen(open_regular(path, os.O_WRONLY | os.O_CREAT, mode), "wb") as file:
                 status = os.fstat(file.fileno())
                 if status.st_uid == os.geteuid() and status.st_nlink == 1:
                     os.fchmod(file.fileno(), status.st_mode & _STAMPS_MODE)
@@ -280,7 +278,7 @@ def _own_text(path: str) -> str:
 
     :raises OSError: when there is no such regular file.
     """
-    with os.fdopen(open_regular(Path(path)), "rb") as file:
+    with os.fdopen(open_regular(path), "rb") as file:
         status = os.fstat(file.fileno())
         is_own = status.st_uid in trusted_owners() and status.st_nlink == 1
         if not is_own or status.st_mode & WRITABLE_BY_OTHERS or status.st_size > BYTES:
@@ -292,6 +290,8 @@ def _file_of(database: str) -> str | None:
     """Return the path of a database's file; None where it is in memory."""
     if not database.startswith("file:"):
         return None if database in ("", ":memory:") else database
+    from urllib.parse import parse_qs, unquote, urlsplit  # not for a path
+
     uri = urlsplit(database)
     in_memory = "memory" in parse_qs(uri.query).get("mode", ())
     path = unquote(uri.path)

@@ -1,0 +1,101 @@
+"""What a start loads: the modules of this package that it may, and of the standard library what Peewee loads too."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping
+
+import peewee as pw
+import pytest
+
+from tests.conftest import Place
+from whatspire_db.migrate import MigrationRunner
+
+PEEWEE = """
+import sys, peewee
+peewee.SqliteDatabase(":memory:").connect()
+print(*sys.modules)
+"""
+WORKER = """
+import sys
+from whatspire_db import Session, connect
+with connect():
+    Session.select().first()
+print(*sys.modules)
+"""
+MIGRATE = """
+import runpy, sys
+try:
+    runpy.run_module("whatspire_db.migrate", run_name="__main__")
+finally:
+    print(*sys.modules)
+"""
+
+# By room; "" is the package itself.
+WORKERS = {
+    "": "errors fields fields.text_search interruption light peewee_compat",
+    "cli": "starting",
+    "connection": "blocks borrowing call_site connecting database engines pool pool_state query_log replica tasks",
+    "dsn": "forms redaction targets",
+    "models": "base queries rollbacks row_state rows saving service unreadable",
+    "settings": "durations kinds variables",
+}
+STARTS = {
+    "": "files signals",
+    "cli": "command loading migrate",
+    "connection": "own_database patience",
+    "dsn": "naming",
+    "migrate": "ddl engines engines.base history plan progress reports runner schema stamp stamping",
+}
+OF_ENGINE = {
+    "sqlite": {"": "messages", "dsn": "sqlite", "connection.engines.sqlite": "database folder"},
+    "postgres": {
+        "": "sql",
+        "dsn": "postgres",
+        "connection": "deadline",
+        "connection.engines.postgres": "database session times",
+    },
+}
+STARTS_OF_ENGINE = {
+    "sqlite": {"migrate.engines.sqlite": "engine"},
+    "postgres": {"": "messages", "migrate.engines.postgres": "engine history limits"},
+}
+STANDARD = {"__future__"}
+STANDARD_OF_COMMANDS = {"_contextvars", "contextvars", "gc", "importlib._abc", "importlib.util", "runpy", "signal"}
+
+
+def listed(*rooms: Mapping[str, str]) -> set[str]:
+    """Return the full names of modules that are listed by room, and of the packages that they are in."""
+    found = {"whatspire_db"}
+    for each in rooms:
+        for room, modules in each.items():
+            found |= {".".join(filter(None, ("whatspire_db", room, module))) for module in ("", *modules.split())}
+    return found
+
+
+def loaded(place: Place, program: str) -> set[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=place.variables(),
+        cwd=place.folder,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return set(done.stdout.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize("program", ["worker", "migrate"])
+def test_a_start_loads_what_it_needs_and_no_more(place: Place, db: pw.Database, program: str) -> None:
+    MigrationRunner(db).up()
+    engine = "sqlite" if place.is_sqlite else "postgres"
+    allowed = listed(WORKERS, OF_ENGINE[engine])
+    standard = loaded(place, PEEWEE) | STANDARD
+    if program == "migrate":
+        allowed |= listed(STARTS, STARTS_OF_ENGINE[engine])
+        standard |= STANDARD_OF_COMMANDS
+    found = loaded(place, WORKER if program == "worker" else MIGRATE)
+    ours = {name for name in found if name.split(".")[0] == "whatspire_db"}
+    assert ours - allowed == set()
+    assert found - ours - standard == set()

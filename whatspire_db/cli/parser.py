@@ -1,0 +1,93 @@
+"""The parsers of commands: options that all share, help that fits the terminal, and errors that repeat no secret."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from ..dsn.redaction import without_arguments
+from ..errors import ConfigError
+
+
+class HelpFormatter(argparse.HelpFormatter):
+    """argparse's, which it makes for each argument; by itself it would load `shutil` for the width of the terminal."""
+
+    def __init__(self, prog: str, **options: Any) -> None:
+        super().__init__(prog, **{"width": _width() - 2} | options)
+
+
+class RawHelpFormatter(HelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """The same for a command whose description or epilog has lines of its own."""
+
+
+def _width() -> int:
+    """Return how many columns the terminal has."""
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isdecimal() and int(columns):
+        return int(columns)
+    try:
+        return os.get_terminal_size(sys.__stdout__.fileno()).columns or 80  # type: ignore[union-attr]
+    except (AttributeError, ValueError, OSError):  # there is no terminal
+        return 80
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's, without abbreviated options; its errors are ConfigErrors that repeat no secret, and do not exit."""
+
+    given: Sequence[str] = ()
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        defaults: dict[str, Any] = {"allow_abbrev": False, "formatter_class": HelpFormatter}
+        super().__init__(*args, **defaults | kwargs)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse like argparse; the arguments are kept for messages about them."""
+        self.given = sys.argv[1:] if args is None else list(args)
+        return super().parse_known_args(self.given, namespace)
+
+    def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
+        """Add an argument like argparse; one whose value is a text takes no empty one."""
+        action = super().add_argument(*names, **options)
+        if action.type is None:
+            action.type = _not_empty("/".join(action.option_strings) or str(action.metavar))
+        return action
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(without_arguments(message, self.given), f"see {self.prog} --help")
+
+
+def _not_empty(name: str) -> Callable[[str], str]:
+    """Return the type of an argument that refuses an empty or blank value, which an unset variable leaves behind."""
+
+    def text(value: str) -> str:
+        if not value.strip():
+            raise ConfigError(
+                f"{name} is given an empty value", "give a value or leave it out; is a variable in the command unset?"
+            )
+        return value
+
+    return text
+
+
+def add_shared_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a command about a schema: which database, which models, and how to speak."""
+    add_database_options(parser)
+    parser.add_argument(
+        "--models", nargs="+", action="extend", metavar="MODULE", help="modules with models of your own"
+    )
+    parser.add_argument("--only-models", action="store_true", help="leave the service's own tables out")
+
+
+def add_database_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that every command takes: which database, and how to speak."""
+    parser.add_argument("--driver", metavar="D", help="sqlite or postgres (default: WHATSAPP_DATABASE_DRIVER)")
+    parser.add_argument(
+        "--dsn",
+        help="where the database is (default: WHATSAPP_DATABASE_DSN, where a password is safer than here)",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON document on stdout, also for a failure")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print errors alone")
+    parser.add_argument("-v", "--verbose", action="store_true", help="log statements to stderr")

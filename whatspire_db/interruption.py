@@ -1,0 +1,59 @@
+"""What a signal to a command may interrupt: calls that wait in C, and what the command's connections run.
+
+A worker's code runs through here too, and loads nothing that handles signals.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+from .light import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from .signals import Command
+
+T = TypeVar("T")
+
+command: Command | None = None  # which runs in this process; none in a worker
+
+
+def held() -> AbstractContextManager[None]:
+    """Return a context in which a command's watcher leaves the main thread alone."""
+    return command.held() if command else nullcontext()
+
+
+def cancellable(connection: T) -> T:
+    """Have a signal cancel what a connection runs, as long as the command runs; return the connection."""
+    if command is not None:
+        command.connections.append(connection)
+    return connection
+
+
+def aside(call: Callable[[], T]) -> T:
+    """Return the result of a call that waits in C, run in another thread so that the main thread hears signals.
+
+    An interrupt leaves the call to itself. Outside of commands, and of their main thread, the call runs as it is.
+    """
+    if command is None or threading.current_thread() is not threading.main_thread():
+        return call()
+    done = threading.Event()
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(call())
+        except BaseException as error:
+            errors.append(error)
+        done.set()
+
+    try:
+        threading.Thread(target=run, name="whatspire_db aside", daemon=True).start()
+    except RuntimeError:  # no thread can be started, for want of memory or by a limit: better deaf than not at all
+        return call()
+    done.wait()
+    if errors:
+        raise errors[0]
+    return results[0]
