@@ -75,9 +75,10 @@ def listed(*rooms: Mapping[str, str]) -> set[str]:
 
 
 def loaded(place: Place, program: str) -> set[str]:
+    """Return the modules that a program loaded; its DSN is written as most write theirs."""
     done = subprocess.run(
         [sys.executable, "-c", program],
-        env=place.variables(),
+        env=place.variables() | {"WHATSAPP_DATABASE_DSN": place.dsn.replace("'", "")},
         cwd=place.folder,
         capture_output=True,
         text=True,

@@ -37,7 +37,6 @@ VARIABLES = {
     "name": "BACKUP_NAME",
     "lock_timeout": "MIGRATION_LOCK_TIMEOUT",
 }
-# libpq's own defaults, by the part of a DSN that they stand for.
 ENDED_AT_ONCE = "run it again: the next run finishes, or clears away, what this one left"
 
 

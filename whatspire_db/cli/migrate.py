@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import peewee
 
 from ..connection.connecting import connect
-from ..connection.engines.sqlite.database import SqliteDatabase
+from ..connection.database import Pooling
 from ..dsn.targets import SqliteTarget
 from ..errors import ConfigError, RightMissing
 from ..light import TYPE_CHECKING, Any
@@ -113,8 +113,7 @@ def _run(call: Call) -> Answer:
     db = connect(settings, read_only=options.verb != "up")
     if isinstance(db, peewee.SqliteDatabase):
         db.timeout = wait  # another process may hold the file from the first question on
-    if isinstance(db, SqliteDatabase):
-        db.keeps_journal_mode = True  # a run that finds nothing to do changes nothing
+    db.keeps_journal_mode = True  # a run that finds nothing to do changes nothing
     runner = MigrationRunner(
         db,
         models,
@@ -208,7 +207,7 @@ def _up(runner: MigrationRunner, call: Call) -> Answer:
     if not (call.options.quiet or call.options.json):
         say("🔄", "Running database migrations...")
     report = runner.up()
-    if report.applied and isinstance(runner.db, SqliteDatabase):
+    if report.applied and isinstance(runner.db, Pooling):
         runner.db.settle_journal_mode()
     created = {"created": True} if getattr(runner.watcher, "is_new", False) else {}
     return Answer(call.named(report.to_json() | created), list(_report(report)))

@@ -9,7 +9,6 @@ from ..errors import ConfigError
 from ..models.base import database as models_database
 from ..settings import Settings
 from .database import Pooling
-from .engines.sqlite.folder import require_folder
 from .pool_state import Limits
 from .query_log import QueryLog
 
@@ -76,7 +75,6 @@ def settings_of(
 
 def _open(settings: Settings, field: str, target: SqliteTarget | PostgresTarget, read_only: bool) -> Pooling:
     replica = field == "replica_dsn"
-    require_folder(settings.name_of(field), target, make=not read_only and not replica)
     limits = Limits(
         settings.max_open_conns,
         settings.max_idle_conns,
@@ -87,7 +85,9 @@ def _open(settings: Settings, field: str, target: SqliteTarget | PostgresTarget,
     # A worker loads the database of its own engine alone.
     if isinstance(target, SqliteTarget):
         from .engines.sqlite.database import open_sqlite
+        from .engines.sqlite.folder import require_folder
 
+        require_folder(settings.name_of(field), target, make=not read_only and not replica)
         return open_sqlite(target, limits, log, read_only or replica, refuse_writes=replica)
     from .engines.postgres.database import open_postgres
 

@@ -37,6 +37,7 @@ class Pooling(PlainFunctionsOnly, ReadsElsewhere):
     log: QueryLog
     settings: Settings | None = None  # those that it was made of
     may_close_elsewhere = True  # a connection that another thread uses
+    keeps_journal_mode = False  # of a SQLite file that is not empty
 
     def __init__(self, *args: Any, log: QueryLog, **kwargs: Any) -> None:
         self.log = log
@@ -49,6 +50,9 @@ class Pooling(PlainFunctionsOnly, ReadsElsewhere):
 
     def _before_fork(self) -> None:
         """Close, of this thread, what a child must not inherit."""
+
+    def settle_journal_mode(self) -> None:
+        """Give a SQLite file the journal mode that `keeps_journal_mode` left out so far, unless others hold it."""
 
     # Statements
 

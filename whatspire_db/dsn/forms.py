@@ -42,7 +42,8 @@ _PLAIN_PATH = r"[A-Za-z0-9_./][A-Za-z0-9_./-]*"
 PLAIN = {
     SQLITE: pattern(rf"{_PLAIN_PATH}\.(?:db|sqlite3?)"),
     POSTGRES: pattern(
-        r"(?:(?:\A| )(?:host|port|user|dbname|password|sslmode|connect_timeout|application_name)=[\w./%+-]+)+"
+        r"(?:(?:\A| )(?:host|port|user|dbname|password|sslmode|sslrootcert|connect_timeout|application_name|TimeZone)"
+        r"=(?:[\w./%+-]+|'[\w./%+-]+'))+"
         r"|postgres(?:ql)?://(?!.*WHATSAPP_)[\w.~%:@/?=&+-]+",
         re.ASCII,
     ),

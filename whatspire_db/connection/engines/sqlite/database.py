@@ -39,7 +39,6 @@ class SqliteDatabase(Pooling, peewee.SqliteDatabase):
 
     target: SqliteTarget
     must_exist = False
-    keeps_journal_mode = False  # of a file that is not empty
     may_close_elsewhere = False
 
     def _connect(self) -> Any:
@@ -70,7 +69,7 @@ class SqliteDatabase(Pooling, peewee.SqliteDatabase):
         conn.execute("SELECT count(*) FROM sqlite_master")  # a file that is no database is found here
 
     def settle_journal_mode(self) -> None:
-        """Give the file the journal mode that was left out so far, unless others are in the way for a second."""
+        """Give the file the journal mode that was left out so far, unless others hold it for a second."""
         self.keeps_journal_mode, self.timeout = False, SETTLE_SECONDS
         with suppress(ConnectionFailed, LockTimeout), self.connection_context():
             pass
