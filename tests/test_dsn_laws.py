@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import traceback
+from collections.abc import Callable
 from string import whitespace
 from urllib.parse import quote
 
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from psycopg2.extensions import libpq_version, parse_dsn
 
 from whatspire_db import ConfigError
-from whatspire_db.dsn.forms import PLAIN
+from whatspire_db.dsn.forms import kind_of, plain_pairs
 from whatspire_db.dsn.mistakes import kind_of_any
 from whatspire_db.dsn.postgres import parse_postgres
 
@@ -329,8 +330,34 @@ def test_where_go_differs_without_need_libpq_is_followed() -> None:
     assert ours("postgres://a,b:5433,/d") == {"host": "a,b,", "port": ",5433,", "dbname": "d"}
 
 
-@pytest.mark.parametrize("kind", PLAIN)
-@given(data=st.data())
-def test_what_counts_as_plain_is_what_the_careful_look_takes_it_for(kind: str, data: st.DataObject) -> None:
-    dsn = data.draw(st.from_regex(PLAIN[kind].pattern, fullmatch=True, alphabet=st.characters(codec="ascii")))
-    assert kind_of_any("DSN", dsn) == kind
+def kind_or_refusal(look: Callable[[str, str], str], dsn: str) -> str:
+    try:
+        return look("DSN", dsn)
+    except ConfigError as error:
+        return str(error)
+
+
+letters = st.text("abz019.-_/%+@:?=&'", max_size=6)
+plain_values = st.text("abz019.-_/", min_size=1, max_size=6)
+plain_keys = st.sampled_from(
+    ["host", "port", "user", "dbname", "password", "sslmode", "sslrootcert", "connect_timeout", "TimeZone"]
+)
+plain_pair = st.builds("{}={}".format, plain_keys, plain_values | plain_values.map("'{}'".format))
+
+
+@given(
+    st.builds("{}{}".format, plain_values, st.sampled_from([".db", ".sqlite", ".sqlite3"]))
+    | st.builds("{}{}".format, st.sampled_from(["postgres://", "postgresql://"]), letters)
+    | st.lists(plain_pair | letters, min_size=1, max_size=3).map(" ".join)
+    | letters
+)
+def test_what_counts_as_plain_is_what_the_careful_look_takes_it_for(dsn: str) -> None:
+    assert kind_or_refusal(kind_of, dsn) == kind_or_refusal(kind_of_any, dsn)
+
+
+@given(st.lists(plain_pair, min_size=1, max_size=4).map(" ".join))
+def test_plain_pairs_are_what_libpq_reads(dsn: str) -> None:
+    pairs = plain_pairs(dsn)
+    zone = pairs.pop("TimeZone", None)
+    assert ("TimeZone=" in dsn) == (zone is not None)
+    assert pairs == parse_dsn(" ".join(pair for pair in dsn.split(" ") if not pair.startswith("TimeZone")))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import signal
 import sys
@@ -125,6 +126,9 @@ def end(code: int) -> NoReturn:
         if signal.getsignal(number) not in (signal.SIG_IGN, None):
             signal.signal(number, lambda number, frame: os._exit(code))
             atexit.register(signal.signal, number, signal.SIG_IGN)  # Python gives up its handlers after that
+    # Python would look through all of it for what refers to itself, though the memory is about to be given back.
+    gc.disable()
+    gc.freeze()
     # Python ends by SIGINT, whatever the code, when the last text that it ran was interrupted, as a dataclass runs one.
     exec("")  # noqa: S102
     sys.exit(code)

@@ -18,14 +18,16 @@ _TOKEN = pattern(
 )
 # What may stand before a parenthesis without being a function of the catalog's. COALESCE and GREATEST call no operator
 # that search_path decides on.
-_SYNTAX = pattern(
-    "all|and|any|array|as|by|coalesce|conflict|distinct|else|exists|filter|from|greatest|having|in|least|materialized|"
-    "not|on|operator|or|order|over|partition|select|then|union|using|values|when|where|with|within"
+_SYNTAX_WORDS = (
+    "all and any array as by coalesce conflict distinct else exists filter from greatest having in least materialized "
+    "not on operator or order over partition select then union using values when where with within"
 )
+_SYNTAX = frozenset(_SYNTAX_WORDS.split())
 # Types that are words of the grammar, which always means pg_catalog's.
-_GRAMMAR_TYPE = pattern("bigint|bit|boolean|char|dec|decimal|float|int|integer|numeric|real|smallint")
+_GRAMMAR_WORDS = "bigint bit boolean char dec decimal float int integer numeric real smallint"
+_GRAMMAR_TYPES = frozenset(_GRAMMAR_WORDS.split())
 # Syntax that calls an operator by its bare name, which search_path decides on.
-_HIDDEN = pattern("between|in|like|ilike|similar|nullif|overlaps")
+_HIDDEN = frozenset({"between", "in", "like", "ilike", "similar", "nullif", "overlaps"})
 
 # A condition on a row of pg_class: a query of the relation runs no code of its owner with rights above the owner's. A
 # view runs functions when it is read, and for a table's indexes alone the planner evaluates constant parts of their
@@ -68,12 +70,12 @@ def _next(tokens: list[re.Match[str]], number: int) -> str:
 
 def _qualified(word: str, last: str, following: str) -> str:
     name = word.lower()
-    if _HIDDEN.fullmatch(name) or (name == "distinct" and last == "is") or (name == "case" and following != "when"):
+    if name in _HIDDEN or (name == "distinct" and last == "is") or (name == "case" and following != "when"):
         raise ValueError(f"{word} in a pinned query calls an operator of the search_path")
     if "." in (last, following):
         return word
     if last == "::":
-        return word if _GRAMMAR_TYPE.fullmatch(name) else f"pg_catalog.{word}"
-    is_function = following == "(" and last not in ("as", "with") and not _SYNTAX.fullmatch(name)
+        return word if name in _GRAMMAR_TYPES else f"pg_catalog.{word}"
+    is_function = following == "(" and last not in ("as", "with") and name not in _SYNTAX
     is_relation = name.startswith("pg_") and last in ("from", "join")
     return f"pg_catalog.{word}" if is_function or is_relation else word

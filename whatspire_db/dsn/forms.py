@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from string import ascii_letters, digits
 
 from ..errors import ConfigError
-from ..light import pattern
 from .redaction import place_of
 
 SQLITE, POSTGRES = "sqlite", "postgres"
@@ -37,17 +37,13 @@ ALIASES: Mapping[str, str] = {
     "pass": "password",
     "passwd": "password",
 }
-# What most write. For these, none of the mistakes below has a pattern, and to try them all takes milliseconds.
-_PLAIN_PATH = r"[A-Za-z0-9_./][A-Za-z0-9_./-]*"
-PLAIN = {
-    SQLITE: pattern(rf"{_PLAIN_PATH}\.(?:db|sqlite3?)"),
-    POSTGRES: pattern(
-        r"(?:(?:\A| )(?:host|port|user|dbname|password|sslmode|sslrootcert|connect_timeout|application_name|TimeZone)"
-        r"=(?:[\w./%+-]+|'[\w./%+-]+'))+"
-        r"|postgres(?:ql)?://(?!.*WHATSAPP_)[\w.~%:@/?=&+-]+",
-        re.ASCII,
-    ),
-}
+# What most write. It has none of the mistakes that `mistakes` looks for, which takes milliseconds.
+_LETTERS = frozenset(f"{ascii_letters}{digits}_./-")
+_URL_LETTERS = _LETTERS | frozenset("~%:@?=&+")
+_PLAIN_FILES = (".db", ".sqlite", ".sqlite3")
+_PLAIN_URLS = ("postgres://", "postgresql://")
+_PLAIN_WORDS = "host port user dbname password sslmode sslrootcert connect_timeout application_name TimeZone"
+_PLAIN_KEYS = frozenset(_PLAIN_WORDS.split())
 QUOTES = "\"'`“”„‘’«»"
 
 
@@ -57,12 +53,34 @@ def kind_of(name: str, dsn: str) -> str:
     :param name: of the setting or the option that has it, for messages. They never repeat the DSN.
     :raises ConfigError: when it is neither's.
     """
-    likely = POSTGRES if "=" in dsn or "://" in dsn else SQLITE
-    if PLAIN[likely].fullmatch(dsn):
-        return likely
+    if _is_plain_path(dsn) and dsn.endswith(_PLAIN_FILES) and dsn not in _PLAIN_FILES:
+        return SQLITE
+    if _is_plain_url(dsn) or plain_pairs(dsn):
+        return POSTGRES
     from .mistakes import kind_of_any
 
     return kind_of_any(name, dsn)
+
+
+def plain_pairs(dsn: str) -> dict[str, str]:
+    """Return the parameters of a PostgreSQL DSN as most write one: keys and values between blanks; else none."""
+    pairs: dict[str, str] = {}
+    for pair in dsn.split(" "):
+        key, _, value = pair.partition("=")
+        if len(value) > 2 and value[0] == value[-1] == "'":
+            value = value[1:-1]
+        if key not in _PLAIN_KEYS or not value or not _LETTERS.issuperset(value):
+            return {}
+        pairs[key] = value
+    return pairs
+
+
+def _is_plain_url(dsn: str) -> bool:
+    return dsn.startswith(_PLAIN_URLS) and _URL_LETTERS.issuperset(dsn) and "WHATSAPP_" not in dsn
+
+
+def _is_plain_path(path: str) -> bool:
+    return _LETTERS.issuperset(path) and path[:1] not in ("", "-")
 
 
 def is_plainly_sqlite(dsn: str) -> bool:
@@ -87,6 +105,8 @@ def check_folder(name: str, folder: str) -> None:
 
     :raises ConfigError: says what it looks like; the message repeats no secret.
     """
+    if folder.isalnum() and _is_plain_path(folder):
+        return
     if re.match(r"[A-Za-z][\w+.-]+:/", folder):
         hint = "name a folder of this machine, and copy the files elsewhere from there"
         raise ConfigError(f"{name}: {place_of(folder)} is not a folder of this machine", hint)
@@ -104,7 +124,7 @@ def check_path(name: str, path: str) -> None:
 
 
 def _check_path(name: str, path: str) -> None:
-    if not re.fullmatch(_PLAIN_PATH, path):
+    if not _is_plain_path(path):
         from .mistakes import refuse_path
 
         refuse_path(name, path)

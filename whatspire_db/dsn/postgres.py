@@ -8,7 +8,7 @@ from functools import lru_cache
 
 from ..errors import ConfigError
 from ..light import pattern
-from .forms import ALIASES, KEYWORDS, POSTGRES_FORMS
+from .forms import ALIASES, KEYWORDS, POSTGRES_FORMS, plain_pairs
 from .redaction import shown
 from .targets import PostgresTarget
 
@@ -81,6 +81,8 @@ def parse_postgres(dsn: str) -> PostgresTarget:
 
 
 def _parameters(dsn: str) -> dict[str, str]:
+    if plain := plain_pairs(dsn):
+        return plain
     _refuse_zero_byte(dsn)
     pairs = _url_pairs(dsn.strip(_BLANKS)) if _URL.match(dsn.strip(_BLANKS)) else _keyword_pairs(dsn)
     given = dict(_canonical(key, value) for key, value in pairs)
@@ -201,7 +203,7 @@ def _check(name: str, dsn: str, given: Mapping[str, str], knows: Callable[[str],
     :param knows: whether libpq knows a parameter.
     :raises ConfigError: names the parameter and what to write; it repeats no value.
     """
-    if re.match(r"\Apostgres(?:ql)?://[^/?@]*/[^?]*@", dsn, re.IGNORECASE):
+    if "@" in dsn and re.match(r"\Apostgres(?:ql)?://[^/?@]*/[^?]*@", dsn, re.IGNORECASE):
         hint = "in a password a / is written %2F, a ? %3F, a # %23 and a @ %40; in a database's name a @ is %40"
         raise ConfigError(f"{name} has a @ behind a /", hint)
     for key in given:
