@@ -27,7 +27,7 @@ ROOMS = {
     "settings": ["durations", "kinds", "variables", "dotenv_file", ""],
     "messages": [],
     "fields": ["text_search", "json_columns", ""],
-    "models": ["", "row_state", "rollbacks", "saving", "unreadable", "rows", "queries", "base", "service"],
+    "models": ["", "row_state", "saving", "unreadable", "rows", "queries", "base", "service"],
     "connection": [
         "",
         "call_site",

@@ -10,6 +10,7 @@ import peewee as pw
 import pytest
 
 from tests.conftest import Place
+from whatspire_db.cli import migrate as command_line
 from whatspire_db.migrate import MigrationRunner
 
 PEEWEE = """
@@ -35,23 +36,21 @@ finally:
 # By room; "" is the package itself.
 WORKERS = {
     "": "errors fields fields.text_search interruption light peewee_compat",
-    "cli": "starting",
     "connection": "blocks borrowing call_site connecting database engines pool pool_state query_log replica tasks",
-    "dsn": "forms redaction targets",
-    "models": "base queries rollbacks row_state rows saving service unreadable",
+    "dsn": "forms targets",
+    "models": "base queries row_state rows saving service",
     "settings": "durations kinds variables",
 }
 STARTS = {
     "": "files signals",
-    "cli": "command loading migrate",
+    "cli": "command loading migrate starting",
     "connection": "own_database patience",
-    "dsn": "naming",
+    "dsn": "naming redaction",
     "migrate": "ddl engines engines.base history plan progress reports runner schema stamp stamping",
 }
 OF_ENGINE = {
     "sqlite": {"": "messages", "dsn": "sqlite", "connection.engines.sqlite": "database folder"},
     "postgres": {
-        "": "sql",
         "dsn": "postgres",
         "connection": "deadline",
         "connection.engines.postgres": "database session times",
@@ -59,7 +58,7 @@ OF_ENGINE = {
 }
 STARTS_OF_ENGINE = {
     "sqlite": {"migrate.engines.sqlite": "engine"},
-    "postgres": {"": "messages", "migrate.engines.postgres": "engine history limits"},
+    "postgres": {"": "messages sql", "migrate.engines.postgres": "engine history limits"},
 }
 STANDARD = {"__future__"}
 STANDARD_OF_COMMANDS = {"_contextvars", "contextvars", "gc", "importlib._abc", "importlib.util", "runpy", "signal"}
@@ -85,6 +84,10 @@ def loaded(place: Place, program: str) -> set[str]:
         check=True,
     )
     return set(done.stdout.splitlines()[-1].split())
+
+
+def test_a_start_without_arguments_does_what_the_parser_would_say() -> None:
+    assert vars(command_line.parser_of().parse_args([])) == command_line.NOTHING_TYPED
 
 
 @pytest.mark.parametrize("program", ["worker", "migrate"])

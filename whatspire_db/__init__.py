@@ -1,6 +1,9 @@
 """An embedded database toolkit on Peewee: connections, the Whatspire tables, and a migrator that never drops."""
 
-from .cli import starting as starting  # isort: skip - first, for the import of all else takes a while
+import sys
+
+if sys.argv[:1] == ["-m"]:  # perhaps a command of ours; first, for the import of all else takes a while
+    from .cli import starting as starting
 
 from .connection.connecting import connect
 from .connection.pool_state import PoolStats

@@ -6,7 +6,7 @@ import peewee
 
 from ..errors import TransactionError
 from ..light import Any
-from ..models.rollbacks import Outcome
+from ..models.row_state import Outcome
 from ..peewee_compat import AtomicBlock, SavepointBlock, TransactionBlock
 from .borrowing import Borrowing, State, notice_tasks
 from .tasks import PlainFunctionsOnly, native_thread_id

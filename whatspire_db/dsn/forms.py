@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from string import ascii_letters, digits
 
 from ..errors import ConfigError
-from .redaction import place_of
+from ..light import lazy_module
+
+redaction = lazy_module("whatspire_db.dsn.redaction")  # for messages
 
 SQLITE, POSTGRES = "sqlite", "postgres"
 POSTGRES_FORMS = "'host=localhost user=me password=... dbname=whatspire' or 'postgres://me:...@localhost/whatspire'"
@@ -109,7 +111,7 @@ def check_folder(name: str, folder: str) -> None:
         return
     if re.match(r"[A-Za-z][\w+.-]+:/", folder):
         hint = "name a folder of this machine, and copy the files elsewhere from there"
-        raise ConfigError(f"{name}: {place_of(folder)} is not a folder of this machine", hint)
+        raise ConfigError(f"{name}: {redaction.place_of(folder)} is not a folder of this machine", hint)
     _check_path(name, re.sub(r"\A~|[/.]+\Z", "", folder))  # ~ is replaced there
 
 

@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 
 from ..errors import ConfigError
-from ..light import pattern
+from ..light import lazy_module, pattern
 from .forms import ALIASES, KEYWORDS, POSTGRES_FORMS, plain_pairs
-from .redaction import shown
 from .targets import PostgresTarget
+
+redaction = lazy_module("whatspire_db.dsn.redaction")  # for messages
 
 # Read by pgx, the Go driver for PostgreSQL, itself; neither libpq nor the server knows them.
 PGX_ONLY = frozenset(
@@ -213,7 +214,7 @@ def _check(name: str, dsn: str, given: Mapping[str, str], knows: Callable[[str],
         value = given.get(key, "").strip()
         if value and not re.fullmatch(takes, value):
             hint = f"it takes {takes.replace('|', ', ')}" if "[" not in takes else "it takes a whole number"
-            raise ConfigError(f"{name} gives {key} the value {shown(value)}", hint)
+            raise ConfigError(f"{name} gives {key} the value {redaction.shown(value)}", hint)
 
 
 def _meant(key: str) -> str | None:

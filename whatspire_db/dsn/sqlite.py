@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 
 from ..errors import ConfigError
-from ..light import replace
-from .redaction import shown
+from ..light import lazy_module, replace
 from .targets import SqliteTarget
+
+redaction = lazy_module("whatspire_db.dsn.redaction")  # for messages
 
 # What the Go driver for SQLite (mattn/go-sqlite3) reads from a DSN, long and short form: the pragma it sets.
 SQLITE_PRAGMAS = {
@@ -112,7 +113,7 @@ def _unknown_parameter(key: str, query: str) -> ConfigError:
 
     known = [*SQLITE_PRAGMAS, "_txlock", *URI_PARAMETERS]
     near = get_close_matches(key, known, n=1)
-    named = key if re.fullmatch("[a-z_]{1,30}", key) else shown(key)
+    named = key if re.fullmatch("[a-z_]{1,30}", key) else redaction.shown(key)
     hint = f"did you mean {near[0]}?" if near else f"known ones are {', '.join(sorted(known))}"
     return ConfigError(f"the SQLite DSN has an unknown parameter {named}", hint)
 
@@ -140,6 +141,6 @@ def _checked(key: str, value: str, takes: str) -> str:
     value = unquote(value)
     if not re.fullmatch(takes, value, re.IGNORECASE | re.ASCII):
         raise ConfigError(
-            f"the SQLite DSN gives {key} the value {shown(value)}", f"it takes {takes.replace('|', ', ')}"
+            f"the SQLite DSN gives {key} the value {redaction.shown(value)}", f"it takes {takes.replace('|', ', ')}"
         )
     return value

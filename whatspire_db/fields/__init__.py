@@ -26,6 +26,17 @@ class UnreadableTime(str):
     __slots__ = ()
 
 
+class UnreadableText(bytes):
+    """A text of SQLite's that is not UTF-8."""
+
+    __slots__ = ()
+
+
+UNREADABLE_TYPES = frozenset({UnreadableTime, UnreadableText})
+# What a conversion raises for a value that is not of its field's kind.
+UNREADABLE = (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, RecursionError)
+
+
 class Unreadable(ValueRefused):
     """A column holds a value that its field cannot read; `kind` says what it is, without repeating it."""
 

@@ -9,11 +9,13 @@ from inspect import getattr_static
 import peewee
 
 from ..errors import ValueRefused
-from ..light import Any
+from ..fields import UNREADABLE, UNREADABLE_TYPES, UnreadableText
+from ..light import Any, lazy_module
 from ..peewee_compat import INSTANCE_ATTRIBUTES, new_instance, wrap_constructors
 from .row_state import frozen
 from .saving import SavesChanges
-from .unreadable import UNREADABLE, UNREADABLE_TYPES, UnreadableText, failing, refused
+
+unreadable = lazy_module("whatspire_db.models.unreadable")
 
 # Fields whose columns no driver gives as lists, dicts or other values that change in place.
 _OF_PLAIN_VALUES = (
@@ -68,9 +70,9 @@ class _Rows:
         return made
 
     def _refuse(self, row: Any) -> None:
-        place = failing(self.converters, row)
+        place = unreadable.failing(self.converters, row)
         if place is not None:
-            error = refused(self, row, place)
+            error = unreadable.refused(self, row, place)
             self.refusal = error.fact, error.hint
             raise error from None
 

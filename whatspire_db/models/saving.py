@@ -10,8 +10,7 @@ import peewee
 from ..errors import ValueRefused
 from ..light import TYPE_CHECKING, Any, dataclass
 from ..peewee_compat import copied_attributes, dirty, take_related_keys
-from .rollbacks import Outcome, outcomes
-from .row_state import IMMUTABLE, UNKNOWN, RowState, is_changed
+from .row_state import IMMUTABLE, UNKNOWN, Outcome, RowState, is_changed, outcomes
 
 _Model: Any = peewee.Model if TYPE_CHECKING else object
 

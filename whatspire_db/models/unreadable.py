@@ -5,21 +5,10 @@ from __future__ import annotations
 import peewee
 
 from ..errors import ValueRefused
-from ..fields import Unreadable, UnreadableTime
+from ..fields import UNREADABLE, UNREADABLE_TYPES, Unreadable, UnreadableText, UnreadableTime
 from ..light import Any
 
 LONGEST_KEY = 100  # characters of a key in a message
-# What a conversion raises for a value that is not of its field's kind.
-UNREADABLE = (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, RecursionError)
-
-
-class UnreadableText(bytes):
-    """A text of SQLite's that is not UTF-8."""
-
-    __slots__ = ()
-
-
-UNREADABLE_TYPES = frozenset({UnreadableTime, UnreadableText})
 
 
 def failing(converters: Any, row: Any) -> int | None:

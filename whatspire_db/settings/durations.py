@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from ..dsn.redaction import shown
 from ..errors import ConfigError
-from ..light import pattern
+from ..light import lazy_module, pattern
+
+redaction = lazy_module("whatspire_db.dsn.redaction")  # for messages
 
 # The engines count limits in milliseconds of 31 bits: some 24 days. What is longer comes to the same.
 LONGEST_SECONDS = 2_000_000.0
@@ -77,7 +78,9 @@ def seconds_of(name: str, limit: float | timedelta | str) -> float:
     if isinstance(limit, timedelta):
         limit = limit.total_seconds()
     if isinstance(limit, bool) or not isinstance(limit, int | float) or not limit >= 0:  # NaN is not
-        raise ConfigError(f"{name} is {shown(limit)}", f"it takes seconds, 0 or more, a timedelta, or {TAKES}")
+        raise ConfigError(
+            f"{name} is {redaction.shown(limit)}", f"it takes seconds, 0 or more, a timedelta, or {TAKES}"
+        )
     return float(min(limit, LONGEST_SECONDS))
 
 
@@ -91,5 +94,5 @@ def read_duration(name: str, value: str) -> timedelta:
     except ValueError:
         duration = timedelta(-1)
     if duration < timedelta(0):
-        raise ConfigError(f"{name} is {shown(value)}", f"it takes {TAKES}")
+        raise ConfigError(f"{name} is {redaction.shown(value)}", f"it takes {TAKES}")
     return duration

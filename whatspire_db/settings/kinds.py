@@ -8,11 +8,12 @@ from collections.abc import Callable
 from datetime import timedelta
 
 from ..dsn.forms import refuse_quotes
-from ..dsn.redaction import looks_like_dsn, shown
 from ..errors import ConfigError
-from ..light import Any, dataclass
+from ..light import Any, dataclass, lazy_module
 from .durations import TAKES as DURATIONS
 from .durations import parse_duration
+
+redaction = lazy_module("whatspire_db.dsn.redaction")  # for messages
 
 LARGEST_COUNT = 999_999_999
 
@@ -107,9 +108,9 @@ def _read(name: str, text: str, kind: Kind) -> Any:
 
 def _wrong(name: str, value: Any, kind: Kind) -> ConfigError:
     hint = f"it takes {kind.takes}"
-    if isinstance(value, str) and looks_like_dsn(value):
+    if isinstance(value, str) and redaction.looks_like_dsn(value):
         hint += "; a DSN belongs in WHATSAPP_DATABASE_DSN"
-    return ConfigError(f"{name} is {shown(value)}", hint + _guess(value, kind))
+    return ConfigError(f"{name} is {redaction.shown(value)}", hint + _guess(value, kind))
 
 
 def _guess(value: Any, kind: Kind) -> str:

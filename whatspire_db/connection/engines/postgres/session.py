@@ -11,7 +11,6 @@ from functools import lru_cache
 from psycopg2 import DatabaseError, OperationalError, extensions
 
 from whatspire_db.connection.deadline import answered_within, is_readable
-from whatspire_db.sql import pinned
 
 from ....light import Any, pattern
 from . import times as postgres_times
@@ -181,11 +180,10 @@ def refuse_writes(connection: Connection) -> Callable[[], None]:
     Behind a pooler, whose server process is not the one that answered first, a setting would be left to others: there
     nothing is refused.
     """
+    from whatspire_db.sql import pinned  # only here
+
     with answered_within(ANSWER_SECONDS, connection.fileno()), connection.cursor() as cursor:
-        cursor.execute(
-            pinned(_READ_ONLY),
-            [connection.info.backend_pid],
-        )
+        cursor.execute(pinned(_READ_ONLY), [connection.info.backend_pid])
         is_set = cursor.fetchone() is not None
 
     def permit() -> None:
