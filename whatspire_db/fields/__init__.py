@@ -11,11 +11,16 @@ import peewee
 from peewee import SQL, Context, Node
 
 from ..errors import ValueRefused
-from ..light import TYPE_CHECKING, Any, pattern
+from ..light import TYPE_CHECKING, Any, Generic, TypeVar, pattern
 from .text_search import StoredText, TextSearch, on_postgres
+
+V = TypeVar("V")
 
 if TYPE_CHECKING:
     from .json_columns import JSONValue
+    from .typed import TypedFlag, TypedInstant, TypedInt64, TypedJSON, TypedText
+else:  # what a column holds is for type checkers alone
+    TypedFlag = TypedInstant = TypedInt64 = TypedJSON = TypedText = Generic
 
 UTC = timezone.utc
 
@@ -104,7 +109,7 @@ class _Instant(Node):
         return ctx.value(self.value.replace(tzinfo=None) if self.naive else self.value, converter=False)
 
 
-class InstantField(peewee.Field):
+class InstantField(TypedInstant[V], peewee.Field):
     """A point in time: aware datetimes in, aware datetimes in UTC out.
 
     SQLite `datetime` (as text, in Go's form), PostgreSQL `timestamp with time zone`.
@@ -149,7 +154,7 @@ class InstantField(peewee.Field):
         raise Unreadable(_column(self), f"a value of type {type(value).__name__}, which is not a time")
 
 
-class NaiveInstantField(InstantField):
+class NaiveInstantField(InstantField[V]):
     """A point in time in a column without a zone, where UTC is meant: `timestamp` on both engines."""
 
     _naive_on_postgres = True
@@ -158,21 +163,21 @@ class NaiveInstantField(InstantField):
         return SQL("timestamp without time zone" if on_postgres(ctx) else "timestamp")
 
 
-class FlagField(peewee.BooleanField):
+class FlagField(TypedFlag[V], peewee.BooleanField):
     """True or False: SQLite `numeric` (1 and 0), PostgreSQL `boolean`."""
 
     def ddl_datatype(self, ctx: Context | None) -> SQL:
         return SQL("boolean" if on_postgres(ctx) else "numeric")
 
 
-class Int64Field(peewee.BigIntegerField):
+class Int64Field(TypedInt64[V], peewee.BigIntegerField):
     """SQLite `integer`, PostgreSQL `bigint`."""
 
     def ddl_datatype(self, ctx: Context | None) -> SQL:
         return SQL("bigint" if on_postgres(ctx) else "integer")
 
 
-class TextField(peewee.TextField):
+class TextField(TypedText[V], peewee.TextField):
     """`text` on both engines, in the Go service's spelling."""
 
     field_type = "text"
@@ -196,7 +201,7 @@ class _JSONField(TextSearch):
         return JSONValue(self, path)
 
 
-class JSONTextField(_JSONField, TextField):
+class JSONTextField(_JSONField, TextField[Any]):
     """Any JSON value, stored as text as Go's json.Marshal writes it; an empty text reads as None."""
 
     def db_value(self, value: Any) -> Any:
@@ -206,7 +211,7 @@ class JSONTextField(_JSONField, TextField):
         return _load(self, value)
 
 
-class JSONBytesField(_JSONField, peewee.Field):
+class JSONBytesField(TypedJSON[Any], _JSONField, peewee.Field):
     """Any JSON value, stored as UTF-8 bytes: `bytea` on both engines; no bytes at all read as None."""
 
     field_type = "bytea"
@@ -255,14 +260,14 @@ class TableKeyMixin:
         return nodes
 
 
-class TextKeyField(TableKeyMixin, TextField):
+class TextKeyField(TableKeyMixin, TextField[str]):
     """`id text NOT NULL`, a fresh UUID by default."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**({"primary_key": True, "default": new_id} | kwargs))
 
 
-class IntKeyField(TableKeyMixin, Int64Field):
+class IntKeyField(TableKeyMixin, Int64Field[int]):
     """An integer key that is given, never counted up."""
 
     def __init__(self, **kwargs: Any) -> None:

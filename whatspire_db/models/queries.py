@@ -12,6 +12,9 @@ from ..light import TYPE_CHECKING, Any
 from ..peewee_compat import by_field
 from .rows import rows_of
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 _Model: Any = peewee.Model if TYPE_CHECKING else object
 
 logger = logging.getLogger("whatspire_db")
@@ -81,7 +84,7 @@ class Queries(_Model):
         return Alias(cls, alias)
 
     @classmethod
-    def select(cls, *fields: Any) -> Select:
+    def select(cls, *fields: Any) -> peewee.ModelSelect[Self]:
         """Return a SELECT of the fields, by default of all."""
         return Select(cls, fields or cls._meta.sorted_fields, is_default=not fields)
 
