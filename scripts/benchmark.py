@@ -2,10 +2,10 @@
 
     python scripts/benchmark.py [--dsn POSTGRES_DSN] [--rounds N] [--quick] [--output FOLDER] [--environments FOLDER]
 
-Peers are peewee's create_tables(safe=True), playhouse.schema_diff, peewee-migrate, Alembic and Django, each from PyPI
-in a virtual environment of its own. Writes benchmark.md and benchmark.svg, and prints the former. Without a DSN it
-starts the PostgreSQL of the test extra; a DSN needs a role that may make databases, and statements are not counted.
-"""
+Peers are peewee's create_tables(safe=True), playhouse.schema_diff, pwmigrate, peewee-migrate, Alembic and Django,
+each from PyPI in a virtual environment of its own. Writes benchmark.md and benchmark.svg, and prints the former.
+Without a DSN it starts the PostgreSQL of the test extra; a DSN needs a role that may make databases, and statements
+are not counted."""
 
 from __future__ import annotations
 

@@ -51,6 +51,6 @@ def connecting() -> None:
         Session.create(id="a", name="b", status="connected")
     assert_type(db.pool_stats(), PoolStats)
     for row in readable(Session.select()):
-        print(row)
+        assert_type(row, Any)
     report = MigrationRunner(db).up()
     assert_type(report.version, int)

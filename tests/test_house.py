@@ -24,7 +24,7 @@ ROOMS = {
     "interruption": [],
     "signals": [],
     "dsn": ["", "redaction", "forms", "mistakes", "targets", "sqlite", "postgres", "naming"],
-    "settings": ["durations", "kinds", "variables", "dotenv_file", ""],
+    "settings": ["durations", "kinds", "variable_names", "dotenv_file", ""],
     "messages": [],
     "fields": ["text_search", "json_columns", ""],
     "models": ["", "row_state", "saving", "unreadable", "rows", "queries", "base", "service"],
@@ -67,7 +67,7 @@ ROOMS = {
         "engines",
         "engines.base",
         "engines.sqlite",
-        "engines.sqlite.sql",
+        "engines.sqlite.table_reader",
         "engines.sqlite.catalog",
         "engines.sqlite.times",
         "engines.sqlite.engine",
@@ -86,6 +86,7 @@ ROOMS = {
         "engines.postgres.engine",
         "history",
         "rows",
+        "costs",
         "ownership",
         "planner.draft",
         "planner.obstacles",
@@ -148,7 +149,7 @@ ROOMS = {
         "",
     ],
     "health": ["values", "engines", "engines.sqlite", "engines.postgres", "check", ""],
-    "cli": ["", "starting", "parser", "command", "loading", "migrate", "backup", "health", "front"],
+    "cli": ["", "starting", "terminal", "options", "command", "loading", "migrate", "backup", "health", "front"],
 }
 ENTRANCES = ["", "__main__", "migrate.__main__", "backup.__main__", "health.__main__"]
 ORDER = [f"{room}.{module}".strip(".") for room, modules in ROOMS.items() for module in modules or [""]] + ENTRANCES

@@ -39,7 +39,7 @@ WORKERS = {
     "connection": "blocks borrowing call_site connecting database engines pool pool_state query_log replica tasks",
     "dsn": "forms targets",
     "models": "base queries row_state rows saving service",
-    "settings": "durations kinds variables",
+    "settings": "durations kinds variable_names",
 }
 STARTS = {
     "": "files signals",

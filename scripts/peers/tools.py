@@ -64,6 +64,8 @@ TOOLS = (
     Tool("whatspire_db", "ours", "ours", ("-m", "whatspire_db.migrate"), history=("migration_versions", 1)),
     Tool("peewee create_tables", "create_tables", "peewee", _script("create_tables")),
     Tool("playhouse.schema_diff", "schema_diff", "peewee", _script("schema_diff")),
+    Tool("pwmigrate up", "pwmigrate", "peewee", _script("pwmigrate"), history=("schema_migration", 2)),
+    Tool("pwmigrate diff", "pwmigrate", "peewee", _script("pwmigrate", "diff"), "diff"),
     Tool(
         "peewee-migrate run",
         "peewee_migrate",

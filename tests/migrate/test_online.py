@@ -95,7 +95,7 @@ def test_index_of_a_large_table_is_built_concurrently(db: pw.Database) -> None:
     (step,) = runner.plan().pending
     assert (step.online, step.lock) == (True, "SHARE UPDATE EXCLUSIVE")
     assert step.sql == ("CREATE INDEX CONCURRENTLY big_a ON big (a)",)
-    assert "rows" in step.cost
+    assert (step.cost.work, step.cost.online) == ("scans", True)
     before = runner.version()
     assert runner.up().version > before
     assert in_sync(db, Parent, model)
@@ -200,7 +200,7 @@ def test_constraint_that_is_not_enforced_asks_nothing_of_the_rows(db: pw.Databas
             MigrationRunner(db, [Parent, model]).up()
         return
     (step,) = MigrationRunner(db, [Parent, model]).up().applied
-    assert (step.kind, step.online, step.cost) == ("add_constraint", False, "instant")
+    assert (step.kind, step.online, str(step.cost)) == ("add_constraint", False, "instant")
     assert "NOT VALID" not in step.sql[0]
     assert not MigrationRunner(db, [Parent, model]).verify_schema()
 

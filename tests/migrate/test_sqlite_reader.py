@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whatspire_db.migrate.engines.sqlite.sql import (
+from whatspire_db.migrate.engines.sqlite.table_reader import (
     canonical,
     canonical_default,
     parse_index,

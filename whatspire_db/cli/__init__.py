@@ -1,1 +1,1 @@
-"""The commands: a module a verb, and what all of them share."""
+"""The commands: a module for each, with its verbs in VERBS, and what all of them share."""

@@ -23,7 +23,7 @@ from ..errors import ConfigError, WhatspireDBError
 from ..settings import Settings
 from ..settings.durations import seconds_of
 from .command import Answer, Call, configure_logging, progress_bar, run_command, symbol
-from .parser import Parser, RawHelpFormatter, add_database_options
+from .options import Parser, RawHelpFormatter, add_database_options
 
 logger = logging.getLogger("whatspire_db.backup")
 PROG = "python -m whatspire_db.backup"

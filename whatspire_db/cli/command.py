@@ -25,7 +25,7 @@ from ..errors import MigrationRefused, WhatspireDBError, printable
 from ..light import Any, TextIO, dataclass, replace
 from ..messages import in_words
 from ..settings import LOG_LEVELS, Settings
-from ..settings.variables import PREFIX
+from ..settings.variable_names import PREFIX
 
 OK, FAILED, INTERRUPTED = 0, 1, 130
 # The variables that an option stands above, by the option's name in the namespace.
@@ -112,12 +112,23 @@ class Call:
         elif answer.wanted or not self.options.quiet:
             for text in answer.lines:
                 for line in text.split("\n"):
-                    # Names that other users gave steer no terminal; a file gets SQL as it is.
-                    print(line if answer.wanted and not sys.stdout.isatty() else printable(line))
+                    self._print(line, answer.wanted)
         sys.stdout.flush()  # output that cannot be written is found here, not when the interpreter ends
         if words:
             self._tell(*words)
         return self._exit_code(answer.code)
+
+    def _print(self, line: str, wanted: bool) -> None:
+        """Print a line; on a terminal it fits, and no name that another user gave steers it."""
+        if not sys.stdout.isatty():
+            print(line if wanted else printable(line))  # a file gets SQL as it is
+        elif wanted:
+            print(printable(line))
+        else:
+            from .terminal import coloured, fitted
+
+            first, *more = fitted(printable(line))
+            print("\n".join([coloured(first), *more]))
 
     def fail(self, error: WhatspireDBError, code: int | None = None) -> int:
         """Print an error: two lines on stderr, and with --json one document. Return the exit code."""
@@ -240,7 +251,12 @@ def _open_what_is_closed() -> None:
 def tell(fact: str, hint: str) -> None:
     """Print an error's two lines on stderr, where somebody reads it."""
     try:
-        print(f"error: {printable(fact)}\nhint:  {printable(hint)}", file=sys.stderr, flush=True)
+        lines = f"error: {printable(fact)}", f"hint:  {printable(hint)}"
+        if sys.stderr.isatty():
+            from .terminal import coloured
+
+            lines = coloured(lines[0]), coloured(lines[1])
+        print("\n".join(lines), file=sys.stderr, flush=True)
     except OSError:
         _discard(sys.stderr)
 

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from ..dsn.redaction import shown
 from ..errors import ConfigError
 from .command import Answer, Call, run_command
-from .parser import Parser, RawHelpFormatter
+from .options import Parser, RawHelpFormatter
 
 PROG = "whatspire-db"
 COMMANDS = {

@@ -16,7 +16,7 @@ from ..health.values import Health, aligned, rows
 from ..settings.durations import seconds_of
 from .command import FAILED, OK, Answer, Call, configure_logging, run_command
 from .loading import settings_and_models
-from .parser import Parser, add_shared_options
+from .options import Parser, add_shared_options
 
 PROG = "python -m whatspire_db.health"
 

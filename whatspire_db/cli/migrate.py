@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from types import SimpleNamespace
 
@@ -54,7 +54,7 @@ USERS = {"backup": ("up",), "sql": ("plan",), "trust_source": ("up", "plan", "ve
 
 def parser_of(prog: str = PROG) -> ArgumentParser:
     """Return the parser of the command under the name that the user typed."""
-    from .parser import Parser, RawHelpFormatter, add_shared_options
+    from .options import Parser, RawHelpFormatter, add_shared_options
 
     parser = Parser(
         prog=prog,
@@ -272,16 +272,24 @@ def _status(runner: MigrationRunner, call: Call) -> Answer:
         "runs": [run.to_json() for run in runs],
         "pending": [step.to_json() for step in plan.pending],
     }
-    lines = [call.line, *map(_run_line, runs), *([] if runs else ["no run is recorded yet"])]
+    lines = [call.line, *_run_lines(runs)]
     lines += [f"pending: {step.title}" for step in plan.pending]
     if plan.refused:
         lines.append(f"refused: {len(plan.refused)}, see plan")
+    if not plan:
+        lines.append("nothing is pending")
     return Answer(call.named(document), lines)
 
 
-def _run_line(run: MigrationStatus) -> str:
-    applied_at = f"{run.applied_at:%Y-%m-%d %H:%M:%S} UTC" if run.applied_at else "-"
-    return f"{run.version}  {applied_at}  {run.name}"
+def _run_lines(runs: Sequence[MigrationStatus]) -> Iterator[str]:
+    if not runs:
+        yield "no run is recorded yet"
+        return
+    width = max(len("version"), *(len(str(run.version)) for run in runs))
+    yield f"{'version':<{width}}  {'applied at':<23}  run"
+    for run in runs:
+        applied_at = f"{run.applied_at:%Y-%m-%d %H:%M:%S} UTC" if run.applied_at else "-"
+        yield f"{run.version:<{width}}  {applied_at:<23}  {run.name}"
 
 
 def _version(runner: MigrationRunner, call: Call) -> Answer:

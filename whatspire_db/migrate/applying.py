@@ -147,7 +147,7 @@ class Applying:
         """Tell whether a row of the history runs no code of others; without one, a run that changes nothing goes on."""
         found = self.engine.untrusted_table(MigrationVersion)
         if found:
-            logger.warning("this run is not recorded in migration_versions: %s (%s)", *found)
+            logger.warning("this run is not recorded in migration_versions: %s (%s)", found.fact, found.hint)
         return not found
 
     def _left_by_interrupt(self, step: Step) -> tuple[str, str]:

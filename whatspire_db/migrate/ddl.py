@@ -156,11 +156,6 @@ def create_indexes(
         yield quoted.replace('""', '"') if quoted else backticked or bracketed or bare.lower(), sql
 
 
-def concurrently(index_sql: str) -> str:
-    """Return CREATE INDEX as CREATE INDEX CONCURRENTLY, without IF NOT EXISTS, which would accept an INVALID one."""
-    return _PLAIN.sub(r"\1CONCURRENTLY ", index_sql, count=1)
-
-
 def is_unique_index(index_sql: str) -> bool:
     """Tell whether CREATE INDEX creates a unique one."""
     return bool(_UNIQUE.match(index_sql))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import peewee
 
-from ..errors import ModelError, ScratchUnavailable
+from ..errors import ModelError, ScratchUnavailable, WhatspireDBError
 from ..models.service import MigrationVersion
 from . import history
 from .ddl import ModelType
@@ -103,7 +103,7 @@ class Looking:
         version = history.version_or_zero(self.engine)
         changes = self.changes(declared, live)
         if found := self.engine.untrusted(self.all_models) if _asks_for_work(changes) else None:
-            return Plan(self.engine.name, version, refused=_untrusted(changes, *found), drift=tuple(changes.drift))
+            return Plan(self.engine.name, version, refused=_untrusted(changes, found), drift=tuple(changes.drift))
         from .planner import make_plan  # not for a look that compares alone
 
         with discarded(self.engine.db):
@@ -168,11 +168,11 @@ def _asks_for_work(changes: Changes) -> bool:
     return bool(changes.missing) or any(drift.unfinished for drift in changes.drift)
 
 
-def _untrusted(changes: Changes, fact: str, hint: str) -> tuple[Refusal, ...]:
+def _untrusted(changes: Changes, why: WhatspireDBError) -> tuple[Refusal, ...]:
     """Refuse to add what is missing; with nothing missing, what was left half done stays as it is."""
     if not changes.missing:
         return ()
     first, more = changes.missing[0], len(changes.missing) - 1
     what = str(first).removeprefix("missing ") + (f" and {more} more" if more else "")
     kind = f"{'add' if first.kind in ('column', 'constraint') else 'create'}_{first.kind}"
-    return (Refusal(kind, label(first.table), first.name, f"cannot add {what}: {fact}", hint),)
+    return (Refusal(kind, label(first.table), first.name, f"cannot add {what}: {why.fact}", why.hint),)

@@ -5,7 +5,31 @@ from __future__ import annotations
 from ..light import TYPE_CHECKING, Any, dataclass
 
 if TYPE_CHECKING:
+    from typing import Literal
+
+    from .costs import Cost
     from .diff import Drift
+
+    StepKind = Literal[
+        "create_schema",
+        "create_extension",
+        "create_table",
+        "add_column",
+        "create_index",
+        "add_constraint",
+        "validate_constraint",
+    ]
+    # PostgreSQL's modes of table locks; SQLite has one lock for the whole database.
+    Lock = Literal[
+        "none",
+        "SHARE UPDATE EXCLUSIVE",
+        "SHARE",
+        "SHARE ROW EXCLUSIVE",
+        "ACCESS EXCLUSIVE",
+        "the database's write lock",
+    ]
+    # What locks are asked for: the kinds of steps, and two ways of a kind that take another lock.
+    LockedWork = StepKind | Literal["add_foreign_key", "build_index"]
 
 
 @dataclass(frozen=True)
@@ -16,15 +40,15 @@ class Step:
     `locks`, in a transaction of its own.
     """
 
-    kind: str
+    kind: StepKind
     table: str
     name: str
     sql: tuple[str, ...]
-    lock: str
-    cost: str
+    lock: Lock
+    cost: Cost
     online: bool = False
     free: bool = False  # it needs nothing that stands already, and so comes before any lock
-    locks: tuple[tuple[str, str], ...] = ()  # quoted tables that stand already, and the mode that each is taken in
+    locks: tuple[tuple[str, Lock], ...] = ()  # quoted tables that stand already, and the mode that each is taken in
     builds: str = ""  # the quoted index that a failure leaves INVALID
     repairs: str = ""  # the quoted table on which somebody may still be building what the step repairs
 
@@ -44,8 +68,13 @@ class Step:
             "name": self.name,
             "sql": list(self.sql),
             "lock": self.lock,
-            "cost": self.cost,
+            "cost": str(self.cost),
         }
+
+
+def number_of_steps(number: int) -> str:
+    """Return a number of steps in words."""
+    return "1 step" if number == 1 else f"{number} steps"
 
 
 @dataclass(frozen=True)
@@ -87,7 +116,7 @@ class Plan:
 
     def __str__(self) -> str:
         sections = [
-            ("pending", self.pending),
+            (f"pending: {number_of_steps(len(self.pending))}", self.pending),
             ("refused: nothing will be applied until this is solved", self.refused),
             ("drift: differences that adding cannot mend; they are left as they are", self.drift),
         ]

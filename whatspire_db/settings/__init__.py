@@ -13,7 +13,7 @@ from ..dsn.targets import PostgresTarget, SqliteTarget
 from ..errors import ConfigError
 from ..light import Any, dataclass, field, fields
 from .kinds import BOOLEAN, COUNT, DURATION, MODULES, TEXT, Kind, checked, choice
-from .variables import PREFIX, check_names
+from .variable_names import PREFIX, check_names
 
 DRIVERS = (SQLITE, POSTGRES)
 LOG_LEVELS = ("silent", "error", "warn", "info")

@@ -10,7 +10,7 @@ from datetime import datetime
 
 import peewee
 
-from whatspire_db.errors import LockTimeout, ModelError
+from whatspire_db.errors import LockTimeout, ModelError, WhatspireDBError
 from whatspire_db.peewee_compat import peewee_errors
 
 from ...light import TYPE_CHECKING, Any, TypeVar, pattern
@@ -21,6 +21,7 @@ from ..schema import Column, Constraint, Index, Key, Schema, Table
 from ..stamp import Stamps, Standing
 
 if TYPE_CHECKING:
+    from ..plan import Lock, LockedWork
     from ..times import TimeNote
 
 T = TypeVar("T")
@@ -162,33 +163,37 @@ class Engine(abc.ABC):
         """Return how many rows a table has: the number, or above a limit an estimate."""
 
     @abc.abstractmethod
-    def lock_of(self, kind: str) -> str:
+    def lock_of(self, kind: LockedWork) -> Lock:
         """Name the lock that a kind of step takes."""
+
+    def online_build(self, index_sql: str, broken: str | None) -> list[str]:
+        """Return the statements that build an index beside readers and writers, in place of a broken one."""
+        return [index_sql]
 
     @abc.abstractmethod
     def rewriting(self, model: ModelType, columns: Sequence[Column]) -> set[str]:
         """Return the names of those columns whose addition rewrites the table."""
 
     @abc.abstractmethod
-    def refuses_column(self, column: Column, has_rows: bool, is_key: bool) -> tuple[str, str] | None:
+    def refuses_column(self, column: Column, has_rows: bool, is_key: bool) -> WhatspireDBError | None:
         """Return why the engine cannot add a column, and what to do instead; None where it can."""
 
     @abc.abstractmethod
     def as_stored(self, value: str, column: Column) -> str:
         """Return an expression for what a column holds when it is given a value."""
 
-    def refuses_transaction(self, steps: Sequence[Step], declared: Schema) -> tuple[str, str] | None:
+    def refuses_transaction(self, steps: Sequence[Step], declared: Schema) -> WhatspireDBError | None:
         """Return why the engine has no room for the steps in one transaction, and what to do; None where it has."""
         return None
 
     def search_first(self, *schemas: str) -> None:  # noqa: B027 - nothing to do where tables stand in one place
         """Let names without a schema mean those of the schemas, until the transaction ends; "" names none."""
 
-    def untrusted(self, models: Sequence[ModelType]) -> tuple[str, str] | None:
+    def untrusted(self, models: Sequence[ModelType]) -> WhatspireDBError | None:
         """Return whose code a change of the models' tables would run with rights above theirs, and what to do."""
         return None
 
-    def untrusted_table(self, model: ModelType) -> tuple[str, str] | None:
+    def untrusted_table(self, model: ModelType) -> WhatspireDBError | None:
         """Return whose code a new row of a table would run with rights above theirs, and what to do."""
         return None
 
@@ -196,7 +201,7 @@ class Engine(abc.ABC):
         """Return what running clients will notice of the steps."""
         return ()
 
-    def refuses_reference(self, constraint: Constraint, column: Column, title: str) -> tuple[str, str] | None:
+    def refuses_reference(self, constraint: Constraint, column: Column, title: str) -> WhatspireDBError | None:
         """Return why the engine cannot add a foreign key with a new column, and what to do; None where it can."""
         return None
 

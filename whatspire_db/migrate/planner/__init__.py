@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..costs import INSTANT
 from ..ddl import ModelType, quote
 from ..diff import Changes, Drift
 from ..engines.base import Engine, with_references
@@ -44,16 +45,16 @@ def make_plan(
     _add_all(draft)
     steps = tuple(sorted(draft.steps, key=lambda step: step.online))
     if refused := engine.refuses_transaction([step for step in steps if not step.online], declared):
-        draft.refusals.append(Refusal("transaction", "", "", *refused))
+        draft.refusals.append(Refusal("transaction", "", "", refused.fact, refused.hint))
     return Plan(engine.name, version, steps, tuple(draft.refusals), drift, engine.notes(steps))
 
 
 def _add_all(draft: Draft) -> None:
     """Plan to add what is missing. Columns and indexes come before the references to them."""
-    for kind in ("schema", "extension"):
-        for item in draft.of_kind(kind):
-            sql = [f"CREATE {kind.upper()} {quote(item.name)}"]
-            draft.add(f"create_{kind}", item.table, item.name, sql, "instant")
+    for item in draft.of_kind("schema"):
+        draft.add("create_schema", item.table, item.name, [f"CREATE SCHEMA {quote(item.name)}"], INSTANT)
+    for item in draft.of_kind("extension"):
+        draft.add("create_extension", item.table, item.name, [f"CREATE EXTENSION {quote(item.name)}"], INSTANT)
     for key, columns in draft.new_columns.items():
         add_columns(draft, key, columns)
     for item in draft.of_kind("index"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from .. import ddl
+from ..costs import Cost, Size
 from ..ddl import quote
 from ..rows import number_of_rows
 from ..schema import SERIAL, Column, Constraint, Key, Table, label
@@ -30,8 +31,7 @@ def add_columns(draft: Draft, key: Key, columns: Mapping[str, Column]) -> None:
             sql = ddl.add_canonical_column(draft.db, model, column)
         else:
             sql = ddl.add_declared_column(draft.db, model, fields[column.name], attached.get(column.name, ()))
-        count = draft.size(key) if rows else "no rows"
-        cost = f"rewrites the table, {count}" if column.name in rewriting else f"instant, {count}"
+        cost = Cost("rewrites" if column.name in rewriting else "instant", draft.size(key) if rows else Size(0))
         draft.add("add_column", key, column.name, draft.engine.within(key[0], sql), cost)
 
 
@@ -58,7 +58,7 @@ def _refuses_column(draft: Draft, key: Key, table: Table, column: Column, rows: 
     is_key = any(c.kind == "primary_key" and column.name in c.columns for c in table.constraints)
     refused = draft.engine.refuses_column(column, rows, is_key)
     if refused:
-        draft.refuse("add_column", key, column.name, f"cannot add column {name}: {refused[0]}", refused[1])
+        draft.refuse("add_column", key, column.name, f"cannot add column {name}: {refused.fact}", refused.hint)
         return True
     if column.not_null and not column.fills_rows and rows:
         count = number_of_rows(draft.rows.exact(key))
@@ -109,6 +109,6 @@ def _can_attach(draft: Draft, key: Key, constraint: Constraint, column: Column) 
     """Tell whether a reference can come with a new column; refuse it where not."""
     refused = draft.engine.refuses_reference(constraint, column, title_of(key, constraint))
     if refused:
-        draft.refuse("add_constraint", key, constraint.name, *refused)
+        draft.refuse("add_constraint", key, constraint.name, refused.fact, refused.hint)
         return False
     return has_target(draft, "add_constraint", key, constraint)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .. import ddl
+from ..costs import INSTANT
 from ..ddl import quote
 from ..schema import Constraint, Key, label
 from .draft import Draft
@@ -43,7 +44,7 @@ def _add_checked(draft: Draft, key: Key, constraint: Constraint) -> None:
     )
     # A reference names its target in full; other definitions are written as seen from the table's schema.
     within = (sql,) if is_reference else draft.engine.within(key[0], sql)
-    cost = "instant" if in_two or is_unasked else draft.scans(key)
+    cost = INSTANT if in_two or is_unasked else draft.scans(key)
     draft.add("add_constraint", key, constraint.name, within, cost, lock=lock, targets=targets, online=waits)
     if in_two:
         validate(draft, key, constraint.name)
@@ -52,7 +53,7 @@ def _add_checked(draft: Draft, key: Key, constraint: Constraint) -> None:
 def validate(draft: Draft, key: Key, name: str) -> None:
     """Have the rows that are there checked, online."""
     sql = f"ALTER TABLE {draft.rows.table(key)} VALIDATE CONSTRAINT {quote(name)}"
-    draft.add("validate_constraint", key, name, [sql], f"online, {draft.scans(key)}", online=True)
+    draft.add("validate_constraint", key, name, [sql], draft.scans(key, online=True), online=True)
 
 
 def _refuse_scan(draft: Draft, key: Key, constraint: Constraint, lock: str) -> None:

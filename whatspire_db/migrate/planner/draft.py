@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import peewee
 
+from ..costs import Cost, Size
 from ..ddl import ModelType
 from ..diff import Missing
 from ..engines.base import Engine
 from ..plan import Refusal, Step
-from ..rows import Rows, number_of_rows
+from ..rows import Rows
 from ..schema import Column, Key, Schema, label
+
+if TYPE_CHECKING:
+    from ..plan import Lock, StepKind
 
 
 @dataclass
@@ -63,13 +68,13 @@ class Draft:
 
     def add(
         self,
-        kind: str,
+        kind: StepKind,
         key: Key,
         name: str,
         sql: Iterable[str],
-        cost: str,
+        cost: Cost,
         *,
-        lock: str | None = None,
+        lock: Lock | None = None,
         targets: Iterable[Key] = (),
         online: bool = False,
         builds: str = "",
@@ -80,7 +85,7 @@ class Draft:
         :param lock: default: the kind's own. It is taken on the table where that stands already, and on the targets.
         """
         mode = self.engine.lock_of(kind) if lock is None else lock
-        locks: tuple[tuple[str, str], ...] = ()
+        locks: tuple[tuple[str, Lock], ...] = ()
         if self.engine.builds_online and mode != "none" and not builds:
             tables = [key, *targets] if key in self.live.tables else list(targets)
             locks = tuple((self.rows.table(t), mode) for t in dict.fromkeys(tables) if t[1])
@@ -104,14 +109,11 @@ class Draft:
         estimate = self.rows.estimate(key)
         return estimate is None or estimate > (self.online_rows if limit is None else limit)
 
-    def size(self, key: Key) -> str:
-        """Say how many rows a table has."""
+    def size(self, key: Key) -> Size:
+        """Return how many rows a table has; of a large one it is an estimate."""
         estimate = self.rows.estimate(key)
-        if estimate is None:
-            return f"{number_of_rows(None)}, which row level security or a missing right hides"
-        about = "about " if self.engine.builds_online and estimate and estimate > self.online_rows else ""
-        return about + number_of_rows(estimate)
+        return Size(estimate, self.engine.builds_online and (estimate or 0) > self.online_rows)
 
-    def scans(self, key: Key) -> str:
-        """Say what a step costs that reads a whole table."""
-        return f"scans {self.size(key)}"
+    def scans(self, key: Key, online: bool = False) -> Cost:
+        """Return what a step costs that reads a whole table."""
+        return Cost("scans", self.size(key), online)

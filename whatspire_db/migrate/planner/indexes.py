@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ...errors import ModelError
 from .. import ddl
+from ..costs import INSTANT
 from ..ddl import qualified, quote
 from ..schema import Index, Key, label
 from .draft import Draft
@@ -54,13 +55,12 @@ def _build(draft: Draft, key: Key, index: Index, sql: str, broken: Index | None)
         draft.refuse("create_index", key, index.name, reason, hint)
         return False
     name = qualified(key[0], index.name)
-    drop = [f"DROP INDEX CONCURRENTLY {name}"] if broken else []
     draft.add(
         "create_index",
         key,
         index.name,
-        [*drop, ddl.concurrently(sql)],
-        f"online, {draft.scans(key)}",
+        draft.engine.online_build(sql, name if broken else None),
+        draft.scans(key, online=True),
         lock=draft.engine.lock_of("build_index"),
         online=True,
         builds=name,
@@ -83,4 +83,4 @@ def use_index(draft: Draft, key: Key, index: Index, *, online: bool) -> None:
     """Make a constraint of the unique index of its name."""
     definition = f"UNIQUE USING INDEX {quote(index.name)}{index.constraint.removeprefix('UNIQUE')}"
     sql = ddl.add_constraint(draft.db, draft.models[key], index.name, definition)
-    draft.add("add_constraint", key, index.name, [sql], "instant", online=online)
+    draft.add("add_constraint", key, index.name, [sql], INSTANT, online=online)

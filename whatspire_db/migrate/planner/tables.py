@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from .. import ddl
+from ..costs import INSTANT
 from ..ddl import ModelType
 from ..schema import Key, Table, label
 from .draft import Draft
@@ -28,10 +29,10 @@ def create_table(draft: Draft, model: ModelType) -> None:
         return
     lock = draft.engine.lock_of("add_foreign_key") if referenced else None
     statements = ddl.create_table(draft.db, model)
-    draft.add("create_table", key, label(key), statements, "instant", lock=lock, targets=sorted(referenced))
+    draft.add("create_table", key, label(key), statements, INSTANT, lock=lock, targets=sorted(referenced))
     for name, sql in ddl.create_indexes(draft.db, model):
         if not name_is_taken(draft, key, name):
-            draft.add("create_index", key, name, [sql], "instant", lock="none")
+            draft.add("create_index", key, name, [sql], INSTANT, lock="none")
 
 
 def close_cycles(draft: Draft, model: ModelType) -> None:
@@ -39,7 +40,7 @@ def close_cycles(draft: Draft, model: ModelType) -> None:
     key = draft.engine.key(model)
     if draft.engine.constraints_can_be_added:
         for column, sql in ddl.deferred_foreign_keys(draft.db, model):
-            draft.add("add_constraint", key, column, [sql], "instant", lock="none")
+            draft.add("add_constraint", key, column, [sql], INSTANT, lock="none")
 
 
 def _waits_for_unique_key(draft: Draft, key: Key, table: Table, referenced: Collection[Key]) -> bool:

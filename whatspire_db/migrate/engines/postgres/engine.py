@@ -12,7 +12,7 @@ from datetime import datetime
 import peewee
 from peewee import Value
 
-from whatspire_db.errors import LockTimeout, ModelError, ScratchUnavailable
+from whatspire_db.errors import LockTimeout, ModelError, ScratchUnavailable, WhatspireDBError
 from whatspire_db.messages import first_line, sqlstate
 from whatspire_db.migrate.ddl import ModelType, add_canonical_column, execute, qualified, quote
 from whatspire_db.migrate.plan import Step
@@ -27,6 +27,7 @@ from . import history
 from .limits import lock_limit
 
 if TYPE_CHECKING:
+    from whatspire_db.migrate.plan import Lock, LockedWork
     from whatspire_db.migrate.times import TimeNote
 
     from . import catalog, extensions, holders, lock_table, online, scratch, trust
@@ -47,7 +48,7 @@ _MAY_CREATE = pinned(
 _IS_BUILTIN = pinned("SELECT to_regtype(%s)::oid < 16384")  # FirstNormalObjectId
 _PROBE_FILE = pinned("SELECT pg_relation_filenode('pg_temp.whatspire_probe')")
 
-_LOCKS = {
+_LOCKS: Mapping[LockedWork, Lock] = {
     "create_schema": "none",
     "create_extension": "none",
     "create_table": "none",
@@ -189,17 +190,18 @@ class PostgresEngine(Engine):
         tables = [qualified(self.key(m)[0] or self.default_schema, self.key(m)[1]) for m in models]
         return trust.strangers(self.db, trust.words_of(declared_text(self.db, models)), tables)
 
-    def untrusted(self, models: Sequence[ModelType]) -> tuple[str, str] | None:
+    def untrusted(self, models: Sequence[ModelType]) -> WhatspireDBError | None:
         return self._told(self._strangers(with_references(models)))
 
-    def untrusted_table(self, model: ModelType) -> tuple[str, str] | None:
+    def untrusted_table(self, model: ModelType) -> WhatspireDBError | None:
         return self._told([s for s in self._strangers([model]) if s.kind in ("table", "trigger")])
 
-    def _told(self, found: Sequence[trust.Stranger]) -> tuple[str, str] | None:
+    def _told(self, found: Sequence[trust.Stranger]) -> WhatspireDBError | None:
         if not found:
             return None
         role = self.ask("SELECT session_user")
-        return f"superuser {role} would run code of {', '.join(trust.owners(found))}: {trust.named(found)}", trust.HINT
+        fact = f"superuser {role} would run code of {', '.join(trust.owners(found))}: {trust.named(found)}"
+        return WhatspireDBError(fact, trust.HINT)
 
     def scratch(self, schema: str, names: Mapping[str, Key]) -> Mapping[Key, Table]:
         """Return the tables that stand in pg_temp; `names` say in whose place, and in which schema's."""
@@ -287,8 +289,11 @@ class PostgresEngine(Engine):
         found = int(self.ask(first))
         return found if found <= exact_up_to else max(found, online.planned_rows(self.db, table))
 
-    def lock_of(self, kind: str) -> str:
+    def lock_of(self, kind: LockedWork) -> Lock:
         return _LOCKS[kind]
+
+    def online_build(self, index_sql: str, broken: str | None) -> list[str]:
+        return online.build_statements(index_sql, broken)
 
     def rewriting(self, model: ModelType, columns: Sequence[Column]) -> set[str]:
         """Ask by trying: a table of the same columns gets a new file when the addition rewrites it."""
@@ -307,10 +312,10 @@ class PostgresEngine(Engine):
     def see_every_row(self) -> None:
         execute(self.db, "SET LOCAL row_security = off")
 
-    def refuses_column(self, column: Column, has_rows: bool, is_key: bool) -> tuple[str, str] | None:
+    def refuses_column(self, column: Column, has_rows: bool, is_key: bool) -> WhatspireDBError | None:
         return None
 
-    def refuses_transaction(self, steps: Sequence[Step], declared: Schema) -> tuple[str, str] | None:
+    def refuses_transaction(self, steps: Sequence[Step], declared: Schema) -> WhatspireDBError | None:
         return lock_table.refuses(self.db, lock_table.locks_of(steps, declared))
 
     def as_stored(self, value: str, column: Column) -> str:

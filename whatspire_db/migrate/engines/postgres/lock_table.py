@@ -7,6 +7,7 @@ from itertools import count
 
 import peewee
 
+from whatspire_db.errors import WhatspireDBError
 from whatspire_db.migrate.ddl import execute
 from whatspire_db.migrate.plan import Step
 from whatspire_db.migrate.schema import SERIAL, Column, Schema, Table, label
@@ -61,7 +62,7 @@ def room(setting: int, processes: int) -> int:
     return int(max(promised, 1.45 * promised - 150))
 
 
-def refuses(db: peewee.PostgresqlDatabase, locks: int) -> tuple[str, str] | None:
+def refuses(db: peewee.PostgresqlDatabase, locks: int) -> WhatspireDBError | None:
     """Return why a transaction of so many locks would not end well, and what to do; None where there is room."""
     if locks <= FEW:
         return None
@@ -70,7 +71,7 @@ def refuses(db: peewee.PostgresqlDatabase, locks: int) -> tuple[str, str] | None
     if locks + in_use <= has:
         return None
     needed = next(n for n in count(_STEP_OF_SETTING, _STEP_OF_SETTING) if room(n, processes) >= locks + in_use)
-    return (
+    return WhatspireDBError(
         f"cannot apply this in one transaction: it takes {locks} locks, and the server has room for about {has}, of "
         f"which {in_use} are in use (max_locks_per_transaction = {setting})",
         f"set max_locks_per_transaction to {needed} on the server and restart it; a run is never split into several "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -38,6 +39,16 @@ WHERE a.datname = current_database() AND a.state = 'active' AND a.pid <> pg_back
 
 
 # Statements outside of a transaction
+
+
+def build_statements(index_sql: str, broken: str | None) -> list[str]:
+    """Return the statements that build an index beside readers and writers.
+
+    :param index_sql: CREATE INDEX without IF NOT EXISTS, which would accept an INVALID one.
+    :param broken: the quoted name of an INVALID index that stands in the way.
+    """
+    drop = [f"DROP INDEX CONCURRENTLY {broken}"] if broken else []
+    return [*drop, re.sub(r"\bINDEX\s+", "INDEX CONCURRENTLY ", index_sql, count=1, flags=re.IGNORECASE)]
 
 
 def wait_for_builds(db: peewee.PostgresqlDatabase, tables: Sequence[str], wait_seconds: float) -> None:

@@ -13,7 +13,7 @@ from whatspire_db.errors import ModelError
 from whatspire_db.migrate.ddl import execute, quote
 from whatspire_db.migrate.schema import Column, Constraint, Index, IndexKey, Key, Schema, Table
 
-from .sql import TableText, canonical, canonical_default, parse_index, parse_table
+from .table_reader import TableText, canonical, canonical_default, parse_index, parse_table
 
 # {0} is the schema's name. One row a fact: what it is, of which table, and its values.
 _SNAPSHOT = """

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 
 import peewee
 
-from whatspire_db.errors import LockTimeout, ModelError, bounded
+from whatspire_db.errors import LockTimeout, ModelError, WhatspireDBError, bounded
 from whatspire_db.files import WRITABLE_BY_OTHERS, open_regular, trusted_owners
 from whatspire_db.messages import ERROR, first_line, is_locked, primary
 from whatspire_db.migrate.ddl import ModelType, create_indexes, create_table, execute, quote
@@ -22,6 +22,7 @@ from ....light import TYPE_CHECKING
 from ..base import LOOK_SECONDS, Engine, T, discarded, with_references
 
 if TYPE_CHECKING:
+    from whatspire_db.migrate.plan import Lock, LockedWork
     from whatspire_db.migrate.times import TimeNote
 
 TURN_SECONDS = 0.2  # a wait for the write lock, in which no signal is heard
@@ -218,24 +219,22 @@ class SqliteEngine(Engine):
     def estimate(self, table: str, exact_up_to: int) -> int:
         return int(self.ask(f"SELECT count(*) FROM {table}"))
 
-    def lock_of(self, kind: str) -> str:
+    def lock_of(self, kind: LockedWork) -> Lock:
         return "the database's write lock"
 
     def rewriting(self, model: ModelType, columns: Sequence[Column]) -> set[str]:
         return set()
 
-    def refuses_column(self, column: Column, has_rows: bool, is_key: bool) -> tuple[str, str] | None:
+    def refuses_column(self, column: Column, has_rows: bool, is_key: bool) -> WhatspireDBError | None:
         rebuild = "make a new table with it and copy the rows, in a migration of your own"
         if is_key:
-            return "SQLite cannot add a column of the primary key", rebuild
+            return WhatspireDBError("SQLite cannot add a column of the primary key", rebuild)
         if column.generated and column.generated.startswith("STORED"):
-            return "SQLite cannot add a STORED generated column", "declare it VIRTUAL, or " + rebuild
+            return WhatspireDBError("SQLite cannot add a STORED generated column", f"declare it VIRTUAL, or {rebuild}")
         variable = column.default is not None and not _is_constant(column.default)
         if has_rows and variable:
-            return (
-                f"SQLite cannot add the default {column.default} to a table with rows",
-                "use a constant default",
-            )
+            fact = f"SQLite cannot add the default {column.default} to a table with rows"
+            return WhatspireDBError(fact, "use a constant default")
         return None
 
     def history_columns(self) -> set[str]:
@@ -246,12 +245,12 @@ class SqliteEngine(Engine):
 
         return tuple(offsets(self, models, newest))
 
-    def refuses_reference(self, constraint: Constraint, column: Column, title: str) -> tuple[str, str] | None:
+    def refuses_reference(self, constraint: Constraint, column: Column, title: str) -> WhatspireDBError | None:
         fact = f"SQLite cannot add the foreign key {title} with a new column"
         if len(constraint.columns) > 1:
-            return fact, "make a new table and copy the rows"
+            return WhatspireDBError(fact, "make a new table and copy the rows")
         if column.default not in (None, "null") and self.ask("PRAGMA foreign_keys"):
-            return fact, "leave out the default"
+            return WhatspireDBError(fact, "leave out the default")
         return None
 
     def family(self, type_: str) -> str:
