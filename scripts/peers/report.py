@@ -26,14 +26,15 @@ NOTES = """\
   `PRAGMA name = value` are left out for all alike; everything else counts, on SQLite also what runs in `:memory:`.
   PostgreSQL's are counted in the log of the server, SQLite's by its trace, each in a run of its own.
 - Everybody has the same tables, in the nearest types that each library has, the same driver (psycopg2), and in SQLite
-  a file in WAL mode with `synchronous=NORMAL`. peewee-migrate cannot express descending indexes, CHECK constraints and
-  defaults of the database: it has ascending indexes and leaves the others out. So has Alembic on SQLite, whose
-  `--autogenerate` passes over descending ones there. Django adds an index to each text key on PostgreSQL.
+  a file in WAL mode with `synchronous=NORMAL`. peewee-migrate cannot express descending indexes, CHECK constraints
+  and defaults of the database: it has ascending indexes and leaves the others out. So has pwmigrate, whose generator
+  leaves the order out, and Alembic on SQLite, whose `--autogenerate` passes over descending indexes there. Django
+  adds an index to each text key on PostgreSQL.
 - Migration files of pwmigrate, peewee-migrate, Alembic and Django (two each: the tables, the column) are generated
   beforehand and not measured. Not all do the same work: `run`, `up`, `upgrade` and `migrate` look at what was
   recorded, `create + run` also compares the models with the files, so a table that somebody changed passes unseen.
-  create_tables asks for tables and indexes by name, schema_diff and `pwmigrate diff` for columns too; `alembic
-  check` and whatspire_db compare types as well.
+  create_tables asks for tables and indexes by name, schema_diff and `pwmigrate diff` for columns too; `alembic check`
+  and whatspire_db compare types as well.
 - A result counts when every table is there with all columns and as many indexes as it should have; otherwise it
   failed, whatever the exit code was.
 - The storms are one sample each, on as many CPUs as named above: how many fail differs from run to run, and a tool that

@@ -111,5 +111,5 @@ def write_models(tool: Tool, driver: str, project: Path, wanted: Sequence[tables
         (project / "models.py").write_text(OURS_MODELS + (OURS_BEFORE if service == "before" else ""))
     else:
         (project / "migrations").mkdir(exist_ok=True)
-        source = tables.peewee_source(wanted, driver, descending=tool.family != "peewee_migrate")
+        source = tables.peewee_source(wanted, driver, descending=tool.family not in ("peewee_migrate", "pwmigrate"))
         (project / "models.py").write_text(source)

@@ -23,11 +23,10 @@ from . import compression
 from .archive import OTHER_FOLDER, Backup, digest, free_stem, manifest_name, read_folder
 from .durable import LOCK_SECONDS, brought, locked, made_folder, new_file, publish, shielded, workspace, write_new
 from .engines.base import Engine, Given, engine_of, require_place, settings_for
-from .manifest import LAST_SERIAL, Content, Manifest, Progress, silent
+from .manifest import LAST_SERIAL, Content, Manifest, Progress, Purpose, silent
 
 logger = logging.getLogger("whatspire_db.backup")
 
-SAFETY = "before a restore"
 METHODS = tuple(compression.SUFFIXES)
 NAME_BYTES = 200  # with a stamp and suffixes a file's name may have 255
 # s3://bucket, file:///x, user@host:folder, remote:folder, C:\\folder: a colon before the first slash.
@@ -58,7 +57,7 @@ class Wish:
 
     name: str | None = None
     method: str | None = None
-    purpose: str = ""
+    purpose: Purpose = ""
     test_restore: bool = False
     trust_source: bool = False
     now: datetime | None = None
@@ -72,7 +71,7 @@ def create(
     compress: str | None = None,
     test_restore: bool = False,
     trust_source: bool = False,
-    purpose: str = "",
+    purpose: Purpose = "",
     lock_timeout: float | timedelta | str = LOCK_SECONDS,
     progress: Progress = silent,
     now: datetime | None = None,
@@ -180,7 +179,7 @@ def require_name(name: str) -> str:
 
 
 def manifest_of(
-    engine: Engine, name: str, file: Path, content: Content, method: str, purpose: str, progress: Progress
+    engine: Engine, name: str, file: Path, content: Content, method: str, purpose: Purpose, progress: Progress
 ) -> Manifest:
     """Return the manifest of a file that has neither its name nor its place yet."""
     return Manifest(

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..errors import BackupInvalid
 from .shapes import Shape, fits, levels
@@ -18,6 +18,9 @@ from .shapes import Shape, fits, levels
 FORMAT = 1
 ENGINES = {"sqlite": "SQLite", "postgres": "PostgreSQL"}
 LAST_SERIAL = 10**15
+# What a backup was made before, if anything.
+Purpose = Literal["", "before a migration", "before a restore"]
+SAFETY: Purpose = "before a restore"
 LEVELS = 8  # in which the details of an engine lie, at most
 NAME_BYTES = 255  # of a file's name
 
@@ -113,7 +116,7 @@ class Manifest:
     """What a backup is of and what its file must be; times are UTC, sizes bytes.
 
     `serial` counts the backups of a folder, so that their order does not depend on a clock. `source` tells the
-    database from another of the same name. `purpose` is empty, or says what a backup was made before.
+    database from another of the same name. `purpose` says what a backup was made before, if anything.
     """
 
     name: str
@@ -126,8 +129,13 @@ class Manifest:
     sha256: str
     content: Content
     package_version: str
-    purpose: str = ""
+    purpose: str = ""  # a Purpose, unless another release made it
     tested_at: str | None = None  # when it was restored into a scratch place and compared
+
+    @property
+    def is_safety(self) -> bool:
+        """Return whether a restore made it of what it replaced."""
+        return self.purpose == SAFETY
 
     @property
     def time(self) -> datetime:

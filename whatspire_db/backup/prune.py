@@ -13,7 +13,7 @@ from typing import Any
 from ..errors import BackupFailed, BackupInvalid, ConfigError
 from ..settings.durations import seconds_of
 from .archive import OTHER_FOLDER, Backup, read_folder
-from .create import SAFETY, require_name, told
+from .create import require_name, told
 from .durable import LOCK_SECONDS, locked
 from .engines.base import Given, engine_of, settings_for
 from .manifest import Progress, silent
@@ -125,8 +125,8 @@ class _Proof:
 
 def _verdicts(backups: list[Backup], policy: Policy) -> list[Verdict[Backup]]:
     """Decide by the policy; what restores put aside stands for itself, and evicts nothing else."""
-    aside = [backup for backup in backups if backup.manifest.purpose == SAFETY]
-    others = [backup for backup in backups if backup.manifest.purpose != SAFETY]
+    aside = [backup for backup in backups if backup.manifest.is_safety]
+    others = [backup for backup in backups if not backup.manifest.is_safety]
     return [
         *decide(others, lambda b: b.manifest.time, policy),
         *decide(aside, lambda b: b.manifest.time, Policy(last=max(1, policy.last))),

@@ -14,10 +14,10 @@ from ..errors import BackupFailed, ConfigError
 from ..settings import Settings
 from ..settings.durations import seconds_of
 from .archive import Backup, digest, free_stem
-from .create import SAFETY, Wish, create_of, manifest_of, published, require_name, told
+from .create import Wish, create_of, manifest_of, published, require_name, told
 from .durable import LOCK_SECONDS, brought, locked, made_folder, publish, workspace
 from .engines.base import Engine, Given, Outcome, Restoration, engine_at, engine_of, require_place, settings_for
-from .manifest import Content, Progress, silent
+from .manifest import SAFETY, Content, Progress, silent
 from .verify import DAMAGED, backup_of, folder_of, require_engine, still_there, verified_file, work_for
 
 logger = logging.getLogger("whatspire_db.backup")

@@ -16,7 +16,7 @@ from ..files import others_can_replace
 from ..settings import Settings
 from ..settings.durations import seconds_of
 from .archive import Backup, NotABackup, copy, digest, read, read_folder
-from .create import SAFETY, as_folder, as_path, require_name, tested, told
+from .create import as_folder, as_path, require_name, tested, told
 from .durable import LOCK_SECONDS, locked, new_file, workspace
 from .engines.base import Engine, Given, check, engine_of, engine_of_file, is_a_database, settings_for
 from .manifest import ENGINES, Progress, silent
@@ -58,7 +58,7 @@ def find(
     engine = engine_of(settings)
     wanted = engine.name if name is None else require_name(name)
     backups, others = read_folder(place)
-    latest = _latest([b for b in backups if b.manifest.purpose != SAFETY], engine, wanted, place)
+    latest = _latest([b for b in backups if not b.manifest.is_safety], engine, wanted, place)
     for other in others:
         if other.is_of(wanted) and other.path.name > latest.file.name and other.path.suffix != DAMAGED:
             logger.warning("the latest backup may be another one: %s", other.reason)

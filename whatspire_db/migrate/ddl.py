@@ -11,7 +11,7 @@ from peewee import SQL, Context, Entity, ForeignKeyField, Model
 from .. import peewee_compat
 from ..errors import ModelError
 from ..light import TYPE_CHECKING, Any, pattern
-from .schema import SERIAL, Column, Index
+from .schema import Column, Index
 
 if TYPE_CHECKING:
     from playhouse.migrate import Operation, SchemaMigrator
@@ -204,7 +204,7 @@ class _CanonicalField(peewee.Field):
         parts = [f"GENERATED ALWAYS AS {expression} {kind}" if column.generated else ""]
         when, _, counting = (column.identity or "").partition(" (")
         parts += [f"GENERATED {when} AS IDENTITY" + (f" ({counting}" if counting else "") if when else ""]
-        if column.default is not None and column.default != SERIAL:
+        if column.default is not None and not column.is_serial:
             parts.append(f"DEFAULT {column.default}")
         super().__init__(
             null=not column.not_null,
@@ -214,7 +214,7 @@ class _CanonicalField(peewee.Field):
         )
         serials = {"integer": "serial", "bigint": "bigserial", "smallint": "smallserial"}
         text = str(column.type)
-        self.type_text = serials.get(text, text) if column.default == SERIAL else text
+        self.type_text = serials.get(text, text) if column.is_serial else text
 
     def ddl_datatype(self, ctx: Context | None) -> SQL:
         return SQL(self.type_text)

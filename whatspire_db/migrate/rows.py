@@ -11,7 +11,7 @@ import peewee
 from ..messages import sqlstate
 from .ddl import ModelType, qualified, quote
 from .engines.base import Engine, discarded
-from .schema import SERIAL, Column, Constraint, Index, IndexKey, Key, Schema
+from .schema import Column, Constraint, Index, IndexKey, Key, Schema
 
 NOWHERE: Key = ("", "")  # a question whose names are all in full
 
@@ -70,7 +70,7 @@ class Rows:
         elif counting:
             plus, minus, times = map(self.engine.operator, "+-*")
             value = f"({counting[1]}) {plus} (({self._row_number} {minus} 1) {times} ({counting[2]}))"
-        elif column.identity or column.default == SERIAL or "nextval(" in (column.default or ""):
+        elif column.identity or column.is_serial or "nextval(" in (column.default or ""):
             value = self._row_number  # to ask the sequence itself would move it
         else:
             value = column.default or "NULL"

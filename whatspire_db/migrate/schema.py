@@ -10,7 +10,12 @@ from ..light import dataclass, field, replace
 # (schema, name); the schema is "" for the one that unqualified names mean.
 Key = tuple[str, str]
 
-SERIAL = "next of its own sequence"
+
+class OwnSequence(str):
+    """The default of a serial column, as messages show it: the next value of a sequence that is the column's own."""
+
+
+SERIAL = OwnSequence("next of its own sequence")
 
 
 def label(key: Key) -> str:
@@ -30,6 +35,11 @@ class Column:
     generated: str | None = None  # STORED (expression) or VIRTUAL (expression)
     identity: str | None = None
     not_null_valid: bool = True
+
+    @property
+    def is_serial(self) -> bool:
+        """Return whether the default is the next value of the column's own sequence."""
+        return isinstance(self.default, OwnSequence)
 
     @property
     def fills_rows(self) -> bool:

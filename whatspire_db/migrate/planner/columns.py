@@ -8,7 +8,7 @@ from .. import ddl
 from ..costs import Cost, Size
 from ..ddl import quote
 from ..rows import number_of_rows
-from ..schema import SERIAL, Column, Constraint, Key, Table, label
+from ..schema import Column, Constraint, Key, Table, label
 from .draft import Draft
 from .obstacles import has_target, is_violated, title_of
 
@@ -39,7 +39,7 @@ def _refuse_rewrite(draft: Draft, key: Key, column: Column) -> None:
     name, count = f"{label(key)}.{column.name}", draft.size(key)
     if column.generated:
         hint = "declare it VIRTUAL (from version 18 on), or add a plain column and let a trigger fill it"
-    elif column.identity or column.default == SERIAL:
+    elif column.identity or column.is_serial:
         hint = "add a plain column, fill it in batches, then give it its sequence by hand"
     else:
         hint = (

@@ -10,7 +10,7 @@ import peewee
 from whatspire_db.errors import WhatspireDBError
 from whatspire_db.migrate.ddl import execute
 from whatspire_db.migrate.plan import Step
-from whatspire_db.migrate.schema import SERIAL, Column, Schema, Table, label
+from whatspire_db.migrate.schema import Column, Schema, Table, label
 from whatspire_db.sql import pinned
 
 FEW = 100  # locks that every server has room for
@@ -48,7 +48,7 @@ def _of_a_table(table: Table) -> int:
 
 
 def _has_sequence(column: Column) -> bool:
-    return column.default == SERIAL or column.identity is not None
+    return column.is_serial or column.identity is not None
 
 
 def room(setting: int, processes: int) -> int:
