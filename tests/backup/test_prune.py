@@ -38,9 +38,9 @@ from tests.conftest import Place, Server
 from tests.servers import eventually
 from whatspire_db import Settings, backup
 from whatspire_db.backup import Policy
-from whatspire_db.backup.manifest import SAFETY
 from whatspire_db.backup.durable import locked
 from whatspire_db.backup.engines.sqlite import content as engine
+from whatspire_db.backup.manifest import SAFETY
 from whatspire_db.errors import BackupFailed
 
 pytestmark = pytest.mark.sampled
