@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from whatspire_db import ConfigError, Settings, connect
 from whatspire_db.settings import KINDS, NAMES, variable
-from whatspire_db.settings.variable_names import PREFIX, distance
+from whatspire_db.settings.kinds import PREFIX
+from whatspire_db.settings.variable_names import distance
 
 SECRET = "Zq7SECRETx9"
 SECRETS = [

@@ -39,13 +39,14 @@ WORKERS = {
     "connection": "blocks borrowing call_site connecting database engines pool pool_state query_log replica tasks",
     "dsn": "forms targets",
     "models": "base queries row_state rows saving service",
-    "settings": "durations kinds variable_names",
+    "settings": "kinds",
 }
 STARTS = {
     "": "files signals",
     "cli": "command loading migrate starting",
     "connection": "own_database patience",
     "dsn": "naming redaction",
+    "settings": "durations",
     "migrate": "ddl engines engines.base history plan progress reports runner schema stamp stamping",
 }
 OF_ENGINE = {
@@ -75,9 +76,10 @@ def listed(*rooms: Mapping[str, str]) -> set[str]:
 
 def loaded(place: Place, program: str) -> set[str]:
     """Return the modules that a program loaded; its DSN is written as most write theirs."""
+    variables = {name: value for name, value in place.variables().items() if not name.startswith("WHATSPIRE_")}
     done = subprocess.run(
         [sys.executable, "-c", program],
-        env=place.variables() | {"WHATSAPP_DATABASE_DSN": place.dsn.replace("'", "")},
+        env=variables | {"WHATSAPP_DATABASE_DSN": place.dsn.replace("'", "")},
         cwd=place.folder,
         capture_output=True,
         text=True,

@@ -25,7 +25,7 @@ from ..errors import MigrationRefused, WhatspireDBError, printable
 from ..light import Any, TextIO, dataclass, replace
 from ..messages import in_words
 from ..settings import LOG_LEVELS, Settings
-from ..settings.variable_names import PREFIX
+from ..settings.kinds import PREFIX
 
 OK, FAILED, INTERRUPTED = 0, 1, 130
 # The variables that an option stands above, by the option's name in the namespace.

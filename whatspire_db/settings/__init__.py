@@ -12,8 +12,7 @@ from ..dsn.forms import POSTGRES, POSTGRES_FORMS, SQLITE, check_folder, is_plain
 from ..dsn.targets import PostgresTarget, SqliteTarget
 from ..errors import ConfigError
 from ..light import Any, dataclass, field, fields
-from .kinds import BOOLEAN, COUNT, DURATION, MODULES, TEXT, Kind, checked, choice
-from .variable_names import PREFIX, check_names
+from .kinds import BOOLEAN, COUNT, DURATION, MODULES, PREFIX, TEXT, Kind, checked, choice
 
 DRIVERS = (SQLITE, POSTGRES)
 LOG_LEVELS = ("silent", "error", "warn", "info")
@@ -156,9 +155,12 @@ def _variables(environ: Mapping[str, str] | None, dotenv: str | os.PathLike[str]
         written = read_dotenv(dotenv, PREFIX)
     found = [written, os.environ if environ is None else environ]
     names = {name for variables in found for name, text in variables.items() if text.strip()}
-    if unknown := check_names(names, NAMES):
-        logger.warning("ignored, for no such setting is known here: %s", ", ".join(unknown))
     by_name = {variable(field): field for field in KINDS}
+    if doubtful := {name for name in names - by_name.keys() if name[:4].upper() == PREFIX[:4]}:
+        from .variable_names import check_names  # only where a name is no setting's
+
+        if unknown := check_names(doubtful, NAMES):
+            logger.warning("ignored, for no such setting is known here: %s", ", ".join(unknown))
     return [Source({by_name[n]: t for n, t in each.items() if n in by_name}, variable) for each in found]
 
 

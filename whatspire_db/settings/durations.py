@@ -6,12 +6,12 @@ from datetime import timedelta
 
 from ..errors import ConfigError
 from ..light import lazy_module, pattern
+from .kinds import A_DURATION
 
 redaction = lazy_module("whatspire_db.dsn.redaction")  # for messages
 
 # The engines count limits in milliseconds of 31 bits: some 24 days. What is longer comes to the same.
 LONGEST_SECONDS = 2_000_000.0
-TAKES = "a duration of 0 or more with its unit, like 300ms, 1.5h or 2h45m"
 
 _UNITS = {
     "ns": 1,
@@ -79,7 +79,7 @@ def seconds_of(name: str, limit: float | timedelta | str) -> float:
         limit = limit.total_seconds()
     if isinstance(limit, bool) or not isinstance(limit, int | float) or not limit >= 0:  # NaN is not
         raise ConfigError(
-            f"{name} is {redaction.shown(limit)}", f"it takes seconds, 0 or more, a timedelta, or {TAKES}"
+            f"{name} is {redaction.shown(limit)}", f"it takes seconds, 0 or more, a timedelta, or {A_DURATION}"
         )
     return float(min(limit, LONGEST_SECONDS))
 
@@ -94,5 +94,5 @@ def read_duration(name: str, value: str) -> timedelta:
     except ValueError:
         duration = timedelta(-1)
     if duration < timedelta(0):
-        raise ConfigError(f"{name} is {redaction.shown(value)}", f"it takes {TAKES}")
+        raise ConfigError(f"{name} is {redaction.shown(value)}", f"it takes {A_DURATION}")
     return duration

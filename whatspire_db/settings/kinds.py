@@ -10,12 +10,13 @@ from datetime import timedelta
 from ..dsn.forms import refuse_quotes
 from ..errors import ConfigError
 from ..light import Any, dataclass, lazy_module
-from .durations import TAKES as DURATIONS
-from .durations import parse_duration
 
+durations = lazy_module("whatspire_db.settings.durations")  # for what is given as text
 redaction = lazy_module("whatspire_db.dsn.redaction")  # for messages
 
+PREFIX = "WHATSAPP_DATABASE_"  # of the environment's variables
 LARGEST_COUNT = 999_999_999
+A_DURATION = "a duration of 0 or more with its unit, like 300ms, 1.5h or 2h45m"
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,11 @@ def is_module_name(name: str) -> bool:
 TEXT = Kind("a text", str, lambda value: isinstance(value, str))
 COUNT = Kind("a whole number, 0 or more", _count, lambda value: type(value) is int and 0 <= value <= LARGEST_COUNT)
 BOOLEAN = Kind("true or false", _boolean, lambda value: isinstance(value, bool))
-DURATION = Kind(DURATIONS, parse_duration, lambda value: isinstance(value, timedelta) and value >= timedelta(0))
+DURATION = Kind(
+    A_DURATION,
+    lambda text: durations.parse_duration(text),
+    lambda value: isinstance(value, timedelta) and value >= timedelta(0),
+)
 MODULES = Kind("the dotted names of modules, like myapp.models, separated by commas", _modules, _are_modules)
 
 

@@ -7,8 +7,7 @@ from collections.abc import Collection, Iterable
 
 from ..errors import ConfigError
 from ..light import pattern
-
-PREFIX = "WHATSAPP_DATABASE_"
+from .kinds import PREFIX
 
 # Kubernetes puts these into each pod for a Service named whatsapp-database, or whatsapp-database-replica.
 _KUBERNETES = pattern(r"(?:.*_)?(?:SERVICE_.+|PORT|PORT_.+)")
