@@ -285,7 +285,7 @@ def _run_lines(runs: Sequence[MigrationStatus]) -> Iterator[str]:
     if not runs:
         yield "no run is recorded yet"
         return
-    width = max(len("version"), *(len(str(run.version)) for run in runs))
+    width = max(len(str(run.version)) for run in runs)
     yield f"{'version':<{width}}  {'applied at':<23}  run"
     for run in runs:
         applied_at = f"{run.applied_at:%Y-%m-%d %H:%M:%S} UTC" if run.applied_at else "-"
