@@ -74,7 +74,7 @@ def plain_pairs(dsn: str) -> dict[str, str]:
         if key not in _PLAIN_KEYS or not value or not _LETTERS.issuperset(value):
             return {}
         pairs[key] = value
-    return pairs
+    return pairs if pairs.keys() - {"TimeZone"} else {}  # which alone says nothing of PostgreSQL
 
 
 def _is_plain_url(dsn: str) -> bool:
