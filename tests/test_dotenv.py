@@ -130,3 +130,12 @@ def test_commands_stop_at_a_bad_line_and_make_nothing(place: Place, module: str)
     assert "line 2 of .env cannot be parsed" in done.stderr
     assert SECRET not in done.stderr + done.stdout
     assert [file.name for file in place.folder.iterdir()] == [".env"]
+
+
+def test_file_that_cannot_be_reached_is_not_taken_for_a_missing_one(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "loop" / ".env", tmp_path / "file" / ".env"):
+        with pytest.raises(ConfigError, match="cannot be read"):
+            Settings.from_environment({}, dotenv=path)
+    assert Settings.from_environment({}, dotenv=tmp_path / "nowhere" / ".env") == Settings()

@@ -1,6 +1,6 @@
 """What a signal to a command may interrupt: calls that wait in C, and what the command's connections run.
 
-A worker's code runs through here too, and loads nothing that handles signals.
+Workers use it too; it does not load the signal handlers, which only commands install.
 """
 
 from __future__ import annotations

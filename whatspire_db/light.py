@@ -1,10 +1,10 @@
 """What the modules that every start loads need of `typing`, `dataclasses` and `re`, without what those cost.
 
 `typing` takes two milliseconds to load, `dataclasses` half a millisecond for each class, whose code it generates, and
-`re` up to as much for each pattern. Type checkers see the standard library's names. At run time annotations are texts
-that nobody reads, so a placeholder does for a type; a class gets methods that go through its fields; a pattern is
-compiled when it is first used. Modules that only some runs load use the standard library. scripts/benchmark_start.py
-measures what this saves.
+`re` up to as much for each pattern. Type checkers see the standard library's names. At run time annotations are not
+evaluated, so types are placeholders; the methods of a dataclass loop over its fields instead of being generated; a
+pattern is compiled when it is first used. Modules that only some runs load use the standard library.
+scripts/benchmark_start.py measures what this saves.
 """
 
 from __future__ import annotations

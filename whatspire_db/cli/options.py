@@ -3,35 +3,24 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from ..dsn.redaction import without_arguments
 from ..errors import ConfigError
+from .terminal import columns
 
 
 class HelpFormatter(argparse.HelpFormatter):
     """argparse's, which it makes for each argument; by itself it would load `shutil` for the width of the terminal."""
 
     def __init__(self, prog: str, **options: Any) -> None:
-        super().__init__(prog, **{"width": _width() - 2} | options)
+        super().__init__(prog, **{"width": columns() - 2} | options)
 
 
 class RawHelpFormatter(HelpFormatter, argparse.RawDescriptionHelpFormatter):
     """The same for a command whose description or epilog has lines of its own."""
-
-
-def _width() -> int:
-    """Return how many columns the terminal has."""
-    columns = os.environ.get("COLUMNS", "")
-    if columns.isdecimal() and int(columns):
-        return int(columns)
-    try:
-        return os.get_terminal_size(sys.__stdout__.fileno()).columns or 80  # type: ignore[union-attr]
-    except (AttributeError, ValueError, OSError):  # there is no terminal
-        return 80
 
 
 class Parser(argparse.ArgumentParser):

@@ -1,9 +1,9 @@
-"""How lines look on a terminal: within its width, and the word that says how things stand in colour."""
+"""How lines look on a terminal: wrapped to its width, with the state of the database in colour."""
 
 from __future__ import annotations
 
 import os
-import shutil
+import sys
 import textwrap
 
 RED, GREEN, YELLOW, BLUE = 31, 32, 33, 34
@@ -23,10 +23,21 @@ COLOURS = {
 }
 
 
+def columns() -> int:
+    """Return the width of the terminal: COLUMNS, else that of stdout, else 80."""
+    given = os.environ.get("COLUMNS", "")
+    if given.isdecimal() and int(given):
+        return int(given)
+    try:
+        return os.get_terminal_size(sys.__stdout__.fileno()).columns or 80  # type: ignore[union-attr]
+    except (AttributeError, ValueError, OSError):  # there is no terminal
+        return 80
+
+
 def fitted(line: str) -> list[str]:
-    """Return a line as those of the terminal's width that it takes; what is no longer than that stays as it is."""
-    width = shutil.get_terminal_size().columns
-    if len(line) <= width:
+    """Wrap a line to the terminal's width; continuation lines are indented by two more columns."""
+    width = columns()
+    if len(line) <= width or line.isspace():
         return [line]
     indent = line[: len(line) - len(line.lstrip())]
     text = line.lstrip()

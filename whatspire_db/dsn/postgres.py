@@ -40,7 +40,7 @@ _HOST = pattern(r"(?:\[([^]]+)\](?=[:/?,]|\Z)|(?!\[)([^:/?,]*))(?::([^/?,]*))?")
 _PAIR_START = pattern(r"\s*([^=\s]*)\s*=\s*", re.ASCII)
 _VALUE = pattern(r"'((?:\\.|[^\\'])*)'|(?!')((?:\\.|[^\\\s])*)\\?", re.ASCII | re.DOTALL)
 _PARAMETER = pattern(r"[A-Za-z_][A-Za-z0-9_$.]*")
-# What libpq checks itself, but with a message that repeats the value.
+# libpq checks these too, but its error message repeats the value, which may be a secret.
 _VALUES: Mapping[str, str] = {
     "sslmode": "disable|allow|prefer|require|verify-ca|verify-full",
     "target_session_attrs": "any|read-write|read-only|primary|standby|prefer-standby",

@@ -43,8 +43,8 @@ class Settings:
     dsn: str = _setting(TEXT, "", secret=True)
     max_idle_conns: int = _setting(COUNT, 10)
     max_open_conns: int = _setting(COUNT, 100)  # 0: no limit
-    conn_max_lifetime: timedelta = _setting(DURATION, timedelta(hours=1))  # 0: for ever
-    pool_timeout: timedelta = _setting(DURATION, timedelta(seconds=30))  # 0: for ever
+    conn_max_lifetime: timedelta = _setting(DURATION, timedelta(hours=1))  # 0: no limit
+    pool_timeout: timedelta = _setting(DURATION, timedelta(seconds=30))  # 0: no limit
     replica_dsn: str | None = _setting(TEXT, None, secret=True)
     log_level: str = _setting(LOG_LEVEL, "warn")
     slow_threshold: timedelta = _setting(DURATION, timedelta(milliseconds=200))  # 0: nothing is slow
@@ -149,7 +149,7 @@ def _variables(environ: Mapping[str, str] | None, dotenv: str | os.PathLike[str]
     :raises ConfigError: for a name that is almost a setting's, and for a .env that cannot be understood.
     """
     written: Mapping[str, str] = {}
-    if dotenv is not None and os.path.lexists(dotenv):
+    if dotenv is not None and _may_exist(dotenv):
         from .dotenv_file import read_dotenv  # only where there is one
 
         written = read_dotenv(dotenv, PREFIX)
@@ -162,6 +162,17 @@ def _variables(environ: Mapping[str, str] | None, dotenv: str | os.PathLike[str]
         if unknown := check_names(doubtful, NAMES):
             logger.warning("ignored, for no such setting is known here: %s", ", ".join(unknown))
     return [Source({by_name[n]: t for n, t in each.items() if n in by_name}, variable) for each in found]
+
+
+def _may_exist(path: str | os.PathLike[str]) -> bool:
+    """Return False only where a path is known to lead to nothing; whatever else is wrong, its reader says."""
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError):
+        return True
+    return True
 
 
 def _completed(given: Mapping[str, Any], origins: Mapping[str, str]) -> dict[str, Any]:
