@@ -12,11 +12,13 @@ import psycopg2
 import psycopg2.extras
 import psycopg2.sql
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from playhouse.postgres_ext import PostgresqlExtDatabase
 
 from tests.conftest import Place, Server
 from whatspire_db import Settings, connect
-from whatspire_db.connection.engines.postgres.session import changes_session
+from whatspire_db.connection.engines.postgres.session import _PLAIN, changes_session
 from whatspire_db.models.service import Event
 
 # All that a session can hold, as far as its own server tells.
@@ -264,3 +266,34 @@ def test_an_idle_connection_is_asked_before_it_is_lent_again(postgres: Place, se
     server.execute(f"SELECT pg_terminate_backend({pid}, 30000)")
     assert backend(db) != pid
     db.close_all()
+
+
+PIECES = [
+    "SELECT ",
+    "WHERE",
+    "AND",
+    "OR",
+    "AS",
+    "FROM",
+    "LIMIT",
+    "(",
+    ")",
+    ".",
+    " ",
+    '"a"',
+    '"t1"."id"',
+    "%s",
+    "=",
+    "9",
+]
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=10).map("".join))
+@example("ASWHERE (9)")
+@example('"s".WHERE (9)')
+@example('"s". WHERE (9)')
+@example("9OR (9)")
+def test_statement_that_is_known_at_a_glance_changes_nothing(text: str) -> None:
+    statement = f"SELECT {text}"
+    # Behind a blank it is not known at a glance, and gets the careful look.
+    assert not (_PLAIN.fullmatch(statement) and changes_session(f" {statement}"))

@@ -11,9 +11,9 @@ from datetime import datetime
 import peewee
 
 from whatspire_db.errors import LockTimeout, ModelError, WhatspireDBError
+from whatspire_db.light import TYPE_CHECKING, Any, TypeVar, pattern
 from whatspire_db.peewee_compat import peewee_errors
 
-from ...light import TYPE_CHECKING, Any, TypeVar, pattern
 from ..ddl import ModelType, create_indexes, execute, written_constraints
 from ..plan import Step
 from ..progress import Progress

@@ -15,8 +15,8 @@ from whatspire_db.connection.pool_state import Limits
 from whatspire_db.connection.query_log import QueryLog
 from whatspire_db.dsn.targets import PostgresTarget
 from whatspire_db.errors import ConnectionFailed
+from whatspire_db.light import Any
 
-from ....light import Any
 from . import session as postgres_session
 
 # libpq's parameters, which a DSN overrides. A host that has vanished is found out within a minute: by the probes

@@ -19,9 +19,8 @@ from typing import Any
 from whatspire_db.dsn.redaction import redact
 from whatspire_db.dsn.targets import PostgresTarget
 from whatspire_db.errors import ConnectionFailed, bounded
+from whatspire_db.light import pattern
 from whatspire_db.messages import CONNECT_HINTS, LONGEST, SQLSTATE_HINTS
-
-from ....light import pattern
 
 PROBE_SECONDS = 1.0  # for each host
 ANSWER_SECONDS = 2.0  # for the server to repeat its refusal

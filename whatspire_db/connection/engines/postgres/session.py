@@ -11,8 +11,8 @@ from functools import lru_cache
 from psycopg2 import DatabaseError, OperationalError, extensions
 
 from whatspire_db.connection.deadline import answered_within, is_readable
+from whatspire_db.light import Any, pattern
 
-from ....light import Any, pattern
 from . import times as postgres_times
 
 # A server answers these questions in well under a millisecond; a peer that lets one wait so long is as good as gone.
@@ -29,7 +29,8 @@ _HARMLESS_START = pattern(
 )
 # What Peewee sends most, without a call or a word that says more: known at a glance.
 _PLAIN = pattern(
-    r'BEGIN|COMMIT|ROLLBACK|SELECT (?:"\w+"|(?:WHERE|AND|OR) \(*|AS|FROM|ORDER|BY|LIMIT|OFFSET|%s|[ .,=<>0-9)])*'
+    r'BEGIN|COMMIT|ROLLBACK|SELECT (?:"\w+"(?:\."\w+")*|\b(?:WHERE|AND|OR)\b \(*'
+    r"|\b(?:AS|FROM|ORDER|BY|LIMIT|OFFSET)\b|%s|[ ,=<>0-9)])*"
 )
 _NAME = r'(?:"(?:[^"]|"")*"|\w+)'
 _INSERT = pattern(rf"\b(?:INSERT|MERGE)\s+INTO\s+(?:{_NAME}\s*\.\s*)?{_NAME}(?:\s+AS\s+{_NAME})?\s*\(?", re.IGNORECASE)

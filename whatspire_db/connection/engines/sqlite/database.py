@@ -18,11 +18,10 @@ from whatspire_db.connection.tasks import native_thread_id
 from whatspire_db.dsn.targets import SqliteTarget
 from whatspire_db.errors import ConnectionFailed, LockTimeout, TransactionError
 from whatspire_db.fields.text_search import matches
+from whatspire_db.light import Any
 from whatspire_db.messages import CANTOPEN, DAMAGED, READONLY, first_line, is_damage, is_locked, primary, sqlite_code
 from whatspire_db.messages import hint as hint_for
 from whatspire_db.peewee_compat import pragmas
-
-from ....light import Any
 
 PRAGMAS = {"foreign_keys": "1", "synchronous": "NORMAL", "journal_mode": "WAL"}
 BUSY_SECONDS = 5.0

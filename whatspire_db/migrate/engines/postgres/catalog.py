@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from whatspire_db.light import Any
 from whatspire_db.migrate.ddl import qualified, quote
 from whatspire_db.migrate.schema import SERIAL, Column, Constraint, Index, IndexKey, Key, Table
 from whatspire_db.sql import pinned
-
-from ....light import Any
 
 # {namespace} is the schema's oid; one parameter, the names of the tables asked for. One row a fact: what it is, of
 # which relation, and its values as JSON.

@@ -13,6 +13,7 @@ import peewee
 from peewee import Value
 
 from whatspire_db.errors import LockTimeout, ModelError, ScratchUnavailable, WhatspireDBError
+from whatspire_db.light import TYPE_CHECKING, Any, lazy_module
 from whatspire_db.messages import first_line, sqlstate
 from whatspire_db.migrate.ddl import ModelType, add_canonical_column, execute, qualified, quote
 from whatspire_db.migrate.plan import Step
@@ -21,7 +22,6 @@ from whatspire_db.migrate.schema import Column, Index, Key, Schema, Table
 from whatspire_db.migrate.stamp import Stamps, Standing, declared_text, recorded_version
 from whatspire_db.sql import pinned
 
-from ....light import TYPE_CHECKING, Any, lazy_module
 from ..base import LOOK_SECONDS, Engine, T, discarded, with_references
 from . import history
 from .limits import lock_limit

@@ -6,13 +6,12 @@ from collections.abc import Callable
 
 import peewee
 
+from whatspire_db.light import Any, TextIO
 from whatspire_db.messages import sqlstate
 from whatspire_db.migrate.ddl import execute
 from whatspire_db.migrate.stamp import recorded_version
 from whatspire_db.peewee_compat import peewee_errors
 from whatspire_db.sql import SAFE_TO_QUERY, pinned
-
-from ....light import Any, TextIO
 
 DIVISION_BY_ZERO = "22012"
 

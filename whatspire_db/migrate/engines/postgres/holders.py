@@ -8,12 +8,12 @@ from collections.abc import Iterator, Sequence
 import peewee
 
 from whatspire_db.errors import LockTimeout
+from whatspire_db.light import Any
 from whatspire_db.messages import sqlstate
 from whatspire_db.migrate.ddl import execute
 from whatspire_db.peewee_compat import driver_connection
 from whatspire_db.sql import pinned
 
-from ....light import Any
 from .limits import lift_in_own_session
 
 WEAK_LOCK = "SHARE UPDATE EXCLUSIVE"

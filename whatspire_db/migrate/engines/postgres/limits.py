@@ -7,10 +7,9 @@ from contextlib import contextmanager, suppress
 
 import peewee
 
+from whatspire_db.light import Any
 from whatspire_db.migrate.ddl import execute
 from whatspire_db.sql import pinned
-
-from ....light import Any
 
 # lock_timeout is not among them: each statement that waits for a lock has a limit of its own.
 _NAMES = "'{idle_in_transaction_session_timeout,idle_session_timeout,statement_timeout,transaction_timeout}'"

@@ -11,10 +11,10 @@ from contextlib import contextmanager, suppress
 import peewee
 
 from whatspire_db.errors import LockTimeout
+from whatspire_db.light import Any, TypeVar
 from whatspire_db.migrate.ddl import execute
 from whatspire_db.sql import pinned
 
-from ....light import Any, TypeVar
 from .holders import QUIET_SECONDS, WEAK_LOCK, holder_of, is_lock_failure, pauses, rows, separate_connection, stopped
 from .limits import LIFT, lift_in_transaction, lifted, lock_limit
 

@@ -12,11 +12,11 @@ from contextlib import contextmanager, suppress
 import peewee
 
 from whatspire_db.errors import LockTimeout
+from whatspire_db.light import Any, dataclass, field
 from whatspire_db.migrate.ddl import execute
 from whatspire_db.migrate.progress import Progress
 from whatspire_db.sql import pinned
 
-from ....light import Any, dataclass, field
 from .holders import BUILDERS, PEOPLE, QUIET_SECONDS, described, pauses, rows, separate_connection
 from .locks import is_pooled
 

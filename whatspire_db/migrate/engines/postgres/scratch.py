@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import peewee
 
 from whatspire_db.errors import ModelError, ScratchUnavailable, bounded
+from whatspire_db.light import TYPE_CHECKING, pattern
 from whatspire_db.messages import first_line, hint, is_lock_table_full, is_locked, sqlstate
 from whatspire_db.migrate.ddl import (
     ModelType,
@@ -24,7 +25,6 @@ from whatspire_db.migrate.ddl import (
 )
 from whatspire_db.migrate.schema import Key, Table
 
-from ....light import TYPE_CHECKING, pattern
 from ..base import discarded
 
 if TYPE_CHECKING:

@@ -8,10 +8,9 @@ from collections.abc import Collection, Iterable, Sequence
 import peewee
 
 from whatspire_db.errors import ScratchUnavailable
+from whatspire_db.light import dataclass
 from whatspire_db.migrate.ddl import execute
 from whatspire_db.sql import pinned
-
-from ....light import dataclass
 
 HINT = (
     "run it as the role that owns them; or give --trust-source (in Python trust_source=True), if you trust whoever can "

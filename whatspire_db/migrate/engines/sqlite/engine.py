@@ -12,13 +12,13 @@ import peewee
 
 from whatspire_db.errors import LockTimeout, ModelError, WhatspireDBError, bounded
 from whatspire_db.files import WRITABLE_BY_OTHERS, open_regular, trusted_owners
+from whatspire_db.light import TYPE_CHECKING
 from whatspire_db.messages import ERROR, first_line, is_locked, primary
 from whatspire_db.migrate.ddl import ModelType, create_indexes, create_table, execute, quote
 from whatspire_db.migrate.schema import Column, Constraint, Index, Key, Schema
 from whatspire_db.migrate.stamp import BYTES, Stamps, Standing, mark_of, recorded_version
 from whatspire_db.peewee_compat import load_extras, peewee_errors
 
-from ....light import TYPE_CHECKING
 from ..base import LOOK_SECONDS, Engine, T, discarded, with_references
 
 if TYPE_CHECKING:
