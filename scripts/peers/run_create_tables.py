@@ -1,17 +1,8 @@
 """Run Peewee's own create_tables."""
 
 from models import MODELS, database
-
-
-def connect() -> None:
-    """Open the connection."""
-    database.connect(reuse_if_open=True)
-    database.execute_sql("SELECT 1")
-
-
-def close() -> None:
-    """Close the connection."""
-    database.close()
+from peewee_connection import close as close
+from peewee_connection import connect as connect
 
 
 def make() -> None:

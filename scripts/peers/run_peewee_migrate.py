@@ -4,20 +4,11 @@ import logging
 import sys
 
 from models import MODELS, database
+from peewee_connection import close as close
+from peewee_connection import connect as connect
 from peewee_migrate import Router
 
 logging.getLogger("peewee_migrate").setLevel(logging.ERROR)
-
-
-def connect() -> None:
-    """Open the connection."""
-    database.connect(reuse_if_open=True)
-    database.execute_sql("SELECT 1")
-
-
-def close() -> None:
-    """Close the connection."""
-    database.close()
 
 
 def make() -> None:

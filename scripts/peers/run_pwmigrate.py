@@ -4,21 +4,12 @@ import logging
 import sys
 
 from models import MODELS, database
+from peewee_connection import close as close
+from peewee_connection import connect as connect
 from playhouse.migrations import Runner, template
 from playhouse.schema_diff import diff_models
 
 logging.getLogger("playhouse.migrations").setLevel(logging.ERROR)
-
-
-def connect() -> None:
-    """Open the connection."""
-    database.connect(reuse_if_open=True)
-    database.execute_sql("SELECT 1")
-
-
-def close() -> None:
-    """Close the connection."""
-    database.close()
 
 
 def make() -> None:

@@ -1,19 +1,10 @@
 """Run playhouse.schema_diff and apply what it says is to be added."""
 
 from models import MODELS, database
+from peewee_connection import close as close
+from peewee_connection import connect as connect
 from playhouse.migrate import SchemaMigrator, migrate
 from playhouse.schema_diff import SchemaDiff, diff_models
-
-
-def connect() -> None:
-    """Open the connection."""
-    database.connect(reuse_if_open=True)
-    database.execute_sql("SELECT 1")
-
-
-def close() -> None:
-    """Close the connection."""
-    database.close()
 
 
 def make() -> None:
