@@ -28,7 +28,13 @@ from whatspire_db.migrate.engines.sqlite.table_reader import (
         ("a = 'It''s -- /* A'", "a = 'It''s -- /* A'"),
         ("a = X'AB'", "a = x'ab'"),
         ("a->>'$.B' || \"c\"", "a ->> '$.B' || c"),
-        ("a <> 1E3", "a <> 1e3"),
+        ("a <> 1E3", "a <> 1000.0"),
+        ("a != 1", "a <> 1"),
+        ("a == 0x10", "a = 16"),
+        ("a ISNULL OR b NOTNULL", "a is null or b is not null"),
+        ("a > 007 AND a < 1.50", "a > 7 and a < 1.5"),
+        ("a < 9223372036854775808", "a < 9.223372036854776e+18"),
+        ("\u00c4 > '\u00c4'", "\u00c4 > '\u00c4'"),
         ("a IN (1,2)", "a in ( 1 , 2 )"),
     ],
 )
@@ -49,7 +55,16 @@ def test_expressions_that_sqlite_reads_alike_have_one_form(written: str, read: s
         ('"it\'s ""so"""', "'it''s \"so\"'"),
         ("CURRENT_TIMESTAMP", "current_timestamp"),
         ("(1 + 1)", "1 + 1"),
-        ("NULL", "null"),
+        ("NULL", None),
+        ("(null)", None),
+        ("foo", "'foo'"),
+        ("Foo", "'Foo'"),
+        ("[Foo]", "'Foo'"),
+        ("+1", "1"),
+        ("+ 0x10", "16"),
+        ("-1", "- 1"),
+        ("'+1'", "'+1'"),
+        ("1.50", "1.5"),
     ],
 )
 def test_defaults(written: str | None, read: str | None) -> None:
@@ -72,6 +87,23 @@ def test_defaults(written: str | None, read: str | None) -> None:
 def test_checks_of_a_table(element: str, checks: list[tuple[str, str, str | None]]) -> None:
     table = parse_table(f"CREATE TABLE t ({element})")
     assert [(c.name, c.expression, c.inline) for c in table.checks] == checks
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ('a IN ("Active")', "a in ( 'Active' )"),
+        ('"A" = "B"', "a = b"),
+        ('"A" = "C"', "a = 'C'"),
+        ('"a" = "it\'s"', "a = 'it''s'"),
+        ("a = [C]", "a = c"),
+        ("\"Lower\"(a) = 'x'", "lower ( a ) = 'x'"),
+        ("a = 'x' COLLATE \"NoCase\"", "a = 'x' collate nocase"),
+        ('"t"."a" > "rowid"', "t . a > rowid"),
+    ],
+)
+def test_double_quotes_hold_a_string_where_no_column_has_that_name(written: str, read: str) -> None:
+    assert canonical(written, ("a", "b")) == read
 
 
 def test_a_check_knows_what_it_names_and_how_it_was_written() -> None:

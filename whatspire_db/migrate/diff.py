@@ -196,7 +196,8 @@ def _diff_indexes(declared: Table, live: Table, changes: Changes) -> None:
     name = label(declared.key)
     matched: list[Index] = []
     pairs = _match(
-        declared.indexes,
+        # One without a name is matched by its shape alone: it comes first, so that none with a name takes its match.
+        sorted(declared.indexes, key=lambda index: bool(index.name)),
         live.indexes,
         lambda a, b: a.name == b.name and _does_the_same(a, b),
         _does_the_same,
@@ -214,6 +215,11 @@ def _diff_indexes(declared: Table, live: Table, changes: Changes) -> None:
                 drift = replace(drift, key=declared.key, unfinished=wanted, left=got)
             changes.drift.append(drift)
     changes.extra += [Extra("index", name, i.title) for i in live.indexes if i not in matched]
+
+
+def _same_reference(a: Constraint, b: Constraint) -> bool:
+    """Tell whether two references lead from the same columns to the same table: a column can have several."""
+    return a.kind == b.kind == "foreign_key" and (a.columns, a.references) == (b.columns, b.references)
 
 
 def _same_place(a: Constraint, b: Constraint) -> bool:
@@ -237,6 +243,7 @@ def _diff_constraints(
         live.constraints,
         lambda a, b: (a.kind, a.definition) == (b.kind, b.definition) and a.name == b.name,
         lambda a, b: (a.kind, a.definition) == (b.kind, b.definition),
+        _same_reference,
         _same_place,
         lambda a, b: not constraints_can_be_added and a.kind == b.kind == "check" and a.columns == b.columns,
     )

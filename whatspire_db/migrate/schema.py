@@ -18,6 +18,14 @@ class OwnSequence(str):
 SERIAL = OwnSequence("next of its own sequence")
 
 
+_TO_LOWER = {upper: upper + 32 for upper in range(ord("A"), ord("Z") + 1)}
+
+
+def folded_ascii(name: str) -> str:
+    """Return a name in lower case, ASCII letters alone: to SQLite "Ö" and "ö" are two names."""
+    return name.lower() if name.isascii() else name.translate(_TO_LOWER)
+
+
 def label(key: Key) -> str:
     """Return a table's name as a user writes it."""
     return ".".join(filter(None, key))

@@ -16,7 +16,7 @@ from .ddl import ModelType, create_indexes, create_table, deferred_foreign_keys
 
 KEPT = 8  # declared schemas a database: some releases of a few services that share it
 BYTES = 1 << 16  # many times what so many take
-_FORMAT = 1  # rises when the comparison itself changes, so that nobody trusts what an older one verified
+_FORMAT = 2  # rises when the comparison itself changes, so that nobody trusts what an older one verified
 
 
 # What drifted, in the order of Drift's own fields: kind, table, name, declared, live.

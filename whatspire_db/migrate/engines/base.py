@@ -319,7 +319,9 @@ def with_references(models: Sequence[ModelType]) -> list[ModelType]:
 
 def _in_order_of_reference(models: Sequence[ModelType]) -> list[ModelType]:
     """Put each model after those that it refers to, in a field or in the text of a constraint."""
-    by_table = {model._meta.table_name.lower(): model for model in models}
+    by_table: dict[str, list[ModelType]] = {}
+    for model in models:
+        by_table.setdefault(model._meta.table_name.lower(), []).append(model)
     ordered: dict[ModelType, None] = {}
     visiting: set[ModelType] = set()
 
@@ -330,9 +332,9 @@ def _in_order_of_reference(models: Sequence[ModelType]) -> list[ModelType]:
         for field, target in model._meta.refs.items():
             if not field.deferred:
                 visit(target)
-        for name in _references_in_text(model):
-            if name in by_table:
-                visit(by_table[name])
+        for name in references_in_text(model):
+            for target in by_table.get(name.lower(), ()):
+                visit(target)
         ordered[model] = None
 
     for model in models:
@@ -340,7 +342,8 @@ def _in_order_of_reference(models: Sequence[ModelType]) -> list[ModelType]:
     return list(ordered)
 
 
-def _references_in_text(model: ModelType) -> Iterator[str]:
+def references_in_text(model: ModelType) -> Iterator[str]:
+    """Yield the names of the tables that a model's constraints refer to in SQL."""
     for text in written_constraints(model):
         for quoted, bare in _REFERENCES.findall(text):
-            yield (quoted or bare).lower()
+            yield quoted or bare

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
+from functools import partial
 from typing import Any
 
 import peewee
 
 from whatspire_db.errors import ModelError
 from whatspire_db.migrate.ddl import execute, quote
-from whatspire_db.migrate.schema import Column, Constraint, Index, IndexKey, Key, Schema, Table
+from whatspire_db.migrate.schema import Column, Constraint, Index, IndexKey, Key, Schema, Table, folded_ascii
 
-from .table_reader import TableText, canonical, canonical_default, parse_index, parse_table
+from .table_reader import Reference, TableText, canonical, canonical_default, parse_index, parse_table
 
 # {0} is the schema's name. One row a fact: what it is, of which table, and its values.
 _SNAPSHOT = """
@@ -51,19 +52,19 @@ def snapshot(db: peewee.SqliteDatabase, schema: str, keys: Collection[Key]) -> S
     :param schema: the name that it is attached under; "" is the main one.
     :raises ModelError: when no file is attached so.
     """
-    attached = {row[1].lower() for row in execute(db, "PRAGMA database_list")} if schema else {schema}
+    attached = {folded_ascii(row[1]) for row in execute(db, "PRAGMA database_list")} if schema else {schema}
     if schema not in attached:
         raise ModelError(f"no database is attached as {schema}", "attach it with db.attach(filename, name)")
     rows: dict[str, Rows] = defaultdict(lambda: defaultdict(list))
     for what, table, *values in execute(db, _SNAPSHOT.format((schema or "main").replace('"', '""'))):
-        rows[table.lower()][what].append(tuple(values))
+        rows[folded_ascii(table)][what].append(tuple(values))
     tables, others = {}, []
     for name, of_table in rows.items():
         if "table" in of_table and (schema, name) in keys:
-            tables[schema, name] = _table((schema, name), of_table)
+            tables[schema, name] = _table((schema, name), of_table, partial(_primary_key_of, rows))
         elif "table" in of_table and not _is_shadow(name, rows):
             others.append((schema, name))
-    names = {(schema, n): r["name"][0][0].lower() for n, r in rows.items() if "name" in r}
+    names = {(schema, n): folded_ascii(r["name"][0][0]) for n, r in rows.items() if "name" in r}
     return Schema(tables, names, tuple(sorted(others)))
 
 
@@ -73,7 +74,12 @@ def _is_shadow(name: str, rows: dict[str, Rows]) -> bool:
     return any(name.startswith(owner + "_") for owner in owners)
 
 
-def _table(key: Key, rows: Rows) -> Table:
+def _primary_key_of(rows: dict[str, Rows], table: str) -> tuple[str, ...]:
+    """Return the columns of a table's primary key; none where it has none, or is not there."""
+    return _primary_key(rows[table]) if table in rows else ()
+
+
+def _table(key: Key, rows: Rows, primary_key_of: Callable[[str], tuple[str, ...]]) -> Table:
     """Return a table from its rows of the snapshot."""
     kind, sql, virtual = rows["table"][0][:3]
     if kind == "view" or virtual:
@@ -84,20 +90,32 @@ def _table(key: Key, rows: Rows) -> Table:
             "view" if kind == "view" else "virtual table",
             options=tuple(o.partition(" using ")[2] for o in options),
         )
-    text = parse_table(sql)
-    columns = {row[0].lower(): _column(row, text) for row in rows["column"]}
+    names = [folded_ascii(row[0]) for row in rows["column"]]
+    text = parse_table(sql, names)
+    alias = _rowid_alias(rows)
+    columns = {name: _column(row, text, name == alias) for name, row in zip(names, rows["column"], strict=True)}
     return Table(
         key,
         columns=columns,
-        indexes=tuple(_indexes(rows)),
-        constraints=tuple(_constraints(rows, text, columns)),
+        indexes=tuple(_indexes(rows, names)),
+        constraints=tuple(_constraints(rows, text, columns, primary_key_of)),
         options=text.options,
     )
 
 
-def _column(row: tuple[Any, ...], text: TableText) -> Column:
+def _primary_key(rows: Rows) -> tuple[str, ...]:
+    return tuple(folded_ascii(row[0]) for row in sorted(rows["column"], key=lambda row: int(row[4])) if row[4])
+
+
+def _rowid_alias(rows: Rows) -> str | None:
+    """Return the column that is the rowid itself, which is never NULL: a primary key without an index of its own."""
+    key = _primary_key(rows)
+    return key[0] if key and not any(origin == "pk" for _, _, origin, *_ in rows["index"]) else None
+
+
+def _column(row: tuple[Any, ...], text: TableText, is_rowid: bool) -> Column:
     name, type_, not_null, default, _, hidden = row[:6]
-    lower = name.lower()
+    lower = folded_ascii(name)
     generated = None
     if hidden in (2, 3):
         generated = f"{'VIRTUAL' if hidden == 2 else 'STORED'} ({text.generated.get(lower, '')})"
@@ -106,74 +124,93 @@ def _column(row: tuple[Any, ...], text: TableText) -> Column:
     return Column(
         lower,
         re.sub(r"\s*([(,)])\s*", r"\1", " ".join(type_.lower().split())),
-        bool(not_null),
+        bool(not_null) or is_rowid,
         canonical_default(default),
         None if collation == "binary" else collation,
         generated,
     )
 
 
-def _indexes(rows: Rows) -> Iterator[Index]:
-    keys: dict[str, list[tuple[Any, ...]]] = defaultdict(list)
-    for row in rows["key"]:
-        keys[row[0]].append(row)
+def _keys(rows: Rows, index: str) -> list[tuple[Any, ...]]:
+    return sorted((row for row in rows["key"] if row[0] == index), key=lambda row: int(row[1]))
+
+
+def _indexes(rows: Rows, columns: Collection[str]) -> Iterator[Index]:
     for name, unique, origin, sql, *_ in rows["index"]:
         if origin == "pk":
             continue
-        expressions, predicate = parse_index(sql) if sql else ([], None)
-        found = [_index_key(row, expressions) for row in sorted(keys[name], key=lambda row: int(row[1]))]
-        own_name = "" if sql is None else name.lower()  # SQLite numbers the index of a UNIQUE constraint
+        expressions, predicate = parse_index(sql, columns) if sql else ([], None)
+        found = [_index_key(row, expressions) for row in _keys(rows, name)]
+        own_name = "" if sql is None else folded_ascii(name)  # SQLite numbers the index of a UNIQUE constraint
         yield Index(own_name, tuple(found), bool(unique), predicate=predicate)
 
 
 def _index_key(row: tuple[Any, ...], expressions: list[str]) -> IndexKey:
     _, position, cid, name, descending, collation = row[:6]
-    column = None if cid == -2 else (name or "rowid").lower()
+    column = None if cid == -2 else folded_ascii(name or "rowid")
     return IndexKey(
         column or expressions[position],
-        "" if collation.lower() == "binary" else collation.lower(),
+        "" if folded_ascii(collation) == "binary" else folded_ascii(collation),
         order="DESC" if descending else "",
         column=column,
     )
 
 
-def _constraints(rows: Rows, text: TableText, columns: dict[str, Column]) -> Iterator[Constraint]:
-    key = [row[0].lower() for row in sorted(rows["column"], key=lambda row: int(row[4])) if row[4]]
-    if key:
-        yield Constraint("", "primary_key", f"PRIMARY KEY ({', '.join(key)})", tuple(key))
+def _constraints(
+    rows: Rows, text: TableText, columns: dict[str, Column], primary_key_of: Callable[[str], tuple[str, ...]]
+) -> Iterator[Constraint]:
+    if key := _primary_key(rows):
+        shown = ", ".join(_shown_keys(rows, key, columns))
+        yield Constraint("", "primary_key", f"PRIMARY KEY ({shown})", key)
     for check in text.checks:
         used = tuple(c for c in columns if c in check.words)
         yield Constraint(check.name, "check", f"CHECK ({check.expression})", used, sql=check.sql, inline=check.inline)
     references: dict[int, list[tuple[Any, ...]]] = defaultdict(list)
     for row in rows["reference"]:
         references[row[0]].append(row)
-    for parts in references.values():
-        yield _reference(sorted(parts, key=lambda row: int(row[1])), text)
+    # The pragma lists the references from the last that is written to the first.
+    for written, number in zip(text.references, sorted(references, reverse=True), strict=True):
+        parts = sorted(references[number], key=lambda row: int(row[1]))
+        yield _reference(parts, written, primary_key_of)
 
 
-def _reference(parts: list[tuple[Any, ...]], text: TableText) -> Constraint:
+def _shown_keys(rows: Rows, key: tuple[str, ...], columns: dict[str, Column]) -> Iterator[str]:
+    """Yield the columns of a primary key, each with its order and its collation where that is not the column's."""
+    name = next((row[0] for row in rows["index"] if row[2] == "pk"), None)
+    if name is None:
+        yield from key
+        return
+    for _, _, _, column, descending, collation, *_ in _keys(rows, name):
+        usual = columns[folded_ascii(column)].collation or "binary"
+        other = f"COLLATE {folded_ascii(collation)}" if folded_ascii(collation) != usual else ""
+        yield " ".join(filter(None, [folded_ascii(column), other, "DESC" if descending else ""]))
+
+
+def _reference(
+    parts: list[tuple[Any, ...]], written: Reference, primary_key_of: Callable[[str], tuple[str, ...]]
+) -> Constraint:
     _, _, table, _, _, on_update, on_delete = parts[0]
-    columns = tuple(part[3].lower() for part in parts)
-    targets = tuple(part[4].lower() for part in parts if part[4])
-    written = next((r for r in text.references if r.columns == columns), None)
+    columns = tuple(folded_ascii(part[3]) for part in parts)
+    # REFERENCES p means the primary key of p.
+    targets = tuple(folded_ascii(part[4]) for part in parts if part[4]) or primary_key_of(folded_ascii(table))
     actions = [
         f"ON {event} {action}"
         for event, action in (("DELETE", on_delete), ("UPDATE", on_update))
         if action != "NO ACTION"
     ]
-    tail = [*actions, written.deferrable if written else ""]
+    tail = [*actions, written.deferrable]
     listed = f" ({', '.join(map(quote, targets))})" if targets else ""
     plain = f" ({', '.join(targets)})" if targets else ""
     clause = " ".join(filter(None, [f"REFERENCES {quote(table)}{listed}", *tail]))
     definition = " ".join(
-        filter(None, [f"FOREIGN KEY ({', '.join(columns)}) REFERENCES {table.lower()}{plain}", *tail])
+        filter(None, [f"FOREIGN KEY ({', '.join(columns)}) REFERENCES {folded_ascii(table)}{plain}", *tail])
     )
     return Constraint(
-        written.name if written else "",
+        written.name,
         "foreign_key",
         definition,
         columns,
         sql=clause,
-        references=("", table.lower()),
+        references=("", folded_ascii(table)),
         referenced_columns=targets,
     )

@@ -15,11 +15,11 @@ from whatspire_db.files import WRITABLE_BY_OTHERS, open_regular, trusted_owners
 from whatspire_db.light import TYPE_CHECKING
 from whatspire_db.messages import ERROR, first_line, is_locked, primary
 from whatspire_db.migrate.ddl import ModelType, create_indexes, create_table, execute, quote
-from whatspire_db.migrate.schema import Column, Constraint, Index, Key, Schema
+from whatspire_db.migrate.schema import Column, Constraint, Index, Key, Schema, folded_ascii
 from whatspire_db.migrate.stamp import BYTES, Stamps, Standing, mark_of, recorded_version
 from whatspire_db.peewee_compat import load_extras, peewee_errors
 
-from ..base import LOOK_SECONDS, Engine, T, discarded, with_references
+from ..base import LOOK_SECONDS, Engine, T, discarded, references_in_text, with_references
 
 if TYPE_CHECKING:
     from whatspire_db.migrate.plan import Lock, LockedWork
@@ -55,7 +55,7 @@ class SqliteEngine(Engine):
         return not any(row[1] == "main" and row[2] for row in execute(self.db, "PRAGMA database_list"))
 
     def fold(self, name: str) -> str:
-        return name.lower()
+        return folded_ascii(name)
 
     def key(self, model: ModelType) -> Key:
         schema = self.fold(model._meta.schema or "")
@@ -89,6 +89,18 @@ class SqliteEngine(Engine):
         load_extras(self.db, scratch.connection())
         for schema in sorted({self.key(m)[0] for m in with_references(models)} - {""}):
             scratch.attach(":memory:", schema)
+        for schema, name in sorted(self._strangers(models)):
+            # REFERENCES p means the primary key of p, whoever made it. What cannot be made has none to tell.
+            master = f"{quote(schema or 'main')}.sqlite_master"
+            sql = self.ask(f"SELECT sql FROM {master} WHERE type = 'table' AND name = ? COLLATE NOCASE", [name])
+            with suppress(peewee.PeeweeException):
+                if sql:
+                    execute(scratch, re.sub(r"(?i)^CREATE TABLE ", f"CREATE TABLE {quote(schema or 'main')}.", sql))
+
+    def _strangers(self, models: Sequence[ModelType]) -> set[Key]:
+        """Return the tables without a model that models refer to in SQL."""
+        named = {(self.key(m)[0], self.fold(name)) for m in models for name in references_in_text(m)}
+        return named - {self.key(m) for m in with_references(models)}
 
     @contextmanager
     def reading(self, wait_seconds: float) -> Iterator[None]:
@@ -142,7 +154,7 @@ class SqliteEngine(Engine):
                 raise
             (version, *_), *facts = cursor
         keys = {self.key(model) for model in models}
-        own = sorted(fact for fact in facts if ("" if fact[0] == "main" else fact[0], fact[1].lower()) in keys)
+        own = sorted(fact for fact in facts if ("" if fact[0] == "main" else fact[0], folded_ascii(fact[1])) in keys)
         mark = mark_of([peewee.sqlite3.sqlite_version, *own])
         return Standing(recorded_version(version), mark, self._read_stamps(), self._stamps_file is not None)
 
@@ -238,7 +250,7 @@ class SqliteEngine(Engine):
         return None
 
     def history_columns(self) -> set[str]:
-        return {name.lower() for (name,) in execute(self.db, _HISTORY_COLUMNS)}
+        return {folded_ascii(name) for (name,) in execute(self.db, _HISTORY_COLUMNS)}
 
     def time_notes(self, models: Sequence[ModelType], newest: int | None) -> tuple[TimeNote, ...]:
         from .times import offsets  # not for a start

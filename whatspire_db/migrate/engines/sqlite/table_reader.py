@@ -7,15 +7,17 @@ come from sqlite_schema, so SQLite has accepted them before.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+
+from whatspire_db.migrate.schema import folded_ascii
 
 _TOKEN = re.compile(
     r"""(?P<skip>\s+|--[^\n]*|/\*.*?(?:\*/|\Z))
       |(?P<string>[xX]?'(?:[^']|'')*')
       |(?P<quoted>"(?:[^"]|"")*"|`(?:[^`]|``)*`|\[[^\]]*\])
       |(?P<word>[^\W\d][\w$]*)
-      |(?P<number>0[xX][0-9a-fA-F]+|(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)
+      |(?P<number>0[xX][0-9a-fA-F_]+|(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(?:[eE][+-]?\d[\d_]*)?)
       |(?P<other>->>|->|\|\||<=|>=|<>|==|!=|<<|>>|.)""",
     re.VERBOSE | re.DOTALL,
 )
@@ -29,6 +31,12 @@ group having in index insert intersect into is isnull join limit not nothing not
 raise references returning select set table then to transaction union unique update using values when where
 """
 _RESERVED = frozenset(_RESERVED_WORDS.split())
+# Two ways to write one thing.
+_SPELLINGS = {"!=": "<>", "==": "=", "isnull": "is null", "notnull": "is not null"}
+_ROWIDS = frozenset(("rowid", "oid", "_rowid_"))
+_CONSTANTS = {"true": "1", "false": "0"}
+_CLOCKS = ("current_date", "current_time", "current_timestamp")
+_LARGEST = 2**63 - 1  # of an integer; what is larger is a real
 
 
 @dataclass(frozen=True)
@@ -36,7 +44,8 @@ class Token:
     """A token of SQL.
 
     `text` is its canonical form, which SQLite reads as it reads the original: names in lower case, in quotes
-    only where they need them. `name` is the name itself, where the token stands for one.
+    only where they need them. `name` is the name itself, where the token stands for one, and `literal` the string
+    that it is where no column has that name.
     """
 
     kind: str
@@ -44,6 +53,7 @@ class Token:
     name: str
     start: int
     end: int
+    literal: str | None = None
 
     def is_word(self, *words: str) -> bool:
         return self.kind == "word" and self.text in words
@@ -85,36 +95,88 @@ def tokenize(sql: str) -> list[Token]:
     tokens = []
     for match in _TOKEN.finditer(sql):
         kind, text = str(match.lastgroup), match.group()
-        name = text.lower()
-        if kind in ("quoted", "string"):
-            name = text[1:-1].replace(text[0] * 2, text[0]).lower()
-        if kind == "quoted":
-            plain = re.fullmatch(r"[^\W\d][\w$]*", name) and name not in _RESERVED
-            text = name if plain else '"' + name.replace('"', '""') + '"'
-        elif kind in ("word", "number") or text[0] in "xX":
-            text = text.lower()
         if kind != "skip":
-            tokens.append(Token(kind, text, name, match.start(), match.end()))
+            tokens.append(_token(kind, text, match.start(), match.end()))
     return tokens
 
 
+def _token(kind: str, text: str, start: int, end: int) -> Token:
+    if kind not in ("quoted", "string"):
+        lower = folded_ascii(text)
+        shown = _number(lower) if kind == "number" else _SPELLINGS.get(lower, lower)
+        return Token(kind, shown, lower, start, end)
+    if text[0] in "xX":
+        return Token(kind, text.lower(), "", start, end)
+    inner = text[1:-1].replace(text[0] * 2, text[0])
+    name = folded_ascii(inner)
+    if kind == "string":
+        return Token(kind, text, name, start, end)
+    plain = re.fullmatch(r"[^\W\d][\w$]*", name) and name not in _RESERVED
+    shown = name if plain else '"' + name.replace('"', '""') + '"'
+    return Token(kind, shown, name, start, end, _string(inner) if text[0] == '"' else None)
+
+
+def _string(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _number(text: str) -> str:
+    """Return a number as SQLite shows it: 0x10 is 16, 1.50 is 1.5, and an integer of more than 64 bits a real."""
+    text = text.replace("_", "")
+    if text.startswith("0x"):
+        value = int(text, 16)
+        return str(value) if value <= _LARGEST else text
+    if text.isdigit() and int(text) <= _LARGEST:
+        return str(int(text))
+    return repr(float(text))
+
+
 def canonical_default(sql: str | None) -> str | None:
-    """Return a column's default in canonical form, in which double quotes hold a text and TRUE is 1."""
-    if sql is not None and re.fullmatch(r'"(?:[^"]|"")*"', sql):
-        return "'" + sql[1:-1].replace('""', '"').replace("'", "''") + "'"
-    text = canonical(sql)
-    return {"true": "1", "false": "0"}.get(text or "", text)
+    """Return a column's default in canonical form: a word is a text, TRUE is 1, +1 is 1, and NULL is no default."""
+    if sql is None:
+        return None
+    tokens = _stripped(tokenize(sql))
+    if len(tokens) == 2 and tokens[0].text == "+" and tokens[1].kind == "number":
+        tokens = tokens[1:]
+    if len(tokens) == 1:
+        only = tokens[0]
+        if only.is_word("null"):
+            return None
+        if only.kind == "quoted" or (only.kind == "word" and not only.is_word(*_CONSTANTS, *_CLOCKS)):
+            written = sql[only.start : only.end]
+            return only.literal or _string(written if only.kind == "word" else written[1:-1])
+        return _CONSTANTS.get(only.text, only.text) if only.kind == "word" else only.text
+    return _join(tokens, ())
 
 
-def canonical(sql: str | None) -> str | None:
-    """Return an expression in a form that does not depend on quotes, space, case and outer parentheses."""
-    return None if sql is None else _join(tokenize(sql))
+def canonical(sql: str | None, columns: Collection[str] | None = None) -> str | None:
+    """Return an expression in a form that does not depend on quotes, space, case and outer parentheses.
+
+    :param columns: the table's columns in lower case: what stands in double quotes and is none of them is a string;
+        default: all of it are names.
+    """
+    return None if sql is None else _join(tokenize(sql), columns)
 
 
-def _join(tokens: Sequence[Token]) -> str:
+def _join(tokens: Sequence[Token], columns: Collection[str] | None) -> str:
+    tokens = _stripped(tokens)
+    return " ".join(_read(tokens, position, columns) for position in range(len(tokens)))
+
+
+def _stripped(tokens: Sequence[Token]) -> Sequence[Token]:
     while len(tokens) > 2 and tokens[0].text == "(" and _group_end(tokens, 0) == len(tokens) - 1:
         tokens = tokens[1:-1]
-    return " ".join(t.text for t in tokens)
+    return tokens
+
+
+def _read(tokens: Sequence[Token], position: int, columns: Collection[str] | None) -> str:
+    """Return a token's text, as a string where SQLite takes what stands in double quotes for one."""
+    token = tokens[position]
+    if columns is None or token.literal is None or token.name in columns or token.name in _ROWIDS:
+        return token.text
+    before, after = (tokens[i].text if 0 <= i < len(tokens) else "" for i in (position - 1, position + 1))
+    is_name = before in (".", "collate", "as") or after in (".", "(")
+    return token.text if is_name else token.literal
 
 
 def _group_end(tokens: Sequence[Token], start: int) -> int:
@@ -148,8 +210,11 @@ def _open(tokens: Sequence[Token]) -> int:
     return next(i for i, t in enumerate(tokens) if t.kind == "other" and t.text == "(")
 
 
-def parse_table(sql: str) -> TableText:
-    """Read a CREATE TABLE."""
+def parse_table(sql: str, columns: Collection[str] | None = None) -> TableText:
+    """Read a CREATE TABLE.
+
+    :param columns: the table's columns in lower case.
+    """
     tokens = tokenize(sql)
     start = _open(tokens)
     end = _group_end(tokens, start)
@@ -158,12 +223,14 @@ def parse_table(sql: str) -> TableText:
     for element in _split(tokens[start + 1 : end]):
         named = element[0].is_word("constraint", "primary", "unique", "check", "foreign")
         options += _oddities(element)
-        _read_element(sql, element, None if named else element[0].name, table)
+        _read_element(sql, element, None if named else element[0].name, table, columns)
     table.options = tuple(sorted(options))
     return table
 
 
-def _read_element(sql: str, tokens: list[Token], column: str | None, table: TableText) -> None:
+def _read_element(
+    sql: str, tokens: list[Token], column: str | None, table: TableText, known: Collection[str] | None
+) -> None:
     """Read a column's definition, or a table constraint where `column` is None."""
     name = ""
     columns: tuple[str, ...] = (column,) if column else ()
@@ -178,10 +245,10 @@ def _read_element(sql: str, tokens: list[Token], column: str | None, table: Tabl
         elif token.is_word("check"):
             words = frozenset(t.name for t in inner if t.kind in ("word", "quoted"))
             text = sql[tokens[position + 1].start : tokens[end].end]
-            table.checks.append(Check(name, _join(inner), f"CHECK {text}", words, column))
+            table.checks.append(Check(name, _join(inner, known), f"CHECK {text}", words, column))
             name = ""
         elif token.is_word("as") and column:
-            table.generated[column] = _join(inner)
+            table.generated[column] = _join(inner, known)
         elif token.is_word("collate") and column:
             table.collations[column] = tokens[position + 1].name
         elif token.is_word("key") and inner:
@@ -201,7 +268,7 @@ def _oddities(element: Sequence[Token]) -> Iterator[str]:
         elif words[position : position + 3] == ["primary", "key", "desc"]:
             yield "PRIMARY KEY DESC"
         elif words[position : position + 2] == ["on", "conflict"] and words[position + 2] != "abort":
-            yield f"{_join(element[:position])} ON CONFLICT {words[position + 2].upper()}"
+            yield f"{_join(element[:position], None)} ON CONFLICT {words[position + 2].upper()}"
 
 
 def _argument_end(tokens: Sequence[Token], position: int) -> int:
@@ -221,8 +288,11 @@ def _deferrable(tokens: Sequence[Token]) -> str:
     return "" if before == "not" or mode == "IMMEDIATE" else "DEFERRABLE INITIALLY DEFERRED"
 
 
-def parse_index(sql: str) -> tuple[list[str], str | None]:
-    """Read a CREATE INDEX: each key's expression without its order and collation, and the predicate."""
+def parse_index(sql: str, columns: Collection[str] | None = None) -> tuple[list[str], str | None]:
+    """Read a CREATE INDEX: each key's expression without its order and collation, and the predicate.
+
+    :param columns: the table's columns in lower case.
+    """
     tokens = tokenize(sql)
     start = _open(tokens)
     end = _group_end(tokens, start)
@@ -232,6 +302,6 @@ def parse_index(sql: str) -> tuple[list[str], str | None]:
             part = part[:-1]
         if len(part) > 2 and part[-2].is_word("collate"):
             part = part[:-2]
-        keys.append(_join(part))
-    predicate = _join(tokens[end + 2 :]) if len(tokens) > end + 2 else None
+        keys.append(_join(part, columns))
+    predicate = _join(tokens[end + 2 :], columns) if len(tokens) > end + 2 else None
     return keys, predicate
