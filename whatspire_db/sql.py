@@ -19,8 +19,8 @@ _TOKEN = pattern(
 # What may stand before a parenthesis without being a function of the catalog's. COALESCE and GREATEST call no operator
 # that search_path decides on.
 _SYNTAX_WORDS = (
-    "all and any array as by coalesce conflict distinct else exists filter from greatest having in least materialized "
-    "not on operator or order over partition select then union using values when where with within"
+    "all and any array as by coalesce conflict distinct else exists filter from greatest having in lateral least "
+    "materialized not on operator or order over partition select then union using values when where with within"
 )
 _SYNTAX = frozenset(_SYNTAX_WORDS.split())
 # Types that are words of the grammar, which always means pg_catalog's.

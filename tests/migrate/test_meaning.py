@@ -6,8 +6,8 @@ import peewee as pw
 import pytest
 from peewee import SQL
 
-from tests.conftest import Place
-from whatspire_db import MigrationRunner
+from tests.conftest import Place, stamp
+from whatspire_db import MigrationRunner, ModelError
 from whatspire_db.migrate.diff import Changes
 
 
@@ -214,3 +214,360 @@ def test_a_column_that_is_unique_twice_converges(sqlite: Place) -> None:
         assert [(drift.kind, drift.name) for drift in runner.verify_schema().drift] == [("index", "t_c")]
         with pytest.raises(pw.IntegrityError):
             db.execute_sql("INSERT INTO t (c) VALUES (1), (1)")
+
+
+# PostgreSQL
+
+
+class Ticket(pw.Model):
+    state = pw.CharField(constraints=[pw.Check("state IN ('open', 'done')")])
+    kind = pw.CharField(constraints=[SQL("CONSTRAINT kinds CHECK (kind NOT IN ('x', 'y'))")])
+    n = pw.IntegerField()
+
+    class Meta:
+        table_name = "tickets"
+        indexes = [
+            SQL("CREATE INDEX tickets_open ON tickets (n) WHERE state IN ('open', 'done')"),
+            SQL("CREATE INDEX tickets_is ON tickets ((kind IN ('a', 'b')))"),
+        ]
+
+
+def read_back(place: Place, table: str) -> None:
+    """Give a table's CHECKs and indexes the texts that the server shows of them, as a dump and restore does."""
+    db = place.connect()
+    with db.connection_context():
+        checks = db.execute_sql(
+            "SELECT conname, pg_get_constraintdef(oid) FROM pg_constraint WHERE conrelid = %s::regclass "
+            "AND contype = 'c'",
+            (table,),
+        ).fetchall()
+        for name, text in checks:
+            text = text.replace("%", "%%")
+            db.execute_sql(f'ALTER TABLE {table} DROP CONSTRAINT "{name}", ADD CONSTRAINT "{name}" {text}')
+        indexes = db.execute_sql(
+            "SELECT indexrelid::regclass::text, pg_get_indexdef(indexrelid) FROM pg_index "
+            "WHERE indrelid = %s::regclass AND NOT indisprimary",
+            (table,),
+        ).fetchall()
+        for name, text in indexes:
+            db.execute_sql(f"DROP INDEX {name}")
+            db.execute_sql(text.replace("%", "%%"))
+
+
+def test_texts_that_a_dump_brings_back_in_another_form_are_the_same(postgres: Place) -> None:
+    db = postgres.connect()
+    runner = MigrationRunner(db, [Ticket])
+    runner.up()
+    read_back(postgres, "tickets")
+    assert not runner.verify_schema()
+    assert not runner.up().applied
+    with db.connection_context():
+        db.execute_sql("ALTER TABLE tickets DROP CONSTRAINT kinds, ADD CONSTRAINT kinds CHECK (kind NOT IN ('x', 'w'))")
+    assert [(drift.kind, drift.name) for drift in runner.verify_schema().drift] == [("check", "kinds")]
+
+
+@pytest.mark.parametrize(("declared", "live"), [("", "DEFAULT NULL"), ("DEFAULT NULL", "")])
+def test_null_is_no_default_to_postgres(postgres: Place, declared: str, live: str) -> None:
+    class T(pw.Model):
+        a = pw.CharField(max_length=9, null=True, constraints=[SQL(declared)] if declared else None)
+
+        class Meta:
+            table_name = "t"
+
+    assert not compared(postgres, [T], f"CREATE TABLE t (id serial PRIMARY KEY, a varchar(9) {live})")
+
+
+class OfDomain(pw.Field):
+    field_type = "seven"
+
+
+def test_null_before_the_default_of_a_domain_is_one(postgres: Place) -> None:
+    class T(pw.Model):
+        a = OfDomain(null=True)
+
+        class Meta:
+            table_name = "t"
+
+    domain = "CREATE DOMAIN seven AS integer DEFAULT 7"
+    changes = compared(postgres, [T], domain, "CREATE TABLE t (id serial PRIMARY KEY, a seven DEFAULT NULL)")
+    assert [drift.kind for drift in changes.drift] == ["column_default"]
+
+
+class Big(pw.Model):
+    id = pw.BigAutoField()
+
+    class Meta:
+        table_name = "t"
+
+
+SEQUENCES = {
+    "AS integer": True,
+    "MAXVALUE 3": True,
+    "INCREMENT BY 10": True,
+    "CYCLE": True,
+    "MINVALUE 5 START WITH 5 RESTART": True,
+    "CACHE 20": False,
+    "RESTART WITH 700": False,
+}
+
+
+@pytest.mark.parametrize("change", SEQUENCES)
+def test_how_the_sequence_of_a_key_counts_is_compared(postgres: Place, change: str) -> None:
+    db = postgres.connect()
+    stamp(db, [Big])
+    with db.connection_context():
+        db.execute_sql(f"ALTER SEQUENCE t_id_seq {change}")
+    runner = MigrationRunner(db, [Big])
+    assert [d.kind for d in runner.up().drift] == (["column_default"] if SEQUENCES[change] else [])
+
+
+def test_a_sequence_made_by_hand_that_goes_further_than_its_column_is_as_good(postgres: Place) -> None:
+    sequence = "CREATE SEQUENCE t_id_seq"
+    owned = "ALTER SEQUENCE t_id_seq OWNED BY t.id"
+    live = "CREATE TABLE t (id integer PRIMARY KEY DEFAULT nextval('t_id_seq'), a text)"
+    assert not compared(postgres, [table()], sequence, live, owned)
+
+
+class Metric(pw.Model):
+    id = pw.BigIntegerField()
+    day = pw.DateField()
+
+    class Meta:
+        table_name = "metrics"
+        primary_key = pw.CompositeKey("id", "day")
+
+
+class FirstMetric(Metric):
+    class Meta:
+        table_name = "metrics_1"
+        primary_key = pw.CompositeKey("id", "day")
+
+
+class Ref(pw.Model):
+    mid = pw.BigIntegerField(null=True)
+    mday = pw.DateField(null=True)
+
+    class Meta:
+        table_name = "refs"
+        constraints = [SQL("CONSTRAINT fk_m FOREIGN KEY (mid, mday) REFERENCES metrics (id, day)")]
+
+
+PARTITIONED = (
+    "CREATE TABLE metrics (id bigint NOT NULL, day date NOT NULL, PRIMARY KEY (id, day)) PARTITION BY RANGE (day)"
+)
+
+
+def partition(number: int) -> str:
+    """Return the statement that makes the partition of a day in January."""
+    bounds = f"FROM ('2026-01-{number:02}') TO ('2026-01-{number + 1:02}')"
+    return f"CREATE TABLE metrics_{number} PARTITION OF metrics FOR VALUES {bounds}"
+
+
+def test_partitions_come_and_go_and_the_stamp_stays(postgres: Place) -> None:
+    db = postgres.connect()
+    with db.connection_context():
+        for sql in (PARTITIONED, partition(1), partition(2)):
+            db.execute_sql(sql)
+    models = [Metric, Ref]
+    stamp(db, models)
+    runner = MigrationRunner(db, models)
+    extra = [(e.kind, e.table) for e in runner.verify_schema().extra]
+    assert extra == [("partitioning", "metrics")]
+    with db.connection_context():
+        before = runner.engine.standing(models)
+        db.execute_sql(partition(3))
+        db.execute_sql("ALTER TABLE metrics DETACH PARTITION metrics_1")
+        after = runner.engine.standing(models)
+    assert before is not None and after is not None  # noqa: PT018
+    assert before.mark == after.mark
+
+
+def test_a_model_of_a_partition_is_of_the_table_that_it_is(postgres: Place) -> None:
+    db = postgres.connect()
+    with db.connection_context():
+        for sql in (PARTITIONED, partition(1)):
+            db.execute_sql(sql)
+    runner = MigrationRunner(db, [FirstMetric, Second])
+    assert sorted(step.table for step in runner.up().applied) == ["migration_versions", "second"]
+    assert [e.kind for e in runner.verify_schema().extra if e.table == "metrics_1"] == ["partition"]
+
+
+@pytest.mark.parametrize("target", ["ext (id)", "other.ext (id)", "other.ext", '"other"."ext" ("id")'])
+def test_a_reference_to_a_table_without_a_model(postgres: Place, target: str) -> None:
+    model = table(name="a")
+    model = type(pw.Model)(
+        "A",
+        (pw.Model,),
+        {
+            "a": pw.IntegerField(null=True),
+            "Meta": type(
+                "Meta",
+                (),
+                {"table_name": "a", "constraints": [SQL(f"CONSTRAINT a_to FOREIGN KEY (a) REFERENCES {target}")]},
+            ),
+        },
+    )
+    db = postgres.connect()
+    name = target.partition(" ")[0]
+    with db.connection_context():
+        db.execute_sql("CREATE SCHEMA other")
+        db.execute_sql(f"CREATE TABLE {name} (id int PRIMARY KEY)")
+    runner = MigrationRunner(db, [model])
+    runner.up()
+    assert not runner.verify_schema()
+    with db.connection_context():
+        db.execute_sql("ALTER TABLE a DROP CONSTRAINT a_to")
+        db.execute_sql(f"INSERT INTO {name} VALUES (1)")
+        db.execute_sql("INSERT INTO a (a) VALUES (1)")
+    assert [step.kind for step in runner.up().applied] == ["add_constraint"]
+    assert not runner.verify_schema()
+
+
+@pytest.mark.parametrize("made", ["fresh", "before"])
+def test_a_default_of_another_models_sequence(postgres: Place, made: str) -> None:
+    class A(pw.Model):
+        n = pw.IntegerField(constraints=[SQL("DEFAULT nextval('zed_id_seq')")])
+
+        class Meta:
+            table_name = "a"
+
+    class Z(pw.Model):
+        class Meta:
+            table_name = "zed"
+
+    db = postgres.connect()
+    if made == "before":
+        with db.bind_ctx([A, Z]):
+            Z.create_table()
+            A.create_table()
+    runner = MigrationRunner(db, [A, Z])
+    runner.up()
+    assert not runner.verify_schema()
+    with db.connection_context():
+        db.execute_sql("CREATE SEQUENCE other")
+        db.execute_sql("ALTER TABLE a ALTER n SET DEFAULT nextval('other')")
+    assert [drift.kind for drift in runner.verify_schema().drift] == ["column_default"]
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Europe/Berlin"])
+def test_a_moment_in_a_default_is_the_same_in_every_session(postgres: Place, zone: str) -> None:
+    class Stamped(pw.Field):
+        field_type = "timestamptz"
+
+    class T(pw.Model):
+        at = Stamped(constraints=[SQL("DEFAULT '2024-01-01 00:00'")])
+
+        class Meta:
+            table_name = "t"
+
+    there = Place("postgres", f"{postgres.dsn} options='-c TimeZone={zone} -c DateStyle=German'", postgres.folder)
+    MigrationRunner(there.connect(), [T]).up()
+    for other in (postgres, there):
+        assert not MigrationRunner(other.connect(), [T]).verify_schema()
+
+
+@pytest.mark.parametrize(
+    ("field", "text"),
+    [(pw.DateTimeField, "DEFAULT 'now()'"), (pw.DateField, "DEFAULT 'today'"), (pw.DateField, "CHECK (at > 'now')")],
+)
+def test_a_moment_of_create_table_is_refused_by_name(postgres: Place, field: type[pw.Field], text: str) -> None:
+    model = type(pw.Model)(
+        "Log",
+        (pw.Model,),
+        {"at": field(null=True, constraints=[SQL(text)]), "Meta": type("Meta", (), {"table_name": "log"})},
+    )
+    with pytest.raises(ModelError, match=r"Log\.at: '(now|today)") as caught:
+        MigrationRunner(postgres.connect(), [model]).up()
+    assert "now()" in caught.value.hint
+
+
+def test_words_that_are_a_text_are_no_moment(postgres: Place) -> None:
+    model = table("DEFAULT 'now'", "CHECK (a <> 'today')")
+    runner = MigrationRunner(postgres.connect(), [model])
+    runner.up()
+    assert not runner.verify_schema()
+
+
+def test_a_reference_whose_triggers_are_disabled_is_drift(postgres: Place) -> None:
+    class T(pw.Model):
+        first = pw.ForeignKeyField(First, null=True)
+
+        class Meta:
+            table_name = "t"
+
+    db = postgres.connect()
+    stamp(db, [First, T])
+    for switched in ("t", "first"):
+        with db.connection_context():
+            db.execute_sql(f"ALTER TABLE {switched} DISABLE TRIGGER ALL")
+        (drift,) = MigrationRunner(db, [First, T]).up().drift
+        assert (drift.kind, str(drift.live).split()[-1]) == ("foreign_key", "DISABLED")
+        with db.connection_context():
+            db.execute_sql(f"ALTER TABLE {switched} ENABLE TRIGGER ALL")
+        assert not MigrationRunner(db, [First, T]).up().drift
+
+
+def test_parameters_of_an_operator_class_are_compared(postgres: Place) -> None:
+    class T(pw.Model):
+        a = pw.TextField(null=True)
+
+        class Meta:
+            table_name = "t"
+            indexes = [
+                SQL("CREATE INDEX t_a ON t USING gist (to_tsvector('simple'::regconfig, a) tsvector_ops (siglen = 32))")
+            ]
+
+    db = postgres.connect()
+    stamp(db, [T])
+    with db.connection_context():
+        db.execute_sql("DROP INDEX t_a")
+        db.execute_sql(
+            "CREATE INDEX t_a ON t USING gist (to_tsvector('simple'::regconfig, a) tsvector_ops (siglen = 64))"
+        )
+    (drift,) = MigrationRunner(db, [T]).up().drift
+    assert ("siglen=32" in str(drift.declared), "siglen=64" in str(drift.live)) == (True, True)
+
+
+def test_a_collation_of_the_same_name_in_another_schema_is_another(postgres: Place) -> None:
+    class T(pw.Model):
+        a = pw.TextField(null=True, collation="one.german")
+
+        class Meta:
+            table_name = "t"
+
+    make = ("CREATE SCHEMA one", "CREATE SCHEMA two")
+    collations = [f"CREATE COLLATION {schema}.german (provider = libc, locale = 'C')" for schema in ("one", "two")]
+    live = "CREATE TABLE t (id serial PRIMARY KEY, a text COLLATE {}.german)"
+    changes = compared(postgres, [T], *make, *collations, live.format("two"))
+    assert [(d.kind, d.declared, d.live) for d in changes.drift] == [("column_collation", "one.german", "two.german")]
+
+
+def test_what_can_change_or_reject_rows_is_listed(place: Place) -> None:
+    if place.driver == "sqlite":
+        live = ["CREATE TRIGGER keep BEFORE DELETE ON t BEGIN SELECT RAISE(ABORT, 'no'); END"]
+        wanted = [("trigger", "keep")]
+    else:
+        live = [
+            "CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'",
+            "CREATE TRIGGER keep BEFORE DELETE ON t FOR EACH ROW EXECUTE FUNCTION no()",
+            "CREATE RULE off AS ON INSERT TO t DO INSTEAD NOTHING",
+            "CREATE POLICY mine ON t USING (true)",
+            "ALTER TABLE t ENABLE ROW LEVEL SECURITY",
+            "CREATE TABLE parent (a text)",
+            "ALTER TABLE t INHERIT parent",
+        ]
+        wanted = [
+            ("inheritance", "of parent"),
+            ("policy", "mine"),
+            ("row_security", ""),
+            ("rule", "off"),
+            ("trigger", "keep"),
+        ]
+    db = place.connect()
+    MigrationRunner(db, [table()]).up()
+    with db.connection_context():
+        for sql in live:
+            db.execute_sql(sql)
+    changes = MigrationRunner(db, [table()]).verify_schema()
+    assert not changes
+    assert [(e.kind, e.name) for e in changes.extra if e.table == "t"] == wanted

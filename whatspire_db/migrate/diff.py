@@ -9,6 +9,8 @@ from typing import TypeVar
 from .schema import Column, Constraint, Index, Key, Schema, Table, label
 
 T = TypeVar("T", Index, Constraint)
+# The kinds of drift in which texts of expressions are compared.
+EXPRESSIONS = ("check", "exclude", "index", "column_generated")
 
 
 def _place(table: str, name: str) -> str:
@@ -96,6 +98,11 @@ class Changes:
     def __bool__(self) -> bool:
         return bool(self.missing or self.drift)
 
+    def by_text_alone(self) -> set[Key]:
+        """Return the tables whose expressions differ as they are written, and perhaps not in what they mean."""
+        drifted = {d.key for d in self.drift if d.key and d.kind in EXPRESSIONS}
+        return drifted | {m.table for m in self.missing if isinstance(m.item, Index | Constraint) and m.item.is_text}
+
 
 def diff(declared: Schema, live: Schema, constraints_can_be_added: bool) -> Changes:
     """Compare two snapshots of the same engine.
@@ -111,7 +118,7 @@ def diff(declared: Schema, live: Schema, constraints_can_be_added: bool) -> Chan
         if found is None:
             changes.missing.append(Missing("table", key, key[1], table))
         elif found.kind != table.kind:
-            changes.drift.append(Drift("table", label(key), label(key), table.kind, found.kind))
+            changes.drift.append(Drift("table", label(key), label(key), table.kind, found.kind, key))
         else:
             _diff_table(table, found, changes, constraints_can_be_added)
     changes.extra += [Extra("table", label(key), key[1]) for key in live.others if key not in declared.tables]
@@ -124,14 +131,15 @@ def _diff_table(declared: Table, live: Table, changes: Changes, constraints_can_
         return _diff_names(declared, live, changes)
     if declared.options != live.options:
         wanted, got = (", ".join(t.options) or "plain" for t in (declared, live))
-        changes.drift.append(Drift("table", name, name, wanted, got))
+        changes.drift.append(Drift("table", name, name, wanted, got, declared.key))
     new = declared.columns.keys() - live.columns.keys()
     for column in declared.columns.values():
         if column.name in new:
             changes.missing.append(Missing("column", declared.key, column.name, column))
         else:
-            changes.drift += _diff_column(name, column, live.columns[column.name])
+            changes.drift += _diff_column(declared.key, column, live.columns[column.name])
     changes.extra += [Extra("column", name, c) for c in live.columns if c not in declared.columns]
+    changes.extra += [Extra(kind, name, title) for kind, title in live.rules if (kind, title) not in declared.rules]
     _diff_indexes(declared, live, changes)
     return _diff_constraints(declared, live, changes, new, constraints_can_be_added)
 
@@ -143,13 +151,15 @@ def _diff_names(declared: Table, live: Table, changes: Changes) -> None:
         if found is None:
             changes.missing.append(Missing("column", declared.key, column.name, column))
         elif found.not_null != column.not_null:
-            drift = Drift("column_null", label(declared.key), column.name, column.nullability, found.nullability)
+            drift = Drift(
+                "column_null", label(declared.key), column.name, column.nullability, found.nullability, declared.key
+            )
             changes.drift.append(drift)
     names = {index.name for index in live.indexes}
     changes.missing += [Missing("index", declared.key, i.name, i) for i in declared.indexes if i.name not in names]
 
 
-def _diff_column(table: str, declared: Column, live: Column) -> Iterator[Drift]:
+def _diff_column(table: Key, declared: Column, live: Column) -> Iterator[Drift]:
     compared = [
         ("column_type", declared.type, live.type),
         ("column_null", declared.nullability, live.nullability),
@@ -160,7 +170,7 @@ def _diff_column(table: str, declared: Column, live: Column) -> Iterator[Drift]:
     ]
     for kind, wanted, got in compared:
         if wanted != got:
-            yield Drift(kind, table, declared.name, wanted, got)
+            yield Drift(kind, label(table), declared.name, wanted, got, table)
 
 
 def _match(declared: Sequence[T], live: Sequence[T], *rules: Callable[[T, T], bool]) -> Iterator[tuple[T, T | None]]:
@@ -210,9 +220,9 @@ def _diff_indexes(declared: Table, live: Table, changes: Changes) -> None:
             continue
         matched.append(got)
         if not _does_the_same(wanted, got):
-            drift = Drift("index", name, wanted.title, wanted.definition, got.definition)
+            drift = Drift("index", name, wanted.title, wanted.definition, got.definition, declared.key)
             if _can_be_finished(wanted, got):
-                drift = replace(drift, key=declared.key, unfinished=wanted, left=got)
+                drift = replace(drift, unfinished=wanted, left=got)
             changes.drift.append(drift)
     changes.extra += [Extra("index", name, i.title) for i in live.indexes if i not in matched]
 
@@ -252,15 +262,15 @@ def _diff_constraints(
         if got is not None:
             matched.append(got)
             if (wanted.definition, wanted.valid) != (got.definition, got.valid):
-                drift = Drift(wanted.kind, name, title, wanted.shown, got.shown)
+                drift = Drift(wanted.kind, name, title, wanted.shown, got.shown, declared.key)
                 if wanted.definition == got.definition and wanted.valid and not got.has_index:
-                    drift = replace(drift, key=declared.key, unfinished=wanted, left=got)
+                    drift = replace(drift, unfinished=wanted, left=got)
                 changes.drift.append(drift)
         elif wanted.optional:
             continue
         elif constraints_can_be_added or new.intersection(wanted.columns):
             changes.missing.append(Missing("constraint", declared.key, title, wanted))
         else:
-            changes.drift.append(Drift(wanted.kind, name, title, wanted.shown, None))
+            changes.drift.append(Drift(wanted.kind, name, title, wanted.shown, None, declared.key))
     left = [c for c in live.constraints if c not in matched]
     changes.extra += [Extra("constraint", name, c.name or c.definition) for c in left]

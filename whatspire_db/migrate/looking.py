@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -17,7 +17,7 @@ from .diff import Changes, diff
 from .engines.base import Engine, declared_names, discarded
 from .failures import can_be_of_a_change
 from .plan import Plan, Refusal
-from .schema import Schema, label
+from .schema import Key, Schema, label
 from .stamp import Standing
 from .stamping import Stamping
 
@@ -142,9 +142,16 @@ class Looking:
         # In the order of the models, so that two plans of one schema are equal.
         return replace(schema, tables={key: schema.tables[key] for key in map(self.engine.key, models)})
 
+    def _settled(self, schema: Schema, keys: Collection[Key]) -> Schema:
+        tables = {key: self.engine.settled(table) for key, table in schema.tables.items() if key in keys}
+        return replace(schema, tables={**schema.tables, **tables})
+
     def changes(self, declared: Schema, live: Schema) -> Changes:
         """Compare two schemas; the history counts only beside something else."""
         changes = diff(declared, live, self.engine.constraints_can_be_added)
+        if keys := changes.by_text_alone():
+            declared, live = (self._settled(schema, keys) for schema in (declared, live))
+            changes = diff(declared, live, self.engine.constraints_can_be_added)
         if len(self.all_models) == len(self.models):
             return changes
         # The history is not the user's own table: it is made only with something to record.

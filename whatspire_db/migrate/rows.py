@@ -117,7 +117,7 @@ class Rows:
     def _is_orphan(self, constraint: Constraint) -> str:
         conditions = [f"child.{quote(c)} IS NOT NULL" for c in constraint.columns]
         target = constraint.references
-        if target is not None and (target in self.live.tables or target in self.live.others):
+        if target is not None and self._is_there(target):
             pairs = zip(constraint.columns, constraint.referenced_columns, strict=True)
             columns = self.live.tables[target].columns if target in self.live.tables else {}
             same = " AND ".join(
@@ -125,6 +125,9 @@ class Rows:
             )
             conditions.append(f"NOT EXISTS (SELECT 1 FROM {self.table(target)} AS parent WHERE {same})")
         return " AND ".join(conditions)
+
+    def _is_there(self, key: Key) -> bool:
+        return key in self.live.tables or key in self.live.others or self.engine.has_table(key)
 
     @property
     def _count(self) -> str:

@@ -115,6 +115,11 @@ class Index:
         return " ".join(filter(None, [self.shape, *marks]))
 
     @property
+    def is_text(self) -> bool:
+        """Tell whether an expression is part of it."""
+        return self.predicate is not None or any(key.column is None for key in self.keys)
+
+    @property
     def title(self) -> str:
         return self.name or self.shape
 
@@ -144,13 +149,22 @@ class Constraint:
         return self.kind in ("primary_key", "exclude") and bool(self.name)
 
     @property
+    def is_text(self) -> bool:
+        """Tell whether an expression is part of it."""
+        return self.kind in ("check", "exclude")
+
+    @property
     def shown(self) -> str:
         return self.definition + ("" if self.valid else " NOT VALID")
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table with all that is compared. `rows` is the catalog's estimate, where there is one."""
+    """A table with all that is compared. `rows` is the catalog's estimate, where there is one.
+
+    `rules` are things by kind and name that no model declares and that can change or reject its rows: triggers,
+    policies, the bounds of a partition.
+    """
 
     key: Key
     kind: str = "table"
@@ -161,6 +175,7 @@ class Table:
     rows: int | None = None
     partitioned: bool = False
     by_name: bool = False  # a declared table of which the names are known and no more
+    rules: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)

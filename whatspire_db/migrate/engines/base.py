@@ -28,6 +28,8 @@ T = TypeVar("T")
 LOOK_SECONDS = 60.0  # a look waits no longer for a lock, unless its caller says otherwise
 _REFERENCES = pattern(r'\bREFERENCES\s+(?:(?:"[^"]+"|\w+)\.)?(?:"([^"]+)"|(\w+))', re.IGNORECASE)
 
+_SEQUENCES = pattern(r"\bnextval\s*\(\s*'((?:[^']|'')+)'", re.IGNORECASE)
+
 
 class _Discard(Exception):
     pass
@@ -262,6 +264,17 @@ class Engine(abc.ABC):
     def index_condition(self, index: Index) -> str:
         """Return the condition for a row to take part in an index's uniqueness."""
 
+    def has_table(self, key: Key) -> bool:
+        """Tell whether a table is there that stands beside those of the models' schemas."""
+        return False
+
+    def settled(self, table: Table) -> Table:
+        """Return a table with its expressions as the engine shows them once more.
+
+        What it shows of an expression need not be what it shows when it reads that text back.
+        """
+        return table
+
 
 def engine_for(db: peewee.Database, trust_source: bool = False) -> Engine:
     """Return the engine of a peewee database.
@@ -319,9 +332,7 @@ def with_references(models: Sequence[ModelType]) -> list[ModelType]:
 
 def _in_order_of_reference(models: Sequence[ModelType]) -> list[ModelType]:
     """Put each model after those that it refers to, in a field or in the text of a constraint."""
-    by_table: dict[str, list[ModelType]] = {}
-    for model in models:
-        by_table.setdefault(model._meta.table_name.lower(), []).append(model)
+    by_name = named_by(models)
     ordered: dict[ModelType, None] = {}
     visiting: set[ModelType] = set()
 
@@ -332,14 +343,33 @@ def _in_order_of_reference(models: Sequence[ModelType]) -> list[ModelType]:
         for field, target in model._meta.refs.items():
             if not field.deferred:
                 visit(target)
-        for name in references_in_text(model):
-            for target in by_table.get(name.lower(), ()):
+        for name in names_in_text(model):
+            for target in by_name.get(name.lower(), ()):
                 visit(target)
         ordered[model] = None
 
     for model in models:
         visit(model)
     return list(ordered)
+
+
+def named_by(models: Sequence[ModelType]) -> dict[str, list[ModelType]]:
+    """Return the models by the names, in lower case, of their tables and of the sequences of their keys."""
+    found: dict[str, list[ModelType]] = {}
+    for model in models:
+        table = model._meta.table_name.lower()
+        keys = [f for f in model._meta.sorted_fields if isinstance(f, peewee.AutoField)]
+        for name in [table, *(f"{table}_{key.column_name.lower()}_seq" for key in keys)]:
+            found.setdefault(name, []).append(model)
+    return found
+
+
+def names_in_text(model: ModelType) -> Iterator[str]:
+    """Yield the names of the tables and sequences that a model's constraints name in SQL."""
+    yield from references_in_text(model)
+    for text in written_constraints(model):
+        for written in _SEQUENCES.findall(text):
+            yield written.replace("''", "'").rpartition(".")[2].strip('"')
 
 
 def references_in_text(model: ModelType) -> Iterator[str]:

@@ -28,7 +28,7 @@ def has_target(draft: Draft, kind: str, key: Key, constraint: Constraint) -> boo
     found = draft.live.tables.get(target) if target is not None else None
     if target is None or (target in draft.declared.tables and found is None) or target in draft.live.others:
         return True
-    if found is not None and found.kind == "table":
+    if found.kind == "table" if found is not None else draft.engine.has_table(target):
         return True
     what = "does not exist" if found is None else f"is a {found.kind}"
     hint = "give the model of that table to the migration too" if found is None else "make it a table first"

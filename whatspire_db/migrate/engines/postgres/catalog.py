@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 
 from whatspire_db.light import Any
 from whatspire_db.migrate.ddl import qualified, quote
-from whatspire_db.migrate.schema import SERIAL, Column, Constraint, Index, IndexKey, Key, Table
+from whatspire_db.migrate.schema import SERIAL, Column, Constraint, Index, IndexKey, Key, OwnSequence, Table
 from whatspire_db.sql import pinned
 
 # {namespace} is the schema's oid; one parameter, the names of the tables asked for. One row a fact: what it is, of
@@ -15,9 +16,10 @@ _SNAPSHOT = """
 WITH ns AS (
     SELECT n.oid, n.nspname FROM pg_catalog.pg_namespace AS n WHERE n.oid = {namespace}
 ), rel AS (
-    SELECT c.oid, c.relname, c.relkind, c.reltuples, c.relpersistence, c.relname = ANY (%s) AS asked
+    SELECT c.oid, c.relname, c.relkind, c.reltuples, c.relpersistence, c.relispartition, c.relpartbound,
+        c.relrowsecurity, c.relname = ANY (%s) AS asked
     FROM pg_catalog.pg_class AS c JOIN ns ON c.relnamespace = ns.oid
-    WHERE c.relkind = ANY ('{{r,p,v,m,f}}') AND NOT c.relispartition
+    WHERE c.relkind = ANY ('{{r,p,v,m,f}}')
 ), own AS (
     SELECT * FROM rel WHERE asked AND relkind = ANY ('{{r,p}}')
 )
@@ -28,7 +30,7 @@ UNION ALL
 SELECT 'table', relname, json_build_object('kind', relkind, 'rows', reltuples, 'asked', asked,
         'unlogged', relpersistence = 'u')::text
     FROM rel
-    WHERE asked OR NOT EXISTS (
+    WHERE asked OR NOT relispartition AND NOT EXISTS (
         SELECT FROM pg_catalog.pg_depend AS d
         WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = rel.oid AND d.deptype = 'e')
 UNION ALL
@@ -42,22 +44,19 @@ SELECT 'column', o.relname, json_build_object(
         'name', a.attname, 'position', a.attnum,
         'type', format_type(a.atttypid, a.atttypmod), 'not_null', a.attnotnull,
         'expression', pg_get_expr(d.adbin, d.adrelid), 'generated', a.attgenerated, 'identity', a.attidentity,
-        'sequence', CASE WHEN a.attidentity <> '' THEN (
-            SELECT format('START %%s INCREMENT %%s MINVALUE %%s MAXVALUE %%s%%s', s.seqstart, s.seqincrement,
-                s.seqmin, s.seqmax, CASE WHEN s.seqcycle THEN ' CYCLE' ELSE '' END)
+        'domain', t.typtype = 'd',
+        'sequence', CASE WHEN a.attidentity <> '' OR d.oid IS NOT NULL THEN (
+            SELECT json_build_array(s.seqstart, s.seqincrement, s.seqmin, s.seqmax, s.seqcycle)
             FROM pg_catalog.pg_depend AS e JOIN pg_catalog.pg_sequence AS s ON s.seqrelid = e.objid
             WHERE e.classid = 'pg_catalog.pg_class'::regclass AND e.refclassid = 'pg_catalog.pg_class'::regclass
-                AND e.refobjid = a.attrelid AND e.refobjsubid = a.attnum AND e.deptype = 'i') END,
+                AND e.refobjid = a.attrelid AND e.refobjsubid = a.attnum
+                AND (e.deptype = 'i' OR (e.deptype = 'a' AND EXISTS (
+                    SELECT FROM pg_catalog.pg_depend AS used
+                    WHERE used.classid = 'pg_catalog.pg_attrdef'::regclass AND used.objid = d.oid
+                        AND used.refclassid = 'pg_catalog.pg_class'::regclass AND used.refobjid = e.objid)))
+            LIMIT 1) END,
         'collation', CASE WHEN a.attcollation <> t.typcollation THEN (
-            SELECT quote_ident(l.collname) FROM pg_catalog.pg_collation AS l WHERE l.oid = a.attcollation) END,
-        'serial', d.oid IS NOT NULL AND EXISTS (
-            SELECT FROM pg_catalog.pg_depend AS owned
-            JOIN pg_catalog.pg_depend AS used ON used.refobjid = owned.objid
-                AND used.refclassid = 'pg_catalog.pg_class'::regclass
-                AND used.classid = 'pg_catalog.pg_attrdef'::regclass AND used.objid = d.oid
-            WHERE owned.classid = 'pg_catalog.pg_class'::regclass AND owned.deptype = 'a'
-                AND owned.refclassid = 'pg_catalog.pg_class'::regclass
-                AND owned.refobjid = a.attrelid AND owned.refobjsubid = a.attnum))::text
+            SELECT {collation} FROM pg_catalog.pg_collation AS l WHERE l.oid = a.attcollation) END)::text
     FROM own AS o
     JOIN pg_catalog.pg_attribute AS a ON a.attrelid = o.oid AND a.attnum > 0 AND NOT a.attisdropped
     JOIN pg_catalog.pg_type AS t ON t.oid = a.atttypid
@@ -75,8 +74,9 @@ SELECT 'index', o.relname, json_build_object(
                     'column', (SELECT a.attname FROM pg_catalog.pg_attribute AS a
                         WHERE a.attrelid = i.indrelid AND a.attnum = i.indkey[n - 1] AND a.attnum <> 0),
                     'opclass', (SELECT p.opcname FROM pg_catalog.pg_opclass AS p
-                        WHERE p.oid = i.indclass[n - 1] AND NOT p.opcdefault),
-                    'collation', (SELECT quote_ident(l.collname) FROM pg_catalog.pg_collation AS l
+                        WHERE p.oid = i.indclass[n - 1] AND NOT (p.opcdefault AND {parameters} IS NULL)),
+                    'parameters', {parameters},
+                    'collation', (SELECT {collation} FROM pg_catalog.pg_collation AS l
                         WHERE l.oid = i.indcollation[n - 1] AND l.collname <> 'default'),
                     'option', CASE WHEN n <= i.indnkeyatts THEN i.indoption[n - 1] END) ORDER BY n)
             FROM generate_series(1, i.indnatts) AS n))::text
@@ -101,12 +101,46 @@ SELECT 'constraint', o.relname, json_build_object(
         'targets', (SELECT json_agg(a.attname ORDER BY p.n) FROM unnest(k.confkey) WITH ORDINALITY AS p (num, n)
             JOIN pg_catalog.pg_attribute AS a ON a.attrelid = k.confrelid AND a.attnum = p.num),
         'on_update', k.confupdtype, 'on_delete', k.confdeltype, 'match', k.confmatchtype,
-        'enforced', {enforced})::text
+        'enforced', {enforced}, 'disabled', k.contype = 'f' AND EXISTS (
+            SELECT FROM pg_catalog.pg_trigger AS g
+            WHERE g.tgconstraint = k.oid AND g.tgenabled = ANY ('{{D,R}}')))::text
     FROM own AS o
     JOIN pg_catalog.pg_constraint AS k ON k.conrelid = o.oid
     LEFT JOIN pg_catalog.pg_class AS f ON f.oid = k.confrelid
-    WHERE k.contype = ANY ('{{p,f,c,x}}') OR (k.contype = 'n' AND NOT k.convalidated)
+    WHERE (k.contype = ANY ('{{p,f,c,x}}') OR (k.contype = 'n' AND NOT k.convalidated))
+        -- The server keeps a reference of its own for each partition of what a reference leads to.
+        AND (k.conparentid = 0 OR k.confrelid = (
+            WITH RECURSIVE parents AS (
+                SELECT p.conparentid, p.confrelid FROM pg_catalog.pg_constraint AS p WHERE p.oid = k.conparentid
+                UNION ALL
+                SELECT p.conparentid, p.confrelid
+                    FROM parents JOIN pg_catalog.pg_constraint AS p ON p.oid = parents.conparentid)
+            SELECT confrelid FROM parents WHERE conparentid = 0))
+UNION ALL
+SELECT 'rule', o.relname, json_build_object('kind', x.kind, 'name', x.name)::text
+    FROM own AS o CROSS JOIN LATERAL (
+        SELECT 'trigger' AS kind, g.tgname::text AS name FROM pg_catalog.pg_trigger AS g
+            WHERE g.tgrelid = o.oid AND NOT g.tgisinternal AND g.tgenabled <> 'D'
+        UNION ALL
+        SELECT 'rule', r.rulename::text FROM pg_catalog.pg_rewrite AS r
+            WHERE r.ev_class = o.oid AND r.ev_enabled <> 'D'
+        UNION ALL
+        SELECT 'policy', p.polname::text FROM pg_catalog.pg_policy AS p WHERE p.polrelid = o.oid AND o.relrowsecurity
+        UNION ALL
+        SELECT 'row_security', '' WHERE o.relrowsecurity
+        UNION ALL
+        SELECT 'partitioning', pg_get_partkeydef(o.oid) WHERE o.relkind = 'p'
+        UNION ALL
+        SELECT CASE WHEN o.relispartition THEN 'partition' ELSE 'inheritance' END,
+                concat_ws(' ', 'of', h.inhparent::regclass::text, pg_get_expr(o.relpartbound, o.oid))
+            FROM pg_catalog.pg_inherits AS h WHERE h.inhrelid = o.oid
+    ) AS x
 """
+
+_COLLATION = """(SELECT CASE WHEN n.nspname = 'pg_catalog' THEN '' ELSE quote_ident(n.nspname) || '.' END
+                    FROM pg_catalog.pg_namespace AS n WHERE n.oid = l.collnamespace) || quote_ident(l.collname)"""
+_PARAMETERS = """(SELECT array_to_string(a.attoptions, ', ') FROM pg_catalog.pg_attribute AS a
+                        WHERE a.attrelid = i.indexrelid AND a.attnum = n)"""
 
 
 def parameter_status(connection: Any, name: str) -> str | None:
@@ -132,6 +166,8 @@ def snapshot_query(namespace: str, version: int) -> str:
             nulls_not_distinct="i.indnullsnotdistinct" if version >= 150000 else "false",
             enforced="k.conenforced" if version >= 180000 else "true",
             set_columns=_SET_COLUMNS if version >= 150000 else "NULL",
+            collation=_COLLATION,
+            parameters=_PARAMETERS if version >= 130000 else "NULL::text",
         )
     )
 
@@ -150,6 +186,7 @@ def read_table(key: Key, value: Mapping[str, Any], rows: Rows, target: Callable[
         ("UNLOGGED",) if value["unlogged"] else (),
         int(value["rows"]) if value["rows"] >= 0 else None,
         value["kind"] == "p",
+        rules=tuple(sorted((row["kind"], row["name"]) for row in rows["rule"])),
     )
 
 
@@ -160,12 +197,11 @@ def _in_order(rows: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
 
 def _column(row: Mapping[str, Any], valid: bool) -> Column:
     kind = {"s": "STORED", "v": "VIRTUAL"}.get(row["generated"], "")
-    expression = SERIAL if row["serial"] and row["expression"].startswith("nextval(") else row["expression"]
     return Column(
         row["name"],
         row["type"],
         row["not_null"],
-        None if kind else expression,
+        None if kind else _default(row),
         row["collation"],
         f"{kind} ({row['expression']})" if kind else None,
         _identity(row),
@@ -173,12 +209,36 @@ def _column(row: Mapping[str, Any], valid: bool) -> Column:
     )
 
 
+def _default(row: Mapping[str, Any]) -> str | None:
+    """Return a default; NULL is none, except where it stands before the default of a domain."""
+    expression: str | None = row["expression"]
+    if expression is None or (re.fullmatch(r"NULL(::.*)?", expression, re.DOTALL) and not row["domain"]):
+        return None
+    if row["sequence"] is None or not expression.startswith("nextval("):
+        return expression
+    counting = _counting(row)
+    return OwnSequence(f"{SERIAL} ({counting})") if counting else SERIAL
+
+
 def _identity(row: Mapping[str, Any]) -> str | None:
     """Return ALWAYS or BY DEFAULT, and in brackets how its sequence counts where that is not the default."""
     kind = {"a": "ALWAYS", "d": "BY DEFAULT"}.get(row["identity"])
-    size = {"smallint": 2**15, "integer": 2**31, "bigint": 2**63}.get(row["type"], 0)
-    usual = f"START 1 INCREMENT 1 MINVALUE 1 MAXVALUE {size - 1}"
-    return f"{kind} ({row['sequence']})" if kind and row["sequence"] not in (None, usual) else kind
+    counting = _counting(row) if kind else ""
+    return f"{kind} ({counting})" if counting else kind
+
+
+def _counting(row: Mapping[str, Any]) -> str:
+    """Return how a column's own sequence counts; "" for one that counts from 1 as far as the column's type goes."""
+    if row["sequence"] is None:
+        return ""
+    start, increment, lowest, highest, cycles = row["sequence"]
+    largest = {"smallint": 2**15, "integer": 2**31, "bigint": 2**63}.get(row["type"], 0) - 1
+    if not cycles:  # what the type does not hold ends an INSERT as the end of the sequence does
+        highest = min(highest, largest) if largest > 0 else highest
+    if (start, increment, lowest, highest, cycles) == (1, 1, 1, largest, False):
+        return ""
+    limits = f"START {start} INCREMENT {increment} MINVALUE {lowest} MAXVALUE {highest}"
+    return limits + (" CYCLE" if cycles else "")
 
 
 def _index(row: Mapping[str, Any]) -> Index:
@@ -202,7 +262,8 @@ def _index_key(key: Mapping[str, Any], ordered: bool) -> IndexKey:
     # indoption: bit 1 is DESC, bit 2 NULLS FIRST, which is DESC's default.
     orders = {0: "", 1: "DESC NULLS LAST", 2: "NULLS FIRST", 3: "DESC"}
     order = orders[key["option"]] if ordered else ""
-    return IndexKey(key["expression"], key["collation"] or "", key["opclass"] or "", order, key["column"])
+    opclass = (key["opclass"] or "") + (f" ({key['parameters']})" if key["parameters"] else "")
+    return IndexKey(key["expression"], key["collation"] or "", opclass, order, key["column"])
 
 
 def _deferrability(row: Mapping[str, Any]) -> str:
@@ -234,6 +295,7 @@ def _foreign_key(row: Mapping[str, Any], columns: tuple[str, ...], target: Key) 
         f"({', '.join(map(quote, row['set_columns']))})" if row["set_columns"] else "",
         _deferrability(row),
         "" if row["enforced"] else "NOT ENFORCED",
+        "DISABLED" if row["disabled"] else "",  # its triggers are, and so nothing checks it
     ]
     definition = " ".join(filter(None, parts))
     return Constraint(

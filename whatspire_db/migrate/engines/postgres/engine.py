@@ -30,11 +30,22 @@ if TYPE_CHECKING:
     from whatspire_db.migrate.plan import Lock, LockedWork
     from whatspire_db.migrate.times import TimeNote
 
-    from . import catalog, extensions, holders, lock_table, online, scratch, trust
+    from . import catalog, extensions, holders, lock_table, online, scratch, session, settling, trust
     from . import locks as locking
 else:  # a start that finds its stamp needs none of these
-    _lazy = ("catalog", "extensions", "holders", "lock_table", "locks", "online", "scratch", "trust")
-    catalog, extensions, holders, lock_table, locking, online, scratch, trust = (
+    _lazy = (
+        "catalog",
+        "extensions",
+        "holders",
+        "lock_table",
+        "locks",
+        "online",
+        "scratch",
+        "session",
+        "settling",
+        "trust",
+    )
+    catalog, extensions, holders, lock_table, locking, online, scratch, session, settling, trust = (
         lazy_module(f"{__package__}.{name}") for name in _lazy
     )
 
@@ -45,6 +56,7 @@ _IS_VALID = pinned("SELECT indisvalid FROM pg_index WHERE indexrelid = to_regcla
 _MAY_CREATE = pinned(
     "SELECT current_setting('transaction_read_only') = 'off' AND has_schema_privilege(current_schema(), 'CREATE')"
 )
+_HAS_TABLE = pinned("SELECT EXISTS (SELECT FROM pg_class WHERE oid = to_regclass(%s) AND relkind = ANY ('{r,p}'))")
 _IS_BUILTIN = pinned("SELECT to_regtype(%s)::oid < 16384")  # FirstNormalObjectId
 _PROBE_FILE = pinned("SELECT pg_relation_filenode('pg_temp.whatspire_probe')")
 
@@ -133,7 +145,7 @@ class PostgresEngine(Engine):
         rows: Mapping[str, list[tuple[str, Any]]],
     ) -> Schema:
         of_table: dict[str, catalog.Rows] = defaultdict(lambda: defaultdict(list))
-        for what in ("column", "index", "constraint"):
+        for what in ("column", "index", "constraint", "rule"):
             for name, value in rows.get(what, ()):
                 of_table[name][what].append(value)
 
@@ -203,6 +215,12 @@ class PostgresEngine(Engine):
         fact = f"superuser {role} would run code of {', '.join(trust.owners(found))}: {trust.named(found)}"
         return WhatspireDBError(fact, trust.HINT)
 
+    def has_table(self, key: Key) -> bool:
+        return bool(self.ask(_HAS_TABLE, [qualified(key[0] or self.default_schema, key[1])]))
+
+    def settled(self, table: Table) -> Table:
+        return settling.settled(self, table)
+
     def scratch(self, schema: str, names: Mapping[str, Key]) -> Mapping[Key, Table]:
         """Return the tables that stand in pg_temp; `names` say in whose place, and in which schema's."""
         return self._snapshot_one(schema, names, scratch=True).tables
@@ -211,6 +229,7 @@ class PostgresEngine(Engine):
     def reading(self, wait_seconds: float) -> Iterator[None]:
         with discarded(self.db):
             locking.bound_look(self.db, wait_seconds)
+            session.pin(self.db)
             yield
 
     def locked_out(self, models: Sequence[ModelType], wait_seconds: float) -> LockTimeout:
@@ -257,7 +276,12 @@ class PostgresEngine(Engine):
         wait_seconds: float,
         before: Callable[[], None] | None = None,
     ) -> T:
-        return locking.transact(self.db, body, locks, wait_seconds, before)
+        def begin() -> None:
+            session.pin(self.db)
+            if before is not None:
+                before()
+
+        return locking.transact(self.db, body, locks, wait_seconds, begin)
 
     def is_lock_failure(self, error: Exception) -> bool:
         return holders.is_lock_failure(error)

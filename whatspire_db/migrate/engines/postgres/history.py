@@ -55,13 +55,18 @@ WITH oids AS (
         FROM pg_catalog.pg_index AS i JOIN pg_catalog.pg_class AS c ON c.oid = indexrelid
         WHERE indrelid = ANY ((SELECT o FROM oids)::oid[])
     UNION ALL
-    SELECT 4, oid, xmin::text::bigint << 32 # hashtext(confrelid::regclass::text)::bigint
-        FROM pg_catalog.pg_constraint WHERE conrelid = ANY ((SELECT o FROM oids)::oid[])
+    -- Those of partitions come and go with them.
+    SELECT 4, oid, xmin::text::bigint << 32 # hashtext(concat_ws(' ', confrelid::regclass::text, (
+            SELECT count(*) FROM pg_catalog.pg_trigger WHERE tgconstraint = k.oid AND tgenabled = ANY ('{D,R}')
+        )))::bigint
+        FROM pg_catalog.pg_constraint AS k
+        WHERE conrelid = ANY ((SELECT o FROM oids)::oid[]) AND conparentid = 0
     UNION ALL
     SELECT 5, objid, e.xmin::text::bigint << 32 # coalesce(s.xmin::text::bigint, 0) # refobjsubid
         FROM pg_catalog.pg_depend AS e LEFT JOIN pg_catalog.pg_sequence AS s ON seqrelid = objid
         WHERE refclassid = 'pg_catalog.pg_class'::regclass AND refobjid = ANY ((SELECT o FROM oids)::oid[])
-            AND (classid = 'pg_catalog.pg_class'::regclass OR classid = 'pg_catalog.pg_attrdef'::regclass)
+            AND (classid = 'pg_catalog.pg_attrdef'::regclass
+                OR (classid = 'pg_catalog.pg_class'::regclass AND seqrelid IS NOT NULL))
     UNION ALL
     SELECT 6, oid, hashtext(typname)::bigint # typnamespace::bigint
         FROM pg_catalog.pg_type WHERE oid >= 16384 AND typtype <> 'c' AND typcategory <> 'A'

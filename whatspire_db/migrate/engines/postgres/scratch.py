@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import peewee
 
 from whatspire_db.errors import ModelError, ScratchUnavailable, bounded
-from whatspire_db.light import TYPE_CHECKING, pattern
+from whatspire_db.light import TYPE_CHECKING
 from whatspire_db.messages import first_line, hint, is_lock_table_full, is_locked, sqlstate
 from whatspire_db.migrate.ddl import (
     ModelType,
@@ -21,11 +21,12 @@ from whatspire_db.migrate.ddl import (
     is_unique_index,
     unnamed,
     unqualified,
-    written_constraints,
 )
 from whatspire_db.migrate.schema import Key, Table
 
-from ..base import discarded
+from ..base import discarded, named_by, names_in_text
+from .moments import refuse_moments
+from .stand_ins import StandIns
 
 if TYPE_CHECKING:
     from .engine import PostgresEngine
@@ -50,7 +51,6 @@ NOT_OF_THE_MODEL = (
     "57P01",
     "57P03",
 )
-_WORD = pattern(r'"([^"]+)"|(\w+)')
 
 
 @dataclass
@@ -99,16 +99,11 @@ class _Targets:
     """What models refer to: in a field, or by the name of a table or its sequence in a constraint's text."""
 
     def __init__(self, models: Sequence[ModelType]) -> None:
-        self._by_name = {m._meta.table_name.lower(): m for m in models}
-        for model in models:
-            for f in model._meta.sorted_fields:
-                if isinstance(f, peewee.AutoField):
-                    self._by_name[f"{model._meta.table_name}_{f.column_name}_seq".lower()] = model
+        self._by_name = named_by(models)
 
     def of(self, model: ModelType) -> list[ModelType]:
-        words = (a or b for text in written_constraints(model) for a, b in _WORD.findall(text))
-        named = (self._by_name.get(word.lower()) for word in words)
-        found = dict.fromkeys([*model._meta.refs.values(), *(m for m in named if m is not None)])
+        named = (target for name in names_in_text(model) for target in self._by_name.get(name.lower(), ()))
+        found = dict.fromkeys([*model._meta.refs.values(), *named])
         return [target for target in found if target is not model]
 
 
@@ -134,15 +129,19 @@ def _made(engine: PostgresEngine, schema: str, batch: Batch) -> dict[Key, Table]
     engine.search_first("pg_temp", schema)
     for model in batch.targets:
         _make_target(engine.db, model, names)
+    stand_ins = StandIns(engine, schema, {engine.key(model): name for model, name in names.items()})
     for model in batch.own:
         for sql in [*create_table(engine.db, model, names), *_indexes(engine.db, model, names)]:
-            _create(engine.db, model, sql)
+            _create(engine.db, model, stand_ins.redirected(sql))
     deferred = set()
     for model in batch.own:
         for column, sql in deferred_foreign_keys(engine.db, model, names):
             _create(engine.db, model, sql)
             deferred.add((engine.key(model), column))
-    found = engine.scratch(schema, {name: engine.key(model) for model, name in names.items()})
+    places = {name: engine.key(model) for model, name in names.items()} | stand_ins.made
+    found = engine.scratch(schema, places)
+    for model in batch.own:
+        refuse_moments(engine.db, model, found[engine.key(model)])
     return {engine.key(model): _optional(found[engine.key(model)], deferred) for model in batch.own}
 
 

@@ -27,6 +27,8 @@ SELECT 'table' AS what, name, type, sql, virtual, NULL, NULL, NULL, NULL FROM t
 UNION ALL
 SELECT 'name', name, tbl_name, NULL, NULL, NULL, NULL, NULL, NULL FROM "{0}".sqlite_master
 UNION ALL
+SELECT 'rule', tbl_name, name, NULL, NULL, NULL, NULL, NULL, NULL FROM "{0}".sqlite_master WHERE type = 'trigger'
+UNION ALL
 SELECT 'column', t.name, c.name, c.type, c."notnull", c.dflt_value, c.pk, c.hidden, NULL
     FROM t, pragma_table_xinfo(t.name, '{0}') AS c WHERE t.type = 'table' AND NOT t.virtual
 UNION ALL
@@ -100,6 +102,7 @@ def _table(key: Key, rows: Rows, primary_key_of: Callable[[str], tuple[str, ...]
         indexes=tuple(_indexes(rows, names)),
         constraints=tuple(_constraints(rows, text, columns, primary_key_of)),
         options=text.options,
+        rules=tuple(sorted(("trigger", name) for name, *_ in rows["rule"])),
     )
 
 

@@ -1,0 +1,56 @@
+"""PostgreSQL: texts like 'now' that are a moment when DDL is read, and not at each row."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import peewee
+
+from whatspire_db.errors import ModelError, bounded
+from whatspire_db.migrate.ddl import ModelType, create_indexes, create_table, written_constraints
+from whatspire_db.migrate.schema import Table
+
+# https://www.postgresql.org/docs/current/datatype-datetime.html, "Special Values"; epoch and infinity do not move.
+_MOMENT = re.compile(r"'(?:[^']|'')*\b(?:now|today|tomorrow|yesterday)\b(?:[^']|'')*'", re.IGNORECASE)
+
+
+def refuse_moments(db: peewee.Database, model: ModelType, table: Table) -> None:
+    """Refuse a model of which two tables, made one after the other, would not be alike.
+
+    :param table: the model's table as the server shows it: a text that it took for a moment stands there no longer.
+    :raises ModelError: names the field.
+    """
+    written = "\0".join(text for text in _texts(db, model))
+    if not (found := _MOMENT.findall(written)):
+        return
+    shown = "\0".join(_shown(table))
+    for literal in dict.fromkeys(found):
+        if written.count(literal) > shown.count(literal):
+            raise ModelError(
+                f"{_place(model, literal)}: {bounded(literal)} is the moment of CREATE TABLE, not that of a row",
+                "write a function without quotes, like DEFAULT now() or CURRENT_DATE",
+            )
+
+
+def _texts(db: peewee.Database, model: ModelType) -> Iterator[str]:
+    if any(map(_MOMENT.search, written_constraints(model))) or model._meta.indexes:
+        yield from create_table(db, model)
+        yield from (sql for _, sql in create_indexes(db, model))
+
+
+def _shown(table: Table) -> Iterator[str]:
+    for column in table.columns.values():
+        yield column.default or ""
+        yield column.generated or ""
+    for constraint in table.constraints:
+        yield constraint.definition
+    for index in table.indexes:
+        yield index.definition
+
+
+def _place(model: ModelType, literal: str) -> str:
+    for field in model._meta.sorted_fields:
+        if any(literal in str(getattr(node, "sql", "")) for node in field.constraints or ()):
+            return f"{model.__name__}.{field.name}"
+    return str(model.__name__)
