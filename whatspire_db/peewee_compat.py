@@ -7,7 +7,7 @@ tests/test_peewee_compat.py checks this, and that the installed Peewee has each 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import peewee
 
@@ -66,6 +66,9 @@ HOOKS: tuple[Private, ...] = (
 
 _SCRATCH = "the scratch database lacks what the declared schema needs"
 _DDL = "no DDL can be rendered"
+_TABLE_OF_INDEX = "makes an index that a subclass inherits one of the subclass's own table"
+_INHERITED = "the parent's table gets the index instead"
+_PERCENT = "a %% in a name becomes a % on PostgreSQL"
 
 # The functions and classes below use these.
 USED: tuple[Private, ...] = (
@@ -160,7 +163,16 @@ USED: tuple[Private, ...] = (
     ),
     ("peewee:SchemaManager._create_context", "(self)", "renders DDL under the scratch tables' names", _DDL),
     ("peewee:SchemaManager._create_table", "(self, safe=True, **options)", "renders CREATE TABLE", _DDL),
-    ("peewee:SchemaManager._create_indexes", "(self, safe=True)", "renders CREATE INDEX", _DDL),
+    ("peewee:SchemaManager._create_index", "(self, index, safe=True)", "renders CREATE INDEX", _DDL),
+    ("peewee:ModelIndex._model", "attribute", _TABLE_OF_INDEX, _INHERITED),
+    ("peewee:ModelIndex._table", "attribute", _TABLE_OF_INDEX, _INHERITED),
+    ("peewee:Entity._path", "attribute", "the parts of a name, in which a % stands for itself", _PERCENT),
+    (
+        "playhouse.migrate:SchemaMigrator._table",
+        "(self, table, schema=None)",
+        "renders a table's name; ours takes one with a dot",
+        "columns cannot be added to a table like data.csv",
+    ),
     ("peewee:SchemaManager._create_foreign_key", "(self, field)", "renders a deferred reference", _DDL),
     ("peewee:Field._sequence_parts", "(self)", "names the sequence of a field", _DDL),
     (
@@ -291,9 +303,35 @@ def table_context(manager: Any) -> Any:
     return manager._create_table(safe=False)
 
 
-def index_contexts(manager: Any) -> Iterator[Any]:
-    """Return CREATE INDEX of each index."""
-    return manager._create_indexes(safe=False)
+def index_context(manager: Any, index: Any) -> Any:
+    """Return CREATE INDEX."""
+    return manager._create_index(index, safe=False)
+
+
+def index_of(model: Any, index: Any) -> Any:
+    """Return an index as one of a model's table; a subclass gets those of its parent, still on the parent's table."""
+    if index._model is model:
+        return index
+    copy = index.clone()
+    copy._model, copy._table = model, model._meta.table
+    return copy
+
+
+def path_of(entity: peewee.Entity) -> tuple[str, ...]:
+    """Return the parts of a quoted name."""
+    return tuple(entity._path)
+
+
+def schema_migrator(db: Any) -> Any:
+    """Return playhouse's migrator for a database, which takes a table's name as it is: it refuses one with a dot."""
+    from playhouse.migrate import SchemaMigrator  # loads much that only a step needs
+
+    kind = type(SchemaMigrator.from_database(db))
+
+    def table(migrator: Any, name: str, schema: str | None = None) -> peewee.Entity:
+        return peewee.Entity(schema or migrator.schema, name)
+
+    return type(kind.__name__, (kind,), {"_table": table})(db)
 
 
 def foreign_key_context(manager: Any, field: peewee.ForeignKeyField) -> Any:

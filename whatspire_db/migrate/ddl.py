@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import peewee
 from peewee import SQL, Context, Entity, ForeignKeyField, Model
@@ -23,6 +23,9 @@ _INDEX_NAME = pattern(
         (?:(?:"[^"]+"|\w+)\.)?(?:"((?:[^"]|"")+)"|`([^`]+)`|\[([^\]]+)\]|(\w+))""",
     re.IGNORECASE | re.VERBOSE,
 )
+_INDEXED = pattern(
+    r"""\sON\s+(?:ONLY\s+)?(?:(?P<schema>"(?:[^"]|"")+"|\w+)\s*\.\s*)?(?P<table>"(?:[^"]|"")+"|\w+)""", re.IGNORECASE
+)
 _PEEWEES = ("CREATE INDEX ", "CREATE UNIQUE INDEX ")  # how Peewee begins one
 _UNIQUE = pattern(r"\s*CREATE\s+UNIQUE\b", re.IGNORECASE)
 # What a table does without that is only referred to, and what can need other tables, sequences or functions.
@@ -30,21 +33,24 @@ _DISPENSABLE = pattern(r"\bREFERENCES\b|(?<!\bBY )\bDEFAULT\b|\bCHECK\b", re.IGN
 _PLAIN = pattern(r"(\bINDEX\s+)(?:CONCURRENTLY\s+)?(?:IF\s+NOT\s+EXISTS\s+)?", re.IGNORECASE)
 
 
-class ScratchContext(Context):
-    """Renders every table under its name in the scratch place, without a schema."""
+class DdlContext(Context):
+    """Renders tables under their names in a scratch place, without a schema, and a % in a name so that it stays one."""
 
-    __slots__ = ("names",)
+    __slots__ = ("escapes", "names")
 
-    def __init__(self, names: Mapping[ModelType, str], **settings: Any) -> None:
+    def __init__(self, names: Mapping[ModelType, str], escapes: bool, **settings: Any) -> None:
         super().__init__(**settings)
         self.names = {(m._meta.schema, m._meta.table_name): name for m, name in names.items()}
+        self.escapes = escapes
 
     def sql(self, obj: Any) -> Context:
         table = obj._meta.table if peewee.is_model(obj) else obj
         if isinstance(table, peewee.Table):
             name = self.names.get((peewee_compat.schema_of(table), table.__name__))
             if name is not None:
-                return super().sql(Entity(name))
+                obj = Entity(name)
+        if self.escapes and isinstance(obj, Entity):
+            obj = Entity(*(part.replace("%", "%%") for part in peewee_compat.path_of(obj)))
         return super().sql(obj)
 
 
@@ -78,13 +84,28 @@ def execute(db: peewee.Database, sql: str, params: Iterable[Any] | None = None) 
     return db.execute_sql(sql, tuple(params or ()))
 
 
-def _manager(db: peewee.Database, model: ModelType, names: Mapping[ModelType, str] | None) -> peewee.SchemaManager:
+def _rendered(
+    db: peewee.Database,
+    model: ModelType,
+    names: Mapping[ModelType, str] | None,
+    render: Callable[[peewee.SchemaManager], list[Context]],
+) -> list[str]:
+    """Return what is rendered for a model as final texts."""
+    queries = [context.query() for context in render(_manager(db, model, names))]
+    if _takes_percent(db) and any("%" in sql for sql, _ in queries):  # perhaps in a name, where it stands for itself
+        queries = [context.query() for context in render(_manager(db, model, names or {}, escapes=True))]
+    return [literal(db, query) for query in queries]
+
+
+def _manager(
+    db: peewee.Database, model: ModelType, names: Mapping[ModelType, str] | None, *, escapes: bool = False
+) -> peewee.SchemaManager:
     options: dict[str, Any] = {} if _takes_percent(db) else {"value_literals": True}
     if names is None:
         return peewee_compat.schema_manager(db, model, **options)
 
-    def make_context(manager: peewee.SchemaManager) -> ScratchContext:
-        return ScratchContext(names, **(db.get_context_options() | manager.context_options))
+    def make_context(manager: peewee.SchemaManager) -> DdlContext:
+        return DdlContext(names, escapes, **(db.get_context_options() | manager.context_options))
 
     return peewee_compat.schema_manager(db, model, make_context, **options)
 
@@ -94,14 +115,13 @@ def create_table(db: peewee.Database, model: ModelType, names: Mapping[ModelType
 
     :param names: the names of tables in a scratch place; default their own.
     """
-    manager = _manager(db, model, names)
-    return [*_create_sequences(db, model), literal(db, peewee_compat.table_context(manager).query())]
+    tables = _rendered(db, model, names, lambda manager: [peewee_compat.table_context(manager)])
+    return [*_create_sequences(db, model), *tables]
 
 
 def _create_sequences(db: peewee.Database, model: ModelType) -> list[str]:
     return [
-        "CREATE SEQUENCE IF NOT EXISTS "
-        + literal(db, db.get_sql_context().sql(Entity(*peewee_compat.sequence_parts(f))).query())
+        "CREATE SEQUENCE IF NOT EXISTS " + qualified(*["", *peewee_compat.sequence_parts(f)][-2:])
         for f in model._meta.sorted_fields
         if f.sequence and db.sequences
     ]
@@ -109,14 +129,17 @@ def _create_sequences(db: peewee.Database, model: ModelType) -> list[str]:
 
 def create_target(db: peewee.Database, model: ModelType, names: Mapping[ModelType, str]) -> list[str]:
     """Return the statements that create a table for others to refer to: its columns and its keys, and no more."""
-    context, meta = peewee_compat.empty_context(_manager(db, model, names)), model._meta
+    return [*_create_sequences(db, model), *_rendered(db, model, names, lambda m: [_target(m, model)])]
+
+
+def _target(manager: peewee.SchemaManager, model: ModelType) -> Context:
+    context, meta = peewee_compat.empty_context(manager), model._meta
     columns = [_as_of_a_target(field.ddl(context)) for field in meta.sorted_fields]
     keys = [node for node in meta.constraints or () if not _DISPENSABLE.search(_written(node))]
     if meta.composite_key:
         parts = [Entity(meta.fields[name].column_name) for name in meta.primary_key.field_names]
         keys.append(peewee.NodeList((SQL("PRIMARY KEY"), peewee.EnclosedNodeList(parts))))
-    context.literal("CREATE TABLE ").sql(model).literal(" ").sql(peewee.EnclosedNodeList(columns + keys))
-    return [*_create_sequences(db, model), literal(db, context.query())]
+    return context.literal("CREATE TABLE ").sql(model).literal(" ").sql(peewee.EnclosedNodeList(columns + keys))
 
 
 def _as_of_a_target(column: peewee.NodeList) -> peewee.NodeList:
@@ -138,11 +161,10 @@ def create_indexes(
     db: peewee.Database, model: ModelType, names: Mapping[ModelType, str] | None = None
 ) -> Iterator[tuple[str, str]]:
     """Yield each index of a model as its name and its statement."""
-    manager = _manager(db, model, names)
-    if peewee_compat.is_virtual(manager):
+    if peewee_compat.is_virtual(_manager(db, model, names)):
         return
-    for context in peewee_compat.index_contexts(manager):
-        sql = literal(db, context.query())
+    indexes = [own_index(db, model, index) for index in indexes_of(model)]
+    for sql in _rendered(db, model, names, lambda m: [peewee_compat.index_context(m, index) for index in indexes]):
         head, name, rest = [*sql.split('"', 2), "", ""][:3]
         if head in _PEEWEES and name and rest.startswith(" ON "):  # no need to look for what others write
             yield name, sql
@@ -154,6 +176,45 @@ def create_indexes(
         sql = _PLAIN.sub(r"\1", sql, count=1)  # whether it is built concurrently is for the plan to say
         # Both engines take a name without quotes in lower case, or compare it so.
         yield quoted.replace('""', '"') if quoted else backticked or bracketed or bare.lower(), sql
+
+
+def indexes_of(model: ModelType) -> list[Any]:
+    """Return a model's indexes, those of its fields first.
+
+    :raises ModelError: when one names a field that the model does not have.
+    """
+    try:
+        return list(model._meta.fields_to_index())
+    except KeyError as error:
+        raise ModelError(
+            f"{model.__name__}: Meta.indexes of table {model._meta.table_name} names {error.args[0]!r}, which is no "
+            "field of it",
+            "correct the name, or leave that index out",
+        ) from None
+
+
+def own_index(db: peewee.Database, model: ModelType, index: Any) -> Any:
+    """Return an index as one of the model's own table: Peewee hands those of a parent down as the parent's."""
+    if isinstance(index, peewee.ModelIndex):
+        return peewee_compat.index_of(model, index)
+    text = _written(index)
+    match = _INDEXED.search(text)
+    if match is None:
+        return index
+    schema, table = (_unquoted(part) if part else None for part in match.group("schema", "table"))
+    meta = model._meta
+    parents = {(m._meta.schema, m._meta.table_name) for m in model.__mro__[1:] if hasattr(m, "_meta")}
+    is_own = table == meta.table_name and (schema is None or schema == meta.schema)
+    if not meta.schema or not (is_own or (schema, table) in parents) or (is_own and schema):
+        return index
+    if db.get_context_options().get("index_schema_prefix"):
+        return index  # CREATE INDEX names the schema with the index
+    start, end = match.start("schema") if schema else match.start("table"), match.end("table")
+    return SQL(text[:start] + qualified(meta.schema, meta.table_name) + text[end:], index.params)
+
+
+def _unquoted(name: str) -> str:
+    return name[1:-1].replace('""', '"') if name.startswith('"') else name.lower()
 
 
 def is_unique_index(index_sql: str) -> bool:
@@ -176,14 +237,12 @@ def deferred_foreign_keys(
 ) -> list[tuple[str, str]]:
     """Return column and statement of each reference that cannot stand in CREATE TABLE, for it closes a cycle."""
     fields = [f for f in model._meta.sorted_fields if isinstance(f, ForeignKeyField) and f.deferred]
-    manager = _manager(db, model, names)
-    return [(f.column_name, literal(db, peewee_compat.foreign_key_context(manager, f).query())) for f in fields]
+    texts = _rendered(db, model, names, lambda m: [peewee_compat.foreign_key_context(m, f) for f in fields])
+    return list(zip((f.column_name for f in fields), texts, strict=True))
 
 
 def _migrator(db: peewee.Database, model: ModelType) -> SchemaMigrator:
-    from playhouse.migrate import SchemaMigrator  # loads much that only a step needs
-
-    migrator = SchemaMigrator.from_database(db)
+    migrator = peewee_compat.schema_migrator(db)
     migrator.schema = model._meta.schema
     return migrator
 

@@ -102,13 +102,34 @@ class Looking:
         live = self.snapshot()
         version = history.version_or_zero(self.engine)
         changes = self.changes(declared, live)
-        if found := self.engine.untrusted(self.all_models) if _asks_for_work(changes) else None:
+        adopts = self._would_adopt(declared, changes)
+        if found := self.engine.untrusted(self.all_models) if adopts or _asks_for_work(changes) else None:
+            changes = replace(changes, missing=[] if adopts else changes.missing)
             return Plan(self.engine.name, version, refused=_untrusted(changes, found), drift=tuple(changes.drift))
         from .planner import make_plan  # not for a look that compares alone
 
         with discarded(self.engine.db):
             self.engine.see_every_row()
-            return make_plan(self.engine, self.all_models, changes, declared, live, version, self.online_rows)
+            plan = make_plan(self.engine, self.all_models, changes, declared, live, version, self.online_rows)
+        if self._brings_history and not plan.refused and all(step.table == self._history for step in plan.pending):
+            return replace(plan, pending=(), notes=(), adoption=plan.pending if adopts else ())
+        return plan
+
+    @property
+    def _brings_history(self) -> bool:
+        """Tell whether the history is not among the models: it is made only with something to record."""
+        return len(self.all_models) > len(self.models)
+
+    @property
+    def _history(self) -> str:
+        return label(self.engine.key(MigrationVersion))
+
+    def _would_adopt(self, declared: Schema, changes: Changes) -> bool:
+        """Tell whether all that is missing is a history, which this role may make."""
+        if not self._brings_history or declared.unproved or not changes.missing:
+            return False
+        is_alone = all(label(item.table) == self._history for item in changes.missing)
+        return is_alone and not any(d.unfinished for d in changes.drift) and self.engine.may_create()
 
     def compared(self) -> tuple[Schema, Changes]:
         """Return the declared schema and all that the live one differs in, but for the history nobody has asked for."""
@@ -147,21 +168,17 @@ class Looking:
         return replace(schema, tables={**schema.tables, **tables})
 
     def changes(self, declared: Schema, live: Schema) -> Changes:
-        """Compare two schemas; the history counts only beside something else."""
+        """Compare two schemas; of the history counts only what is missing."""
         changes = diff(declared, live, self.engine.constraints_can_be_added)
         if keys := changes.by_text_alone():
             declared, live = (self._settled(schema, keys) for schema in (declared, live))
             changes = diff(declared, live, self.engine.constraints_can_be_added)
-        if len(self.all_models) == len(self.models):
+        if not self._brings_history:
             return changes
-        # The history is not the user's own table: it is made only with something to record.
-        own = self.engine.key(MigrationVersion)
-        others = [m for m in changes.missing if m.table != own]
         return replace(
             changes,
-            missing=changes.missing if others else [],
-            drift=[d for d in changes.drift if d.table != label(own)],
-            extra=[e for e in changes.extra if e.table != label(own)],
+            drift=[d for d in changes.drift if d.table != self._history],
+            extra=[e for e in changes.extra if e.table != self._history],
         )
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         "create_table",
         "add_column",
         "create_index",
+        "attach_index",
         "add_constraint",
         "validate_constraint",
     ]
@@ -110,6 +111,7 @@ class Plan:
     refused: tuple[Refusal, ...] = ()
     drift: tuple[Drift, ...] = ()
     notes: tuple[str, ...] = ()  # what running clients will notice of the steps
+    adoption: tuple[Step, ...] = ()  # nothing is pending, but `up` makes the history of a database that has none
 
     def __bool__(self) -> bool:
         return bool(self.pending or self.refused)
@@ -122,7 +124,10 @@ class Plan:
         ]
         lines = [f"{title}\n" + "\n".join(f"  {item}" for item in items) for title, items in sections if items]
         lines += [f"note: {note}" for note in self.notes]
-        return "\n".join(lines) or "nothing to do"
+        lines = lines or ["nothing to do"]
+        if self.adoption:
+            lines.append("note: up adopts this database: it makes migration_versions and records a version there")
+        return "\n".join(lines)
 
     @property
     def at_once(self) -> tuple[Step, ...]:
@@ -152,4 +157,5 @@ class Plan:
             "refused": [refusal.to_json() for refusal in self.refused],
             "drift": [drift.to_json() for drift in self.drift],
             **({"notes": list(self.notes)} if self.notes else {}),
+            **({"adoption": [step.to_json() for step in self.adoption]} if self.adoption else {}),
         }

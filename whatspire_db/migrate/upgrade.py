@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import peewee
 
-from ..errors import LockTimeout, MigrationRefused, WhatspireDBError
+from ..errors import LockTimeout, MigrationRefused, RightMissing, StepFailed, WhatspireDBError
 from .applying import Applying, naming_what_is_pending
 from .engines.base import Engine
 from .failures import right_missing
@@ -17,6 +18,8 @@ from .reports import Done
 from .schema import Schema
 from .stamp import Standing
 from .stamping import Stamping
+
+logger = logging.getLogger("whatspire_db.migrate")
 
 QUICK_LOOK_SECONDS = 1.0  # after another migration was waited for in vain
 
@@ -54,7 +57,7 @@ class Upgrade:
         """Look in full and apply what is pending; one run at a time, where the look costs the server something."""
         if self.stamping.is_other_online(standing) or not self.engine.looks_alone(standing):
             look = self.looking.look(standing)
-            return self._take_lock_and_apply(look) if self._has_work(look) else self._nothing_to_do(look)
+            return self._take_lock_and_apply(look) if self._has_work(look) else self._in_sync(look)
         is_alone = False
         self.stamping.fingerprint()  # takes a moment for many models, and is kept with them: not under the lock
         try:
@@ -72,10 +75,32 @@ class Upgrade:
             return done
         look = self.looking.look(standing)
         if not self._has_work(look):
-            return self._nothing_to_do(look)
+            return self._adopt(look, looked_alone=True) or self._nothing_to_do(look)
         self.applying.watcher.started(look.plan.version)
         _check(look.plan, look.declared)
         return self._apply(look, looked_alone=True)
+
+    def _in_sync(self, look: Look) -> Done:
+        """Return what a run has done that finds nothing to do; it adopts a database that has no history."""
+        if not look.plan.adoption:
+            return self._nothing_to_do(look)
+        try:
+            with self.engine.lock(self.wait_seconds):
+                adopted = self._adopt(look)
+        except (LockTimeout, peewee.PeeweeException):  # another start does
+            adopted = None
+        return adopted or self._nothing_to_do(look)
+
+    def _adopt(self, look: Look, *, looked_alone: bool = False) -> Done | None:
+        """Make the history of a database that is in sync and record it there; None where that is not to be."""
+        if not look.plan.adoption:
+            return None
+        work = replace(look, plan=replace(look.plan, pending=look.plan.adoption, adoption=()))
+        try:
+            return self._apply(work, looked_alone=looked_alone)
+        except (RightMissing, StepFailed) as error:
+            logger.info("this database is in sync, and was not adopted: %s (%s)", error.fact, error.hint)
+            return None
 
     def _without_lock(self, standing: Standing | None, timeout: LockTimeout) -> Done:
         """Return what a run has done that has nothing to do, while another one builds an index for hours.

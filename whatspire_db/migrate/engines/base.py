@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import abc
-import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
@@ -11,28 +10,40 @@ from datetime import datetime
 import peewee
 
 from whatspire_db.errors import LockTimeout, ModelError, WhatspireDBError
-from whatspire_db.light import TYPE_CHECKING, Any, TypeVar, pattern
+from whatspire_db.light import TYPE_CHECKING, Any, TypeVar, dataclass
 from whatspire_db.peewee_compat import peewee_errors
 
-from ..ddl import ModelType, create_indexes, execute, written_constraints
+from ..ddl import ModelType, create_indexes, execute
 from ..plan import Step
 from ..progress import Progress
 from ..schema import Column, Constraint, Index, Key, Schema, Table
 from ..stamp import Stamps, Standing
 
 if TYPE_CHECKING:
-    from ..plan import Lock, LockedWork
+    from ..plan import Lock, LockedWork, StepKind
     from ..times import TimeNote
 
 T = TypeVar("T")
 LOOK_SECONDS = 60.0  # a look waits no longer for a lock, unless its caller says otherwise
-_REFERENCES = pattern(r'\bREFERENCES\s+(?:(?:"[^"]+"|\w+)\.)?(?:"([^"]+)"|(\w+))', re.IGNORECASE)
-
-_SEQUENCES = pattern(r"\bnextval\s*\(\s*'((?:[^']|'')+)'", re.IGNORECASE)
 
 
 class _Discard(Exception):
     pass
+
+
+@dataclass(frozen=True)
+class IndexPart:
+    """A step of those that together build one index: its kind, its table, its index and its statements.
+
+    `builds` is the quoted index that a failure leaves INVALID, `locked` the quoted table that is locked for it.
+    """
+
+    kind: StepKind
+    table: Key
+    name: str
+    sql: tuple[str, ...]
+    builds: str = ""
+    locked: str = ""
 
 
 @contextmanager
@@ -115,6 +126,10 @@ class Engine(abc.ABC):
         """Return whether a run takes the lock before it looks: where it could change something, and a look costs."""
         return False
 
+    def may_create(self) -> bool:
+        """Return whether this role and session may make a table, as far as that can be asked."""
+        return True
+
     @abc.abstractmethod
     def lock(self, wait_seconds: float) -> AbstractContextManager[None]:
         """Hold the migration lock.
@@ -172,12 +187,20 @@ class Engine(abc.ABC):
         """Return the statements that build an index beside readers and writers, in place of a broken one."""
         return [index_sql]
 
+    def index_parts(self, key: Key, index: Index, index_sql: str) -> list[IndexPart]:
+        """Return the steps that build an index of a partitioned table beside readers and writers."""
+        raise NotImplementedError
+
+    def refuses_unique(self, key: Key, index: Index) -> WhatspireDBError | None:
+        """Return why a table cannot have a unique index, and what to do; None where it can."""
+        return None
+
     @abc.abstractmethod
     def rewriting(self, model: ModelType, columns: Sequence[Column]) -> set[str]:
         """Return the names of those columns whose addition rewrites the table."""
 
     @abc.abstractmethod
-    def refuses_column(self, column: Column, has_rows: bool, is_key: bool) -> WhatspireDBError | None:
+    def refuses_column(self, model: ModelType, column: Column, has_rows: bool, is_key: bool) -> WhatspireDBError | None:
         """Return why the engine cannot add a column, and what to do instead; None where it can."""
 
     @abc.abstractmethod
@@ -309,71 +332,3 @@ def declared_names(engine: Engine, models: Sequence[ModelType]) -> Schema:
         key = engine.key(model)
         tables[key] = Table(key, columns={c.name: c for c in columns}, indexes=tuple(indexes), by_name=True)
     return Schema(tables)
-
-
-def with_references(models: Sequence[ModelType]) -> list[ModelType]:
-    """Return the models and all that they refer to, each after what it refers to."""
-    seen: dict[ModelType, None] = {}
-    pending = list(models)
-    while pending:
-        model = pending.pop()
-        if model not in seen:
-            seen[model] = None
-            pending.extend(model._meta.refs.values())
-    for model in seen:
-        for field in model._meta.sorted_fields:
-            if isinstance(field, peewee.DeferredForeignKey):
-                raise ModelError(
-                    f"{model.__name__}.{field.name} refers to the model {field.rel_model_name}, which is not defined",
-                    "import the module that defines it before the migration",
-                )
-    return _in_order_of_reference(list(peewee.sort_models(list(seen))))
-
-
-def _in_order_of_reference(models: Sequence[ModelType]) -> list[ModelType]:
-    """Put each model after those that it refers to, in a field or in the text of a constraint."""
-    by_name = named_by(models)
-    ordered: dict[ModelType, None] = {}
-    visiting: set[ModelType] = set()
-
-    def visit(model: ModelType) -> None:
-        if model in visiting:
-            return
-        visiting.add(model)
-        for field, target in model._meta.refs.items():
-            if not field.deferred:
-                visit(target)
-        for name in names_in_text(model):
-            for target in by_name.get(name.lower(), ()):
-                visit(target)
-        ordered[model] = None
-
-    for model in models:
-        visit(model)
-    return list(ordered)
-
-
-def named_by(models: Sequence[ModelType]) -> dict[str, list[ModelType]]:
-    """Return the models by the names, in lower case, of their tables and of the sequences of their keys."""
-    found: dict[str, list[ModelType]] = {}
-    for model in models:
-        table = model._meta.table_name.lower()
-        keys = [f for f in model._meta.sorted_fields if isinstance(f, peewee.AutoField)]
-        for name in [table, *(f"{table}_{key.column_name.lower()}_seq" for key in keys)]:
-            found.setdefault(name, []).append(model)
-    return found
-
-
-def names_in_text(model: ModelType) -> Iterator[str]:
-    """Yield the names of the tables and sequences that a model's constraints name in SQL."""
-    yield from references_in_text(model)
-    for text in written_constraints(model):
-        for written in _SEQUENCES.findall(text):
-            yield written.replace("''", "'").rpartition(".")[2].strip('"')
-
-
-def references_in_text(model: ModelType) -> Iterator[str]:
-    """Yield the names of the tables that a model's constraints refer to in SQL."""
-    for text in written_constraints(model):
-        for quoted, bare in _REFERENCES.findall(text):
-            yield quoted or bare

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from ..costs import INSTANT
 from ..ddl import ModelType, quote
 from ..diff import Changes, Drift
-from ..engines.base import Engine, with_references
+from ..engines.base import Engine
+from ..engines.references import with_references
 from ..ownership import foreign_tables
 from ..plan import Plan, Refusal
-from ..schema import Constraint, Index, Schema, label
+from ..schema import Constraint, Index, Key, Schema, label
 from .columns import add_columns
 from .constraints import add_constraint, validate
 from .draft import Draft
@@ -59,6 +60,10 @@ def _add_all(draft: Draft) -> None:
         add_columns(draft, key, columns)
     for item in draft.of_kind("index"):
         create_index(draft, item.table, item.item)  # type: ignore[arg-type]
+    wanted = [(i.table, i.item) for i in draft.of_kind("constraint") if isinstance(i.item, Constraint)]
+    keys = [(key, constraint) for key, constraint in wanted if constraint.kind == "primary_key"]
+    if draft.engine.constraints_can_be_added:
+        _add_constraints(draft, keys)  # a new table may refer to one
     new = {item.table for item in draft.of_kind("table")}
     in_order = [m for m in with_references(list(draft.models.values())) if draft.engine.key(m) in new]
     for model in in_order:
@@ -66,9 +71,12 @@ def _add_all(draft: Draft) -> None:
     for model in in_order:
         close_cycles(draft, model)
     if draft.engine.constraints_can_be_added:
-        wanted = [(i.table, i.item) for i in draft.of_kind("constraint") if isinstance(i.item, Constraint)]
-        for key, constraint in sorted(wanted, key=lambda pair: _RANKS[pair[1].kind]):
-            add_constraint(draft, key, constraint)
+        _add_constraints(draft, [pair for pair in wanted if pair not in keys])
+
+
+def _add_constraints(draft: Draft, wanted: Sequence[tuple[Key, Constraint]]) -> None:
+    for key, constraint in sorted(wanted, key=lambda pair: _RANKS[pair[1].kind]):
+        add_constraint(draft, key, constraint)
 
 
 def _finish(draft: Draft, drift: Drift) -> bool:

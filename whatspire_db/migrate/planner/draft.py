@@ -79,14 +79,16 @@ class Draft:
         online: bool = False,
         builds: str = "",
         repairs: str = "",
+        locked: str = "",
     ) -> None:
         """Add a step.
 
         :param lock: default: the kind's own. It is taken on the table where that stands already, and on the targets.
+        :param locked: the quoted table that it is taken on instead.
         """
         mode = self.engine.lock_of(kind) if lock is None else lock
-        locks: tuple[tuple[str, Lock], ...] = ()
-        if self.engine.builds_online and mode != "none" and not builds:
+        locks: tuple[tuple[str, Lock], ...] = ((locked, mode),) if locked else ()
+        if not locked and self.engine.builds_online and mode != "none" and not builds:
             tables = [key, *targets] if key in self.live.tables else list(targets)
             locks = tuple((self.rows.table(t), mode) for t in dict.fromkeys(tables) if t[1])
         free = key in self.free_tables or kind in ("create_schema", "create_extension")

@@ -19,6 +19,10 @@ def create_index(draft: Draft, key: Key, index: Index, broken: Index | None = No
     model = draft.models[key]
     if name_is_taken(draft, key, index.name) or has_duplicates(draft, key, index):
         return
+    if index.unique and draft.live.tables[key].partitioned and (found := draft.engine.refuses_unique(key, index)):
+        reason = f"cannot make {label(key)} ({', '.join(index.columns)}) unique: {found.fact}"
+        draft.refuse("create_index", key, index.name, reason, found.hint)
+        return
     statements = {draft.engine.fold(name): sql for name, sql in ddl.create_indexes(draft.db, model)}
     if index.name in statements:
         _build(draft, key, index, statements[index.name], broken)
@@ -47,13 +51,7 @@ def _build(draft: Draft, key: Key, index: Index, sql: str, broken: Index | None)
         draft.add("create_index", key, index.name, [sql], draft.scans(key))
         return True
     if draft.live.tables[key].partitioned:
-        reason = f"cannot create index {index.name}: {label(key)} is partitioned, and large"
-        hint = (
-            f"CREATE INDEX {quote(index.name)} ON ONLY {label(key)} ..., then on each partition CREATE INDEX "
-            "CONCURRENTLY and ALTER INDEX ... ATTACH PARTITION"
-        )
-        draft.refuse("create_index", key, index.name, reason, hint)
-        return False
+        return _build_by_parts(draft, key, index, sql)
     name = qualified(key[0], index.name)
     draft.add(
         "create_index",
@@ -66,6 +64,30 @@ def _build(draft: Draft, key: Key, index: Index, sql: str, broken: Index | None)
         builds=name,
         repairs=draft.rows.table(key) if broken else "",
     )
+    return True
+
+
+def _build_by_parts(draft: Draft, key: Key, index: Index, sql: str) -> bool:
+    """Add the steps that build an index of a partitioned table; tell whether it was not refused."""
+    if index.constraint:
+        reason = f"cannot create constraint {index.name}: {label(key)} is partitioned, and large"
+        hint = "declare a unique index in place of the constraint: that is built partition by partition"
+        draft.refuse("create_index", key, index.name, reason, hint)
+        return False
+    lock = draft.engine.lock_of("build_index")
+    for part in draft.engine.index_parts(key, index, sql):
+        cost = INSTANT if part.locked else draft.scans(key, online=True)
+        draft.add(
+            part.kind,
+            part.table,
+            part.name,
+            part.sql,
+            cost,
+            lock=lock,
+            online=True,
+            builds=part.builds,
+            locked=part.locked,
+        )
     return True
 
 

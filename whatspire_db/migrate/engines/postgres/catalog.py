@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import peewee
 
 from whatspire_db.light import Any
-from whatspire_db.migrate.ddl import qualified, quote
+from whatspire_db.migrate.ddl import execute, qualified, quote
 from whatspire_db.migrate.schema import SERIAL, Column, Constraint, Index, IndexKey, Key, OwnSequence, Table
 from whatspire_db.sql import pinned
 
@@ -170,6 +172,17 @@ def snapshot_query(namespace: str, version: int) -> str:
             parameters=_PARAMETERS if version >= 130000 else "NULL::text",
         )
     )
+
+
+def texts(db: peewee.PostgresqlDatabase, query: str, params: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
+    """Yield a query's rows of three texts; a database in SQL_ASCII can hold bytes that are not text."""
+    if parameter_status(db.connection(), "server_encoding") != "SQL_ASCII":
+        yield from execute(db, query, params)
+        return
+    raw = "pg_catalog.convert_to({}, 'SQL_ASCII')"
+    columns = ", ".join(raw.format(name) for name in ("what", "name", "payload"))
+    for row in execute(db, f"SELECT {columns} FROM ({query}) AS facts (what, name, payload)", params):
+        yield tuple(value if value is None else bytes(value).decode("utf-8", "surrogateescape") for value in row)
 
 
 def read_table(key: Key, value: Mapping[str, Any], rows: Rows, target: Callable[[Mapping[str, Any]], Key]) -> Table:

@@ -15,14 +15,14 @@ from peewee import Value
 from whatspire_db.errors import LockTimeout, ModelError, ScratchUnavailable, WhatspireDBError
 from whatspire_db.light import TYPE_CHECKING, Any, lazy_module
 from whatspire_db.messages import first_line, sqlstate
-from whatspire_db.migrate.ddl import ModelType, add_canonical_column, execute, qualified, quote
+from whatspire_db.migrate.ddl import ModelType, execute, qualified, quote
 from whatspire_db.migrate.plan import Step
 from whatspire_db.migrate.progress import Progress
 from whatspire_db.migrate.schema import Column, Index, Key, Schema, Table
 from whatspire_db.migrate.stamp import Stamps, Standing, declared_text, recorded_version
 from whatspire_db.sql import pinned
 
-from ..base import LOOK_SECONDS, Engine, T, discarded, with_references
+from ..base import LOOK_SECONDS, Engine, IndexPart, T, discarded
 from . import history
 from .limits import lock_limit
 
@@ -30,24 +30,27 @@ if TYPE_CHECKING:
     from whatspire_db.migrate.plan import Lock, LockedWork
     from whatspire_db.migrate.times import TimeNote
 
-    from . import catalog, extensions, holders, lock_table, online, scratch, session, settling, trust
+    from . import (
+        catalog,
+        extensions,
+        holders,
+        lock_table,
+        online,
+        partitions,
+        probing,
+        scratch,
+        session,
+        settling,
+        trust,
+    )
     from . import locks as locking
 else:  # a start that finds its stamp needs none of these
-    _lazy = (
-        "catalog",
-        "extensions",
-        "holders",
-        "lock_table",
-        "locks",
-        "online",
-        "scratch",
-        "session",
-        "settling",
-        "trust",
-    )
-    catalog, extensions, holders, lock_table, locking, online, scratch, session, settling, trust = (
-        lazy_module(f"{__package__}.{name}") for name in _lazy
-    )
+    _lazy = "catalog extensions holders lock_table locks online partitions probing scratch session settling trust"
+    (
+        *(catalog, extensions, holders, lock_table, locking, online, partitions, probing, scratch, session, settling),
+        trust,
+    ) = (lazy_module(f"{__package__}.{name}") for name in _lazy.split())
+    references = lazy_module("whatspire_db.migrate.engines.references")
 
 INSUFFICIENT_PRIVILEGE, UNDEFINED_OBJECT = "42501", "42704"
 KEEP_SECONDS = 1.0  # to wait for a lock that keeps the stamps from being stored
@@ -58,7 +61,7 @@ _MAY_CREATE = pinned(
 )
 _HAS_TABLE = pinned("SELECT EXISTS (SELECT FROM pg_class WHERE oid = to_regclass(%s) AND relkind = ANY ('{r,p}'))")
 _IS_BUILTIN = pinned("SELECT to_regtype(%s)::oid < 16384")  # FirstNormalObjectId
-_PROBE_FILE = pinned("SELECT pg_relation_filenode('pg_temp.whatspire_probe')")
+_IS_DOMAIN = pinned("SELECT typtype = 'd' FROM pg_type WHERE oid = to_regtype(%s)")
 
 _LOCKS: Mapping[LockedWork, Lock] = {
     "create_schema": "none",
@@ -70,9 +73,15 @@ _LOCKS: Mapping[LockedWork, Lock] = {
     "add_foreign_key": "SHARE ROW EXCLUSIVE",
     "validate_constraint": "SHARE UPDATE EXCLUSIVE",
     "build_index": "SHARE UPDATE EXCLUSIVE",
+    "attach_index": "SHARE UPDATE EXCLUSIVE",
 }
 
 
+_PREPARED = (
+    "clients that hold a prepared SELECT * (or RETURNING *) of {} get "
+    '"cached plan must not change result type" (0A000) when they run it again, until they prepare it anew or '
+    "reconnect; pgx, and with it the Go service, keeps prepared statements as long as a connection lives"
+)
 _FAMILIES = {
     "integer": "smallint|integer|bigint",
     "text": "text|character varying|character|citext|name",
@@ -122,20 +131,10 @@ class PostgresEngine(Engine):
         query = catalog.snapshot_query(oid, self.db.server_version or 0)
         params: list[Any] = [] if scratch else [quote(schema or self.default_schema)]
         rows: dict[str, list[tuple[str, Any]]] = defaultdict(list)
-        for what, name, payload in self._texts(query, [*params, list(names)]):
+        for what, name, payload in catalog.texts(self.db, query, [*params, list(names)]):
             rows[what].append((name, json.loads(payload) if payload else None))
         here = next((name for name, _ in rows["schema"]), None)
         return self._read(schema, here, names, rows)
-
-    def _texts(self, query: str, params: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
-        """Yield a query's rows of three texts; a database in SQL_ASCII can hold bytes that are not text."""
-        if catalog.parameter_status(self.db.connection(), "server_encoding") != "SQL_ASCII":
-            yield from execute(self.db, query, params)
-            return
-        raw = "pg_catalog.convert_to({}, 'SQL_ASCII')"
-        columns = ", ".join(raw.format(name) for name in ("what", "name", "payload"))
-        for row in execute(self.db, f"SELECT {columns} FROM ({query}) AS facts (what, name, payload)", params):
-            yield tuple(value if value is None else bytes(value).decode("utf-8", "surrogateescape") for value in row)
 
     def _read(
         self,
@@ -165,7 +164,7 @@ class PostgresEngine(Engine):
         return Schema(tables, relations, tuple(sorted(others)), frozenset({schema} if here else ()), extensions)
 
     def declared(self, models: Sequence[ModelType]) -> Schema:
-        needed = with_references(models)
+        needed = references.with_references(models)
         wanted = {e for m in needed for e in extensions.extensions_of(self.db, m)}
         keys = [self.key(model) for model in models]
         schema = Schema({}, schemas=frozenset({key[0] for key in keys} | {""}), extensions=frozenset(wanted))
@@ -203,17 +202,10 @@ class PostgresEngine(Engine):
         return trust.strangers(self.db, trust.words_of(declared_text(self.db, models)), tables)
 
     def untrusted(self, models: Sequence[ModelType]) -> WhatspireDBError | None:
-        return self._told(self._strangers(with_references(models)))
+        return trust.told(self.db, self._strangers(references.with_references(models)))
 
     def untrusted_table(self, model: ModelType) -> WhatspireDBError | None:
-        return self._told([s for s in self._strangers([model]) if s.kind in ("table", "trigger")])
-
-    def _told(self, found: Sequence[trust.Stranger]) -> WhatspireDBError | None:
-        if not found:
-            return None
-        role = self.ask("SELECT session_user")
-        fact = f"superuser {role} would run code of {', '.join(trust.owners(found))}: {trust.named(found)}"
-        return WhatspireDBError(fact, trust.HINT)
+        return trust.told(self.db, [s for s in self._strangers([model]) if s.kind in ("table", "trigger")])
 
     def has_table(self, key: Key) -> bool:
         return bool(self.ask(_HAS_TABLE, [qualified(key[0] or self.default_schema, key[1])]))
@@ -264,7 +256,10 @@ class PostgresEngine(Engine):
 
     def looks_alone(self, standing: Standing | None) -> bool:
         # The scratch tables take locks of a table that all databases of the server share.
-        return bool(self.ask(_MAY_CREATE)) if standing is None else standing.may_write
+        return self.may_create() if standing is None else standing.may_write
+
+    def may_create(self) -> bool:
+        return bool(self.ask(_MAY_CREATE))
 
     def lock(self, wait_seconds: float) -> AbstractContextManager[None]:
         return locking.migration_lock(self.db, self.default_schema, wait_seconds)
@@ -316,28 +311,27 @@ class PostgresEngine(Engine):
     def lock_of(self, kind: LockedWork) -> Lock:
         return _LOCKS[kind]
 
+    def index_parts(self, key: Key, index: Index, index_sql: str) -> list[IndexPart]:
+        return partitions.build_parts(self, key, index, index_sql)
+
+    def refuses_unique(self, key: Key, index: Index) -> WhatspireDBError | None:
+        lacks = partitions.lacking_key(self, key, index)
+        hint = "add that to the index, or declare it without unique"
+        return WhatspireDBError(f"the index lacks {lacks}", hint) if lacks else None
+
     def online_build(self, index_sql: str, broken: str | None) -> list[str]:
         return online.build_statements(index_sql, broken)
 
     def rewriting(self, model: ModelType, columns: Sequence[Column]) -> set[str]:
-        """Ask by trying: a table of the same columns gets a new file when the addition rewrites it."""
-        rewritten = set()
-        table = qualified(self.key(model)[0], model._meta.table_name)
-        with discarded(self.db):
-            execute(self.db, f"CREATE TEMPORARY TABLE whatspire_probe (LIKE {table})")
-            self.search_first("pg_temp", self.key(model)[0])
-            for column in columns:
-                before = self.ask(_PROBE_FILE)
-                execute(self.db, add_canonical_column(self.db, model, column, "whatspire_probe"))
-                if before != self.ask(_PROBE_FILE):
-                    rewritten.add(column.name)
-        return rewritten
+        return probing.rewriting(self, model, columns)
 
     def see_every_row(self) -> None:
         execute(self.db, "SET LOCAL row_security = off")
 
-    def refuses_column(self, column: Column, has_rows: bool, is_key: bool) -> WhatspireDBError | None:
-        return None
+    def refuses_column(self, model: ModelType, column: Column, has_rows: bool, is_key: bool) -> WhatspireDBError | None:
+        if not has_rows or column.generated or column.not_null or not self.ask(_IS_DOMAIN, [column.type]):
+            return None
+        return probing.refused_by_its_type(self, model, column)
 
     def refuses_transaction(self, steps: Sequence[Step], declared: Schema) -> WhatspireDBError | None:
         return lock_table.refuses(self.db, lock_table.locks_of(steps, declared))
@@ -373,13 +367,7 @@ class PostgresEngine(Engine):
 
     def notes(self, steps: Sequence[Step]) -> tuple[str, ...]:
         extended = sorted({step.table for step in steps if step.kind == "add_column"})
-        if not extended:
-            return ()
-        return (
-            f"clients that hold a prepared SELECT * (or RETURNING *) of {', '.join(extended)} get "
-            '"cached plan must not change result type" (0A000) when they run it again, until they prepare it anew or '
-            "reconnect; pgx, and with it the Go service, keeps prepared statements as long as a connection lives",
-        )
+        return (_PREPARED.format(", ".join(extended)),) if extended else ()
 
     def family(self, type_: str) -> str:
         return next((family for family, words in _FAMILIES.items() if re.fullmatch(words, type_)), type_)

@@ -18,13 +18,15 @@ from whatspire_db.migrate.ddl import (
     create_target,
     deferred_foreign_keys,
     execute,
+    indexes_of,
     is_unique_index,
     unnamed,
     unqualified,
 )
 from whatspire_db.migrate.schema import Key, Table
 
-from ..base import discarded, named_by, names_in_text
+from ..base import discarded
+from ..references import named_by, names_in_text
 from .moments import refuse_moments
 from .stand_ins import StandIns
 
@@ -77,7 +79,7 @@ def _locks(model: ModelType) -> int:
     """Return about how many rows of pg_locks the making of a model's table takes."""
     meta = model._meta
     written = len(meta.constraints or ())
-    return _OF_A_TABLE + len(meta.fields_to_index()) + written + _OF_A_REFERENCE * len(meta.refs)
+    return _OF_A_TABLE + len(indexes_of(model)) + written + _OF_A_REFERENCE * len(meta.refs)
 
 
 def batches(models: Sequence[ModelType]) -> Iterator[Batch]:

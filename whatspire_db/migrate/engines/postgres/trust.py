@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Sequence
 
 import peewee
 
-from whatspire_db.errors import ScratchUnavailable
+from whatspire_db.errors import ScratchUnavailable, WhatspireDBError
 from whatspire_db.light import dataclass
 from whatspire_db.migrate.ddl import execute
 from whatspire_db.sql import pinned
@@ -109,6 +109,14 @@ def named(found: Sequence[Stranger], most: int = 3) -> str:
 def owners(found: Iterable[Stranger]) -> list[str]:
     """Return the roles that own them."""
     return sorted({stranger.owner for stranger in found})
+
+
+def told(db: peewee.PostgresqlDatabase, found: Sequence[Stranger]) -> WhatspireDBError | None:
+    """Return whose code a superuser would run, and what to do; None where it is nobody's."""
+    if not found:
+        return None
+    role = execute(db, "SELECT session_user").fetchone()[0]
+    return WhatspireDBError(f"superuser {role} would run code of {', '.join(owners(found))}: {named(found)}", HINT)
 
 
 def require_trusted(found: Sequence[Stranger]) -> None:

@@ -12,18 +12,22 @@ import peewee
 
 from whatspire_db.errors import LockTimeout, ModelError, WhatspireDBError, bounded
 from whatspire_db.files import WRITABLE_BY_OTHERS, open_regular, trusted_owners
-from whatspire_db.light import TYPE_CHECKING
+from whatspire_db.light import TYPE_CHECKING, lazy_module
 from whatspire_db.messages import ERROR, first_line, is_locked, primary
 from whatspire_db.migrate.ddl import ModelType, create_indexes, create_table, execute, quote
 from whatspire_db.migrate.schema import Column, Constraint, Index, Key, Schema, folded_ascii
 from whatspire_db.migrate.stamp import BYTES, Stamps, Standing, mark_of, recorded_version
 from whatspire_db.peewee_compat import load_extras, peewee_errors
 
-from ..base import LOOK_SECONDS, Engine, T, discarded, references_in_text, with_references
+from ..base import LOOK_SECONDS, Engine, T, discarded
 
 if TYPE_CHECKING:
     from whatspire_db.migrate.plan import Lock, LockedWork
     from whatspire_db.migrate.times import TimeNote
+
+    from .. import references
+else:  # not for a start that finds its stamp
+    references = lazy_module("whatspire_db.migrate.engines.references")
 
 TURN_SECONDS = 0.2  # a wait for the write lock, in which no signal is heard
 
@@ -31,6 +35,7 @@ TURN_SECONDS = 0.2  # a wait for the write lock, in which no signal is heard
 # in: what was found to hold the declared schema once does so for ever. The stamps lie in a file beside the database,
 # which may be lost or deleted at any time.
 _HISTORY = "SELECT (SELECT max(version) FROM migration_versions), NULL, NULL, NULL, NULL"
+_NO_HISTORY = "SELECT 0, NULL, NULL, NULL, NULL"
 _STANDING = "SELECT {0}, tbl_name, type, name, sql FROM {1}.sqlite_master"
 
 _HISTORY_COLUMNS = """
@@ -73,7 +78,7 @@ class SqliteEngine(Engine):
         scratch = peewee.SqliteDatabase(":memory:")
         try:
             self._prepare(scratch, models)
-            for model in with_references(models):
+            for model in references.with_references(models):
                 for sql in [
                     *create_table(scratch, model),
                     *(sql for _, sql in create_indexes(scratch, model)),
@@ -87,7 +92,7 @@ class SqliteEngine(Engine):
     def _prepare(self, scratch: peewee.SqliteDatabase, models: Sequence[ModelType]) -> None:
         """Give the scratch database what the live one has: functions, collations, extensions, schemas."""
         load_extras(self.db, scratch.connection())
-        for schema in sorted({self.key(m)[0] for m in with_references(models)} - {""}):
+        for schema in sorted({self.key(m)[0] for m in references.with_references(models)} - {""}):
             scratch.attach(":memory:", schema)
         for schema, name in sorted(self._strangers(models)):
             # REFERENCES p means the primary key of p, whoever made it. What cannot be made has none to tell.
@@ -99,8 +104,8 @@ class SqliteEngine(Engine):
 
     def _strangers(self, models: Sequence[ModelType]) -> set[Key]:
         """Return the tables without a model that models refer to in SQL."""
-        named = {(self.key(m)[0], self.fold(name)) for m in models for name in references_in_text(m)}
-        return named - {self.key(m) for m in with_references(models)}
+        named = {(self.key(m)[0], self.fold(name)) for m in models for name in references.references_in_text(m)}
+        return named - {self.key(m) for m in references.with_references(models)}
 
     @contextmanager
     def reading(self, wait_seconds: float) -> Iterator[None]:
@@ -149,9 +154,11 @@ class SqliteEngine(Engine):
             try:
                 cursor = self.db.cursor().execute(" UNION ALL ".join([_HISTORY, *parts]))
             except peewee.sqlite3.OperationalError as error:
-                if primary(error) == ERROR:  # there is no such table, or it has other columns
+                if primary(error) != ERROR:
+                    raise
+                if self.history_columns():  # another program's
                     return None
-                raise
+                cursor = self.db.cursor().execute(" UNION ALL ".join([_NO_HISTORY, *parts]))
             (version, *_), *facts = cursor
         keys = {self.key(model) for model in models}
         own = sorted(fact for fact in facts if ("" if fact[0] == "main" else fact[0], folded_ascii(fact[1])) in keys)
@@ -234,10 +241,13 @@ class SqliteEngine(Engine):
     def lock_of(self, kind: LockedWork) -> Lock:
         return "the database's write lock"
 
+    def may_create(self) -> bool:
+        return not self.ask("PRAGMA query_only")
+
     def rewriting(self, model: ModelType, columns: Sequence[Column]) -> set[str]:
         return set()
 
-    def refuses_column(self, column: Column, has_rows: bool, is_key: bool) -> WhatspireDBError | None:
+    def refuses_column(self, model: ModelType, column: Column, has_rows: bool, is_key: bool) -> WhatspireDBError | None:
         rebuild = "make a new table with it and copy the rows, in a migration of your own"
         if is_key:
             return WhatspireDBError("SQLite cannot add a column of the primary key", rebuild)
