@@ -87,6 +87,14 @@ def test_a_start_with_nothing_to_do_is_one_statement(
     assert report.previous_version == report.version > 0
 
 
+def test_the_start_after_an_adoption_is_one_statement(place: Place, db: pw.Database, log_of: Server | None) -> None:
+    model = made(1)
+    with db.bind_ctx([model]):
+        model.create_table()
+    assert [step.table for step in MigrationRunner(db, [model]).up().applied] == ["migration_versions"]
+    assert is_one_question(db, log_of, MigrationRunner(db, [model]))
+
+
 STARTED = """
 import runpy, sys
 try:

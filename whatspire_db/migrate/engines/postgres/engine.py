@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from whatspire_db.migrate.plan import Lock, LockedWork
     from whatspire_db.migrate.times import TimeNote
 
+    from .. import references
     from . import (
         catalog,
         extensions,
