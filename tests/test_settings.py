@@ -31,6 +31,7 @@ DURATIONS = ["CONN_MAX_LIFETIME", "POOL_TIMEOUT", "SLOW_THRESHOLD", "MIGRATION_L
 COUNTS = ["MAX_IDLE_CONNS", "MAX_OPEN_CONNS", "MIGRATION_ONLINE_ROWS"]
 BOOLEANS = ["LOG_PARAMETERS", "ONLY_MODELS", "BACKUP_BEFORE_MIGRATE"]
 CHOICES = ["DRIVER", "LOG_LEVEL", "RECORD_RUNS"]
+JSONS = ["ACCEPTED_DRIFT"]
 TEXTS = ["DSN", "REPLICA_DSN", "MODELS", "BACKUP_DIR", "BACKUP_NAME"]
 
 
@@ -39,7 +40,7 @@ def read(**variables: str) -> Settings:
 
 
 def test_the_names_below_are_all_settings() -> None:
-    assert sorted(DURATIONS + COUNTS + BOOLEANS + CHOICES + TEXTS) == sorted(NAMES)
+    assert sorted(DURATIONS + COUNTS + BOOLEANS + CHOICES + JSONS + TEXTS) == sorted(NAMES)
 
 
 def test_defaults(tmp_path: Path) -> None:

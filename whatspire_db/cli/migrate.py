@@ -240,7 +240,10 @@ def _verify(runner: MigrationRunner, call: Call) -> Answer:
     document = {
         "version": _version_for(runner) if call.options.json else None,  # its table may be closed to this role
         "missing": [item.to_json() for item in changes.missing],
-        "drift": [item.to_json() for item in changes.drift],
+        "drift": [
+            *(item.to_json() for item in changes.drift),
+            *(item.to_json() | {"accepted": True} for item in changes.accepted),
+        ],
         "extra": [item.to_json() for item in changes.extra],
         "times": [note.to_json() for note in times],
     }
@@ -258,7 +261,12 @@ def _version_for(runner: MigrationRunner) -> int | None:
 
 
 def _shown(changes: Changes) -> str:
-    lines = [str(item) for group in (changes.missing, changes.drift, changes.extra) for item in group]
+    from ..migrate.diff import Drift  # not for a start that finds itself in sync
+
+    lines = [str(item) for group in (changes.missing, changes.drift) for item in group]
+    lines += [f"accepted {item}" for item in changes.accepted]
+    lines += [str(item) for item in changes.extra]
+    lines += [f"note: accepted, and not there: {Drift(*facts)}" for facts in changes.outdated]
     if changes:
         return "\n".join(lines)
     return "\n".join(["in sync", *lines])

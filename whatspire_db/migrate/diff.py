@@ -9,6 +9,8 @@ from typing import TypeVar
 from .schema import Column, Constraint, Index, Key, Schema, Table, label
 
 T = TypeVar("T", Index, Constraint)
+# What drifted, in the order of Drift's own fields: kind, table, name, declared, live.
+Difference = tuple[str, str, str, str | None, str | None]
 # The kinds of drift in which texts of expressions are compared.
 EXPRESSIONS = ("check", "exclude", "index", "column_generated")
 
@@ -58,7 +60,7 @@ class Drift:
         return f"drift {self.kind} {_place(self.table, self.name)}: {shown}"
 
     @property
-    def facts(self) -> tuple[str, str, str, str | None, str | None]:
+    def facts(self) -> Difference:
         """Return what is compared and shown, as plain values."""
         return self.kind, self.table, self.name, self.declared, self.live
 
@@ -89,14 +91,29 @@ class Extra:
 
 @dataclass
 class Changes:
-    """The differences between the declared and the live schema; falsy when there are none."""
+    """The differences between the declared and the live schema; falsy when there are none.
+
+    `accepted` is drift that the settings accept, and `outdated` what they accept and is not there.
+    """
 
     missing: list[Missing] = field(default_factory=list)
     drift: list[Drift] = field(default_factory=list)
     extra: list[Extra] = field(default_factory=list)
+    accepted: list[Drift] = field(default_factory=list)
+    outdated: list[Difference] = field(default_factory=list)
 
     def __bool__(self) -> bool:
         return bool(self.missing or self.drift)
+
+    def accepting(self, differences: Sequence[Difference]) -> Changes:
+        """Return the changes without the drift that is exactly one of some differences."""
+        found = {d.facts for d in self.drift}
+        return replace(
+            self,
+            drift=[d for d in self.drift if d.facts not in differences],
+            accepted=[d for d in self.drift if d.facts in differences],
+            outdated=[difference for difference in differences if difference not in found],
+        )
 
     def by_text_alone(self) -> set[Key]:
         """Return the tables whose expressions differ as they are written, and perhaps not in what they mean."""

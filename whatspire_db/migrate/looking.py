@@ -173,6 +173,8 @@ class Looking:
         if keys := changes.by_text_alone():
             declared, live = (self._settled(schema, keys) for schema in (declared, live))
             changes = diff(declared, live, self.engine.constraints_can_be_added)
+        if self.stamping.accepted:
+            changes = changes.accepting(self.stamping.accepted)
         if not self._brings_history:
             return changes
         return replace(

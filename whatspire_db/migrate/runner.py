@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from types import ModuleType
@@ -16,11 +16,12 @@ from ..connection.database import Pooling
 from ..connection.patience import Patience
 from ..dsn.redaction import shown
 from ..errors import ConfigError, ModelError, WhatspireDBError
-from ..light import TYPE_CHECKING, TypeVar
+from ..light import TYPE_CHECKING, Any, TypeVar
 from ..messages import database_failed, in_words
 from ..models.base import is_own, registered_models
 from ..models.service import MigrationVersion
 from ..settings.durations import seconds_of
+from ..settings.kinds import difference_of
 from . import history
 from .ddl import ModelType
 from .engines.base import LOOK_SECONDS, engine_for
@@ -73,7 +74,10 @@ class MigrationRunner:
         it made, if it did; default: a backup, where the settings of `connect` ask for one.
     :param trust_source: let a PostgreSQL superuser run code of other roles that a step could reach: functions,
         triggers, checks of their tables; default: such a run is refused.
+    :param accepted_drift: differences that count as none, as `verify --json` lists them under drift; each covers
+        exactly that difference. Default: those of the settings of `connect`.
     :raises ModelError: when the database is of another kind, or two models declare one table.
+    :raises ConfigError: when what is accepted is no list of differences.
     """
 
     def __init__(
@@ -88,6 +92,7 @@ class MigrationRunner:
         watcher: Watcher | None = None,
         wait_for_server: float | timedelta | str = 0,
         trust_source: bool = False,
+        accepted_drift: Iterable[Mapping[str, Any]] | None = None,
     ) -> None:
         self.engine = engine_for(db, trust_source)
         self.db = self.engine.db
@@ -96,6 +101,7 @@ class MigrationRunner:
         self.before_changes = before_changes or _configured_backup(self.db)
         self.lock_timeout = seconds_of("lock_timeout", lock_timeout)
         self.online_rows = online_rows
+        self.accepted_drift = _accepted(self.db, accepted_drift)
         self.watcher = watcher or Watcher()
         self.wait_for_server = seconds_of("wait_for_server", wait_for_server)
         self._patience = Patience(self.lock_timeout, self.wait_for_server)
@@ -104,7 +110,7 @@ class MigrationRunner:
 
     @property
     def _stamping(self) -> Stamping:
-        return Stamping(self.engine, self.models, self.lock_timeout)
+        return Stamping(self.engine, self.models, self.lock_timeout, self.accepted_drift)
 
     @property
     def _looking(self) -> Looking:
@@ -262,6 +268,17 @@ def _listed(models: Sequence[ModelType]) -> list[ModelType]:
         if not peewee.is_model(model):
             raise ModelError(f"{shown(model)} is not a peewee model", "give model classes")
     return list(dict.fromkeys(models))
+
+
+def _accepted(db: peewee.Database, given: Iterable[Mapping[str, Any]] | None) -> tuple[Any, ...]:
+    """Return the differences that count as none, each as kind, table, name, declared and live."""
+    if given is None:
+        return getattr(getattr(db, "settings", None), "accepted_drift", ())
+    try:
+        return tuple(map(difference_of, given))
+    except (TypeError, ValueError):
+        hint = "give mappings with kind, table, name, declared and live, as verify --json lists them under drift"
+        raise ConfigError("accepted_drift is no list of differences", hint) from None
 
 
 def _configured_backup(db: peewee.Database) -> Callable[[], str | None]:

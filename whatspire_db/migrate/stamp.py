@@ -128,9 +128,13 @@ def recorded_version(newest: Any) -> int:
         ) from None
 
 
-def fingerprint(db: peewee.Database, models: Sequence[ModelType]) -> str:
-    """Return a hash of all that the models declare on this kind of database, without asking it anything."""
+def fingerprint(db: peewee.Database, models: Sequence[ModelType], accepted: Sequence[Difference] = ()) -> str:
+    """Return a hash of all that the models declare on this kind of database, without asking it anything.
+
+    :param accepted: the differences that count as none.
+    """
     parts = [str(_FORMAT), peewee.__version__, type(db).__name__, declared_text(db, models)]
+    parts += [repr(sorted(map(repr, accepted)))] if accepted else []
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 

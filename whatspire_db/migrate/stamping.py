@@ -9,7 +9,7 @@ from ..models.service import MigrationVersion
 from .ddl import ModelType
 from .engines.base import Engine
 from .plan import Plan
-from .stamp import ForeignHistory, Stamps, Standing, fingerprint
+from .stamp import Difference, ForeignHistory, Stamps, Standing, fingerprint
 
 if TYPE_CHECKING:
     from .diff import Drift
@@ -21,11 +21,13 @@ class Stamping:
 
     :param models: those that the run is about.
     :param wait_seconds: how long a question waits for a lock.
+    :param accepted: the differences that count as none.
     """
 
     engine: Engine
     models: Sequence[ModelType]
     wait_seconds: float
+    accepted: tuple[Difference, ...] = ()
 
     @property
     def stamped_models(self) -> list[ModelType]:
@@ -33,8 +35,8 @@ class Stamping:
         return list(dict.fromkeys([*self.models, MigrationVersion]))
 
     def fingerprint(self) -> str:
-        """Return the hash of all that the models declare."""
-        return fingerprint(self.engine.db, self.stamped_models)
+        """Return the hash of all that the models declare, and of what may differ from it."""
+        return fingerprint(self.engine.db, self.stamped_models, self.accepted)
 
     def standing(self) -> Standing | None:
         """Ask how the database stands; None where its history cannot be read."""

@@ -12,7 +12,7 @@ from ..dsn.forms import POSTGRES, POSTGRES_FORMS, SQLITE, check_folder, is_plain
 from ..dsn.targets import PostgresTarget, SqliteTarget
 from ..errors import ConfigError
 from ..light import Any, dataclass, field, fields
-from .kinds import BOOLEAN, COUNT, DURATION, MODULES, PREFIX, TEXT, Kind, checked, choice
+from .kinds import BOOLEAN, COUNT, DIFFERENCES, DURATION, MODULES, PREFIX, TEXT, Kind, checked, choice
 
 DRIVERS = (SQLITE, POSTGRES)
 LOG_LEVELS = ("silent", "error", "warn", "info")
@@ -55,6 +55,7 @@ class Settings:
     migration_lock_timeout: timedelta = _setting(DURATION, timedelta(seconds=60))
     health_timeout: timedelta = _setting(DURATION, timedelta(seconds=5))
     migration_online_rows: int = _setting(COUNT, 10_000)
+    accepted_drift: tuple[tuple[str | None, ...], ...] = _setting(DIFFERENCES, ())
     backup_dir: str = _setting(TEXT, "backups")
     backup_name: str | None = _setting(TEXT, None)  # the database's
     backup_before_migrate: bool = _setting(BOOLEAN, False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
 
 from ..dsn.forms import refuse_quotes
@@ -14,6 +14,7 @@ from ..light import Any, dataclass, lazy_module
 durations = lazy_module("whatspire_db.settings.durations")  # for what is given as text
 redaction = lazy_module("whatspire_db.dsn.redaction")  # for messages
 
+DIFFERENCE = ("kind", "table", "name", "declared", "live")
 PREFIX = "WHATSAPP_DATABASE_"  # of the environment's variables
 LARGEST_COUNT = 999_999_999
 A_DURATION = "a duration of 0 or more with its unit, like 300ms, 1.5h or 2h45m"
@@ -68,6 +69,38 @@ def _are_modules(value: Any) -> bool:
     return all(isinstance(name, str) and is_module_name(name) for name in value)
 
 
+def _differences(text: str) -> tuple[tuple[str | None, ...], ...]:
+    from json import loads  # only where there are any
+
+    entries = loads(text)
+    if not isinstance(entries, list):
+        raise ValueError
+    return tuple(map(difference_of, entries))
+
+
+def difference_of(entry: Any) -> tuple[str | None, ...]:
+    """Return a difference as `verify --json` tells it, as its five values: kind, table, name, declared, live.
+
+    :raises ValueError: when it is none.
+    """
+    if not isinstance(entry, Mapping) or not set(DIFFERENCE) <= entry.keys() <= {*DIFFERENCE, "accepted", "sql"}:
+        raise ValueError
+    values = tuple(entry[name] for name in DIFFERENCE)
+    if not all(isinstance(value, str) for value in values[:3]) or not _are_texts(values[3:]):
+        raise ValueError
+    return values
+
+
+def _are_texts(values: Iterable[Any]) -> bool:
+    return all(value is None or isinstance(value, str) for value in values)
+
+
+def _are_differences(value: Any) -> bool:
+    return isinstance(value, tuple) and all(
+        isinstance(entry, tuple) and len(entry) == len(DIFFERENCE) and _are_texts(entry) for entry in value
+    )
+
+
 def is_module_name(name: str) -> bool:
     """Return whether a text can be the dotted name of a module, rather than a file's name or something else."""
     return bool(re.fullmatch(r"[\w-]+(\.[\w-]+)*", name)) and not name.endswith(".py")
@@ -80,6 +113,11 @@ DURATION = Kind(
     A_DURATION,
     lambda text: durations.parse_duration(text),
     lambda value: isinstance(value, timedelta) and value >= timedelta(0),
+)
+DIFFERENCES = Kind(
+    f"a JSON list of differences as verify --json shows them under drift, each with {', '.join(DIFFERENCE)}",
+    _differences,
+    _are_differences,
 )
 MODULES = Kind("the dotted names of modules, like myapp.models, separated by commas", _modules, _are_modules)
 
