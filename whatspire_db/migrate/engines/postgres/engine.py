@@ -27,14 +27,15 @@ from . import history
 from .limits import lock_limit
 
 if TYPE_CHECKING:
+    from whatspire_db.migrate.placements import Placements
     from whatspire_db.migrate.plan import Lock, LockedWork
     from whatspire_db.migrate.times import TimeNote
 
-    from . import catalog, extensions, holders, lock_table, online, scratch, trust
+    from . import catalog, citus, extensions, holders, lock_table, online, scratch, trust
     from . import locks as locking
 else:  # a start that finds its stamp needs none of these
-    _lazy = ("catalog", "extensions", "holders", "lock_table", "locks", "online", "scratch", "trust")
-    catalog, extensions, holders, lock_table, locking, online, scratch, trust = (
+    _lazy = ("catalog", "citus", "extensions", "holders", "lock_table", "locks", "online", "scratch", "trust")
+    catalog, citus, extensions, holders, lock_table, locking, online, scratch, trust = (
         lazy_module(f"{__package__}.{name}") for name in _lazy
     )
 
@@ -190,6 +191,15 @@ class PostgresEngine(Engine):
         tables = [qualified(self.key(m)[0] or self.default_schema, self.key(m)[1]) for m in models]
         return trust.strangers(self.db, trust.words_of(declared_text(self.db, models)), tables)
 
+    def refuses_everything(self, live: Schema) -> WhatspireDBError | None:
+        return citus.elsewhere(self.db) if citus.EXTENSION in live.extensions else None
+
+    def placements(self, live: Schema) -> Placements:
+        if citus.EXTENSION not in live.extensions:
+            return super().placements(live)
+        here = self.default_schema
+        return citus.placements(self.db, lambda schema, name: ("" if schema == here else schema, name))
+
     def untrusted(self, models: Sequence[ModelType]) -> WhatspireDBError | None:
         return self._told(self._strangers(with_references(models)))
 
@@ -257,7 +267,7 @@ class PostgresEngine(Engine):
         wait_seconds: float,
         before: Callable[[], None] | None = None,
     ) -> T:
-        return locking.transact(self.db, body, locks, wait_seconds, before)
+        return locking.transact(self.db, body, locks, wait_seconds, before, citus.settings(self.db, at_once=True))
 
     def is_lock_failure(self, error: Exception) -> bool:
         return holders.is_lock_failure(error)
@@ -274,7 +284,8 @@ class PostgresEngine(Engine):
     ) -> None:
         if not locks:
             return online.run_online(self.db, sql, wait_seconds, tell)
-        locking.transact(self.db, lambda: execute(self.db, sql), locks, wait_seconds)
+        settings = citus.settings(self.db, at_once=False)
+        locking.transact(self.db, lambda: execute(self.db, sql), locks, wait_seconds, settings=settings)
         return None
 
     def is_invalid(self, index: str) -> bool:
@@ -282,7 +293,7 @@ class PostgresEngine(Engine):
 
     def discard_failed_build(self, index: str) -> None:
         if self.is_invalid(index):
-            online.run_online(self.db, f"DROP INDEX CONCURRENTLY {index}", 1.0, lambda progress: None)
+            online.run_online(self.db, online.drop_statement(index), 1.0, lambda progress: None)
 
     def estimate(self, table: str, exact_up_to: int) -> int:
         first = f"SELECT pg_catalog.count(*) FROM (SELECT 1 FROM {table} LIMIT {exact_up_to + 1}) AS first"
