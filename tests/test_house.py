@@ -131,6 +131,7 @@ ROOMS = {
         "engines.postgres.scratch",
         "engines.postgres.waiting",
         "engines.postgres.slots",
+        "engines.postgres.citus",
         "engines.postgres.copying",
         "engines.postgres.bare_names",
         "engines.postgres.content",
@@ -150,7 +151,7 @@ ROOMS = {
         "restore",
         "",
     ],
-    "health": ["values", "engines", "engines.sqlite", "engines.postgres", "check", ""],
+    "health": ["values", "engines", "engines.sqlite", "engines.citus", "engines.postgres", "check", ""],
     "cli": ["", "starting", "terminal", "options", "command", "loading", "migrate", "backup", "health", "front"],
 }
 ENTRANCES = ["", "__main__", "migrate.__main__", "backup.__main__", "health.__main__"]

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from whatspire_db.backup.manifest import Content, Progress
 from whatspire_db.dsn.targets import PostgresTarget
@@ -16,6 +17,7 @@ from whatspire_db.errors import (
 )
 
 from . import tools as pg_tools
+from .citus import distributed_in, require_of_one_moment
 from .content import content_of, details_of, hashing_for, hidden_from, sequences_of, sources_of
 from .emptiness import is_empty
 from .server import Session, database_of, milliseconds, session
@@ -38,13 +40,16 @@ def source_of(target: PostgresTarget) -> str:
     return f"postgres {system} {name}"
 
 
-def dump(target: PostgresTarget, draft: Path, method: str, wait: float, progress: Progress) -> Content:
+def dump(
+    target: PostgresTarget, draft: Path, method: str, wait: float, progress: Progress, *, accept_torn: bool = False
+) -> Content:
     """Write a dump in the custom format into a file that is there, while others write; return what it holds.
 
     The fingerprints are of the very snapshot that pg_dump reads
     (https://www.postgresql.org/docs/current/functions-admin.html, pg_export_snapshot).
 
     :param wait: seconds to wait for others' locks.
+    :param accept_torn: see `require_of_one_moment`.
     """
     with session(target) as reading:
         target = reading.pinned(target)
@@ -53,12 +58,10 @@ def dump(target: PostgresTarget, draft: Path, method: str, wait: float, progress
         reading.rows("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
         reading.rows(f"SET LOCAL lock_timeout = {milliseconds(wait)}")
         sources = sources_of(reading)
-        if is_empty(reading):
-            raise NothingToBackUp(
-                f"database {database_of(target)} holds nothing to back up", "migrate it first, or check the DSN"
-            )
+        _require_something(reading, target)
         _tell_what_was_replaced(reading)
         _require_all_rows(reading)
+        torn = _accepted(reading, accept_torn)
         in_recovery = reading.value("SELECT pg_is_in_recovery()")
         if sources and not in_recovery:
             names = ", ONLY ".join(source.name for source in sources)
@@ -67,7 +70,7 @@ def dump(target: PostgresTarget, draft: Path, method: str, wait: float, progress
         arguments = [*_arguments(reading, method, wait, in_recovery), f"--file={draft}"]
         # No snapshot holds for sequences: the dump's must not be behind these.
         sequences = sequences_of(reading)
-        known = {"dumped_by": tool.major, "sequences": sequences}
+        known = {"dumped_by": tool.major, "sequences": sequences, **torn}
         with (
             hashing_for(reading, sources) as hashing,
             _beside(reading, lambda: content_of(reading, hashing, sources, known | details_of(reading))) as content,
@@ -92,6 +95,13 @@ def _arguments(reading: Session, method: str, wait: float, in_recovery: bool) ->
     ]
 
 
+def _require_something(reading: Session, target: PostgresTarget) -> None:
+    if is_empty(reading):
+        raise NothingToBackUp(
+            f"database {database_of(target)} holds nothing to back up", "migrate it first, or check the DSN"
+        )
+
+
 def _tell_what_was_replaced(reading: Session) -> None:
     for other in replaced(reading, reading.value("SELECT current_database()")):
         logger.warning("database %s holds what a restore replaced: drop it when nothing of it is needed", other)
@@ -107,6 +117,16 @@ def _require_all_rows(reading: Session) -> None:
             f"row-level security hides rows from this role in {', '.join(hidden)}",
             "use the owner of the tables (where security is not forced on it), or a role with BYPASSRLS",
         )
+
+
+def _accepted(reading: Session, accept_torn: bool) -> dict[str, Any]:
+    """Return what a manifest tells of tables that no dump reads as of one moment.
+
+    :raises BackupTorn: when there are some, unless `accept_torn`.
+    """
+    distributed = distributed_in(reading)
+    require_of_one_moment(distributed, accept_torn)
+    return {"distributed": distributed} if distributed else {}
 
 
 def run_dump(
