@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import peewee as pw
@@ -13,8 +15,7 @@ from peewee import SQL
 from tests.citus import TO_WORKER
 from tests.conftest import Place, stamp
 from tests.servers import opened, psql
-from whatspire_db import MigrationRefused, MigrationRunner
-from whatspire_db.errors import WrongNode
+from whatspire_db import MigrationRefused, MigrationRunner, WrongNode
 from whatspire_db.migrate.plan import Plan
 
 ROWS = 20_000  # above the limit over which steps go online
@@ -237,6 +238,32 @@ def test_constraint_that_is_made_of_an_index_is_refused(db: pw.PostgresqlDatabas
     db.execute_sql(f"INSERT INTO orders (tenant, id) SELECT 1, n FROM generate_series(1, {ROWS}) AS n")
     said = refusal(db, model("orders", "CONSTRAINT u UNIQUE (id, tenant)"))
     assert "makes no constraint of an index of orders" in said
+
+
+GROWING = Path(__file__).parents[2] / "docs" / "growing.md"
+DISTRIBUTION = """
+SELECT create_reference_table('country');
+SELECT create_distributed_table('customer', 'tenant'); SELECT create_distributed_table('orders', 'tenant');
+"""
+NAMES = ("orders_customer", "orders_pkey", "customer_country", "customer_tenant_email")
+LOST = """
+ALTER TABLE orders DROP CONSTRAINT orders_customer, DROP CONSTRAINT orders_pkey;
+ALTER TABLE customer DROP CONSTRAINT customer_country; DROP INDEX customer_tenant_email
+"""
+
+
+def test_models_of_the_page_are_taken_by_a_cluster(citus: Place) -> None:
+    (example,) = re.findall(r"^```python\n(# myapp/models.py\n.*?)^```", GROWING.read_text(), re.M | re.S)
+    named: dict[str, Any] = {}
+    # Of plain models the other tests see nothing.
+    exec(example.replace("from whatspire_db import BaseModel", "from peewee import Model as BaseModel"), named)  # noqa: S102
+    models = [named[name] for name in ("Country", "Customer", "Order")]
+    with opened(citus) as db:
+        MigrationRunner(db, models).up()
+        for statement in (DISTRIBUTION, LOST):
+            db.execute_sql(statement)
+        assert {step.name for step in MigrationRunner(db, models).up().applied} == set(NAMES)
+        assert not MigrationRunner(db, models).verify_schema()
 
 
 # What a run sets, and drops

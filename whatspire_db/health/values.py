@@ -24,7 +24,7 @@ class Cluster:
     def __str__(self) -> str:
         role = "coordinator" if self.is_coordinator else f"worker of the coordinator {self.coordinator or 'not known'}"
         inactive = f", inactive: {', '.join(self.inactive)}" if self.inactive else ", all active"
-        return f"{role}, {self.nodes} nodes{inactive if self.nodes else ''}"
+        return f"{role}, {self.nodes} {'node' if self.nodes == 1 else 'nodes'}{inactive if self.nodes else ''}"
 
 
 @dataclass(frozen=True)

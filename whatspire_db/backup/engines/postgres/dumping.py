@@ -18,7 +18,7 @@ from whatspire_db.errors import (
 
 from . import tools as pg_tools
 from .citus import distributed_in, require_of_one_moment
-from .content import content_of, details_of, hashing_for, hidden_from, sequences_of, sources_of
+from .content import Source, content_of, details_of, hashing_for, hidden_from, sequences_of, sources_of
 from .emptiness import is_empty
 from .server import Session, database_of, milliseconds, session
 from .swapping import replaced
@@ -62,10 +62,8 @@ def dump(
         _tell_what_was_replaced(reading)
         _require_all_rows(reading)
         torn = _accepted(reading, accept_torn)
-        in_recovery = reading.value("SELECT pg_is_in_recovery()")
-        if sources and not in_recovery:
-            names = ", ONLY ".join(source.name for source in sources)
-            reading.rows(f"LOCK TABLE ONLY {names} IN ACCESS SHARE MODE")
+        if not (in_recovery := reading.value("SELECT pg_is_in_recovery()")):
+            _hold(reading, sources)
         (size,) = reading.rows("SELECT pg_database_size(current_database())")[0]
         arguments = [*_arguments(reading, method, wait, in_recovery), f"--file={draft}"]
         # No snapshot holds for sequences: the dump's must not be behind these.
@@ -81,6 +79,13 @@ def dump(
         reading.rows("ROLLBACK")
     check(draft, tool.major, progress)
     return found
+
+
+def _hold(reading: Session, sources: Sequence[Source]) -> None:
+    """Let nobody drop or rewrite a table until its rows are read."""
+    if sources:
+        names = ", ONLY ".join(source.name for source in sources)
+        reading.rows(f"LOCK TABLE ONLY {names} IN ACCESS SHARE MODE")
 
 
 def _arguments(reading: Session, method: str, wait: float, in_recovery: bool) -> list[str]:
