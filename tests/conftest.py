@@ -12,7 +12,7 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -281,6 +281,28 @@ def postgres(server: Server, tmp_path: Path) -> Iterator[Place]:
     server.execute(f"CREATE DATABASE {name}")
     yield Place("postgres", server.of_database(name), tmp_path)
     server.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(scope="session")
+def with_citus(server: Server) -> Iterator[None]:
+    """The server has an extension that is called citus, and is a toy of it."""
+    if server.folder is None:
+        pytest.skip("files cannot be given to the named server")
+    from tests.citus import installed
+
+    with installed(server):
+        yield
+
+
+@pytest.fixture
+def citus(with_citus: None, postgres: Place) -> Place:
+    """The coordinator of a cluster with two workers."""
+    from tests.citus import NODES
+
+    connection = psycopg2.connect(postgres.dsn)
+    with closing(connection), connection, connection.cursor() as cursor:
+        cursor.execute(f"CREATE EXTENSION citus; {NODES}")
+    return postgres
 
 
 @pytest.fixture

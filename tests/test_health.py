@@ -20,6 +20,7 @@ import pytest
 from peewee import sqlite3
 from playhouse.pool import PooledPostgresqlDatabase
 
+from tests.citus import TO_WORKER
 from tests.conftest import PASSWORD, Place, Server, stamp
 from tests.migrate.test_command_line import AS_NOBODY, fails
 from tests.migrate.test_stamp import statements
@@ -491,3 +492,22 @@ def test_help_is_no_failure(sqlite: Place) -> None:
     done = health(sqlite, "--help")
     assert (done.returncode, done.stderr) == (0, "")
     assert "--quick-check" in done.stdout
+
+
+def test_cluster_names_its_inactive_nodes_and_is_healthy(citus: Place) -> None:
+    up(citus)
+    cluster = document(health(citus, "--json"))["server"]["cluster"]
+    assert cluster == {"is_coordinator": True, "coordinator": "coordinator:5432", "nodes": 3, "inactive": []}
+    psql(citus.dsn, "UPDATE pg_dist_node SET isactive = false WHERE nodename = 'worker-2'")
+    assert document(health(citus, "--json"))["server"]["cluster"]["inactive"] == ["worker-2:5432"]
+    assert "cluster         coordinator, 3 nodes, inactive: worker-2:5432" in health(citus).stdout
+    psql(citus.dsn, "UPDATE pg_dist_node SET isactive = false")
+    assert document(health(citus, "--json"))["server"]["cluster"]["is_coordinator"]
+
+
+def test_worker_of_a_cluster_is_not_healthy(citus: Place) -> None:
+    psql(citus.dsn, TO_WORKER)
+    found = document(health(citus, "--json"))
+    assert "worker of a Citus cluster" in found["error"]
+    assert "coordinator:5432" in found["hint"]
+    assert "worker of the coordinator coordinator:5432" in health(citus, "--no-schema").stdout

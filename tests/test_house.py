@@ -64,6 +64,7 @@ ROOMS = {
         "stamp",
         "failures",
         "times",
+        "placements",
         "engines",
         "engines.references",
         "engines.base",
@@ -74,6 +75,7 @@ ROOMS = {
         "engines.sqlite.engine",
         "engines.postgres",
         "engines.postgres.limits",
+        "engines.postgres.citus",
         "engines.postgres.trust",
         "engines.postgres.extensions",
         "engines.postgres.catalog",
@@ -136,6 +138,7 @@ ROOMS = {
         "engines.postgres.scratch",
         "engines.postgres.waiting",
         "engines.postgres.slots",
+        "engines.postgres.citus",
         "engines.postgres.copying",
         "engines.postgres.bare_names",
         "engines.postgres.content",
@@ -155,7 +158,7 @@ ROOMS = {
         "restore",
         "",
     ],
-    "health": ["values", "engines", "engines.sqlite", "engines.postgres", "check", ""],
+    "health": ["values", "engines", "engines.sqlite", "engines.citus", "engines.postgres", "check", ""],
     "cli": ["", "starting", "terminal", "options", "command", "loading", "migrate", "backup", "health", "front"],
 }
 ENTRANCES = ["", "__main__", "migrate.__main__", "backup.__main__", "health.__main__"]

@@ -21,6 +21,7 @@ from .errors import (
     ValueRefused,
     VerificationFailed,
     WhatspireDBError,
+    WrongNode,
 )
 from .light import TYPE_CHECKING, Any
 from .models.base import BaseModel
@@ -70,6 +71,7 @@ __all__ = [
     "VerificationFailed",
     "WebhookConfig",
     "WhatspireDBError",
+    "WrongNode",
     "connect",
     "readable",
 ]

@@ -137,6 +137,12 @@ class RightMissing(WhatspireDBError):
     """Something is pending that this role, file or server does not let this user do."""
 
 
+class WrongNode(WhatspireDBError):
+    """This node of a cluster is not the one on which its schema is changed and compared; nothing was changed."""
+
+    exit_code = 4
+
+
 class LockTimeout(WhatspireDBError):
     """Another migration, or another session, held a lock for longer than this run waits."""
 
@@ -167,6 +173,12 @@ class BackupFailed(WhatspireDBError):
 
 class NothingToBackUp(BackupFailed):
     """A database holds no tables."""
+
+
+class BackupTorn(BackupFailed):
+    """A backup of this cluster would not be of one moment, and the caller did not accept that."""
+
+    exit_code = 4
 
 
 class BackupInvalid(WhatspireDBError):

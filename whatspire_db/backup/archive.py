@@ -59,7 +59,8 @@ class Backup:
         return None if size == self.manifest.size else f"its file has {size} bytes, not {self.manifest.size}"
 
     def to_json(self) -> dict[str, Any]:
-        return {"path": str(self.file), "manifest": str(self.manifest_path), **self.manifest.to_json()}
+        torn = {"torn": list(self.manifest.content.distributed)} if self.manifest.content.distributed else {}
+        return {"path": str(self.file), "manifest": str(self.manifest_path), **self.manifest.to_json(), **torn}
 
 
 @dataclass(frozen=True)

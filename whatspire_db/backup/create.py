@@ -60,6 +60,7 @@ class Wish:
     purpose: Purpose = ""
     test_restore: bool = False
     trust_source: bool = False
+    accept_torn: bool = False
     now: datetime | None = None
 
 
@@ -71,6 +72,7 @@ def create(
     compress: str | None = None,
     test_restore: bool = False,
     trust_source: bool = False,
+    accept_torn: bool = False,
     purpose: Purpose = "",
     lock_timeout: float | timedelta | str = LOCK_SECONDS,
     progress: Progress = silent,
@@ -86,15 +88,17 @@ def create(
     :param compress: none, gzip or zstd; default: none for SQLite, gzip for PostgreSQL.
     :param test_restore: restore it into a scratch place and compare all rows, before it gets its name.
     :param trust_source: let a superuser's test restore run the code of owners that are no superusers.
+    :param accept_torn: also back up distributed tables of a cluster, whose rows no dump reads as of one moment.
     :param lock_timeout: how long to wait for others' locks, and for each connection to a server that is full: seconds,
         a timedelta or a text like 5s.
     :raises BackupFailed: when it cannot be made; nothing is left behind.
+    :raises BackupTorn: when it would not be of one moment, without `accept_torn`.
     """
     settings = settings_for(settings, "create")
     require_place(settings)
     wait = seconds_of("lock_timeout", lock_timeout)
     place = as_folder(settings.backup_dir if folder is None else folder)
-    wish = Wish(name, compress, purpose, test_restore, trust_source, now)
+    wish = Wish(name, compress, purpose, test_restore, trust_source, accept_torn, now)
     with patient(wait):
         return create_of(engine_of(settings), place, wish, wait, progress)
 
@@ -156,7 +160,7 @@ def create_of(
         engine.require_trusted(wish.trust_source)
     with told(engine.title), made_folder(folder), workspace(folder, wait) as beside, shielded(folder, beside) as work:
         draft = new_file(work / "data")
-        content = engine.dump(draft, method, wait, progress)
+        content = engine.dump(draft, method, wait, progress, accept_torn=wish.accept_torn)
         manifest = manifest_of(engine, wish.name or engine.name, draft, content, method, wish.purpose, progress)
         if wish.test_restore:
             manifest = tested(engine, draft, manifest, work, progress, wish.trust_source)

@@ -67,6 +67,11 @@ OPTIONS: list[tuple[str, tuple[str, ...], dict[str, Any]]] = [
         _value("NAME", "how the backups' names begin (default: WHATSAPP_DATABASE_BACKUP_NAME, or the database's)"),
     ),
     ("create verify", ("--test-restore",), _flag("restore it into a scratch place, and compare every table")),
+    (
+        "create",
+        ("--accept-torn",),
+        _flag("back up a cluster's distributed tables too, of which no dump is of one moment"),
+    ),
     ("create verify restore", ("--trust-source",), _flag("let a superuser's restore run the code of all its owners")),
     ("restore", ("--to",), _value("PLACE", "another file, or another database of the server")),
     ("restore", ("--force",), _flag("replace data, after a backup of it")),
@@ -93,8 +98,8 @@ def parser_of(prog: str = PROG) -> argparse.ArgumentParser:
         prog=prog,
         formatter_class=RawHelpFormatter,
         description="Make backups of a database, prove them, and bring them back.",
-        epilog="exit: 0; 1 failed; 2 usage; 3 verification failed; 4 target not empty or busy, or code of others that "
-        "a superuser would run; 5 version mismatch",
+        epilog="exit: 0; 1 failed; 2 usage; 3 verification failed; 4 target not empty or busy, code of others that a "
+        "superuser would run, or a cluster whose backup would be torn; 5 version mismatch",
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=Parser)
     parsers = {verb: verbs.add_parser(verb, help=text, description=text) for verb, text in VERBS.items()}
@@ -183,6 +188,7 @@ def _create(settings: Settings, call: Call, progress: Progress) -> Answer:
         compress=options.compress,
         test_restore=options.test_restore,
         trust_source=_trusts(options),
+        accept_torn=options.accept_torn,
         lock_timeout=_wait(options),
         progress=progress,
     )
@@ -302,6 +308,8 @@ def _described(backup: Backup) -> str:
     facts = [_size(manifest.size), _holds(backup)]
     if manifest.tested_at:
         facts.append("restored and compared")
+    if torn := len(manifest.content.distributed):
+        facts.append(f"torn: {torn} distributed {'table' if torn == 1 else 'tables'}, not of one moment")
     if manifest.purpose:
         facts.append(manifest.purpose)
     return f"{backup.file} ({', '.join(facts)})"

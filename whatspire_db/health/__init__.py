@@ -1,6 +1,6 @@
 """Whether a database can be used, and how it stands; changes nothing."""
 
 from .check import check_health
-from .values import Health, PostgresServer, SqliteFile
+from .values import Cluster, Health, PostgresServer, SqliteFile
 
-__all__ = ["Health", "PostgresServer", "SqliteFile", "check_health"]
+__all__ = ["Cluster", "Health", "PostgresServer", "SqliteFile", "check_health"]

@@ -10,8 +10,29 @@ from ..migrate.times import TimeNote
 
 
 @dataclass(frozen=True)
+class Cluster:
+    """The cluster that a server is a node of, as this node knows it; nodes are named by host and port.
+
+    `inactive` are those that take no queries. The database is healthy all the same: a node is taken out on purpose.
+    """
+
+    is_coordinator: bool
+    coordinator: str | None
+    nodes: int
+    inactive: tuple[str, ...]
+
+    def __str__(self) -> str:
+        role = "coordinator" if self.is_coordinator else f"worker of the coordinator {self.coordinator or 'not known'}"
+        inactive = f", inactive: {', '.join(self.inactive)}" if self.inactive else ", all active"
+        return f"{role}, {self.nodes} {'node' if self.nodes == 1 else 'nodes'}{inactive if self.nodes else ''}"
+
+
+@dataclass(frozen=True)
 class PostgresServer:
-    """A server's figures: `connections` are those of all clients to all its databases, this check's included."""
+    """A server's figures: `connections` are those of all clients to all its databases, this check's included.
+
+    `cluster` is None on a server that is not a node of one.
+    """
 
     in_recovery: bool
     max_connections: int
@@ -19,6 +40,7 @@ class PostgresServer:
     reserved_connections: int
     connections: int
     connections_by_application: dict[str, int]
+    cluster: Cluster | None = None
 
 
 @dataclass(frozen=True)
@@ -120,6 +142,8 @@ def _figures(health: Health) -> Iterator[tuple[str, str]]:
         yield "connections", f"{server.connections} of {server.max_connections} ({kept})"
         for name, number in server.connections_by_application.items():
             yield "", f"{number} {name or 'unnamed'}"
+        if server.cluster is not None:
+            yield "cluster", str(server.cluster)
     if (file := health.file) is not None:
         yield "file", f"{file.path}, {file.size} bytes, -wal {file.wal_size} bytes" if file.path else "in memory"
         if file.journal_mode:

@@ -99,7 +99,7 @@ class Looking:
 
     def plan(self, declared: Schema) -> Plan:
         """Return what there is to do for a declared schema."""
-        live = self.snapshot()
+        live = self._judged()
         version = history.version_or_zero(self.engine)
         changes = self.changes(declared, live)
         adopts = self._would_adopt(declared, changes)
@@ -134,9 +134,16 @@ class Looking:
     def compared(self) -> tuple[Schema, Changes]:
         """Return the declared schema and all that the live one differs in, but for the history nobody has asked for."""
         declared = self.declared()
-        changes = self.changes(declared, self.snapshot())
+        changes = self.changes(declared, self._judged())
         keys = {self.engine.key(model) for model in self.models}
         return declared, replace(changes, missing=[m for m in changes.missing if not m.table[1] or m.table in keys])
+
+    def _judged(self) -> Schema:
+        """Return the live schema, where this is the place to judge it."""
+        live = self.snapshot()
+        if refused := self.engine.refuses_everything(live):
+            raise refused
+        return live
 
     def snapshot(self) -> Schema:
         """Return the live schema, as far as the models concern it."""

@@ -100,10 +100,12 @@ class Engine(abc.ABC):
         """Find out before any work what would stop a method of compression."""
 
     @abc.abstractmethod
-    def dump(self, draft: Path, method: str, wait: float, progress: Progress) -> Content:
+    def dump(self, draft: Path, method: str, wait: float, progress: Progress, *, accept_torn: bool = False) -> Content:
         """Write a backup into a file that is there, while others write; return what it holds.
 
         :param wait: seconds to wait for others' locks.
+        :param accept_torn: also of a cluster whose tables cannot be read as of one moment.
+        :raises BackupTorn: when it is one, unless `accept_torn`.
         """
 
     def lacks(self, *, is_tried: bool) -> list[str]:

@@ -10,6 +10,7 @@ import peewee
 from whatspire_db.sql import pinned
 
 from ..values import Health, PostgresServer
+from . import citus
 
 # Other roles' sessions hide their backend_type from a plain one, but neither their user nor their database.
 _FIGURES = pinned("""
@@ -21,7 +22,8 @@ WITH clients AS (
 SELECT current_setting('server_version'), pg_is_in_recovery(), current_setting('max_connections')::int,
     current_setting('superuser_reserved_connections')::int,
     coalesce(current_setting('reserved_connections', true), '0')::int,
-    (SELECT json_object_agg(name, number ORDER BY number DESC, name)::text FROM clients)
+    (SELECT json_object_agg(name, number ORDER BY number DESC, name)::text FROM clients),
+    (SELECT count(*) > 0 FROM pg_extension WHERE extname = 'citus')
 """)
 
 
@@ -32,9 +34,10 @@ def unopened(health: Health, db: peewee.Database) -> Health:
 
 def reached(health: Health, db: peewee.Database) -> Health:
     """Add the server's figures; to have its answer is to have reached it."""
-    version, in_recovery, most, superuser, reserved, text = db.execute_sql(_FIGURES).fetchone()
+    version, in_recovery, most, superuser, reserved, text, is_node = db.execute_sql(_FIGURES).fetchone()
     clients = json.loads(text or "{}")
-    server = PostgresServer(in_recovery, most, superuser, reserved, sum(clients.values()), clients)
+    nodes = citus.cluster(db) if is_node else None
+    server = PostgresServer(in_recovery, most, superuser, reserved, sum(clients.values()), clients, nodes)
     return replace(health, reachable=True, server_version=version.partition(" ")[0], server=server)
 
 

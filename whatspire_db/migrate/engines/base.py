@@ -20,6 +20,7 @@ from ..schema import Column, Constraint, Index, Key, Schema, Table
 from ..stamp import Stamps, Standing
 
 if TYPE_CHECKING:
+    from ..placements import Placements
     from ..plan import Lock, LockedWork, StepKind
     from ..times import TimeNote
 
@@ -213,6 +214,16 @@ class Engine(abc.ABC):
 
     def search_first(self, *schemas: str) -> None:  # noqa: B027 - nothing to do where tables stand in one place
         """Let names without a schema mean those of the schemas, until the transaction ends; "" names none."""
+
+    def refuses_everything(self, live: Schema) -> WhatspireDBError | None:
+        """Return why a schema may be neither changed nor judged here, and where instead; None where it may."""
+        return None
+
+    def placements(self, live: Schema) -> Placements:
+        """Return where the rows of the live tables are, and what that forbids."""
+        from ..placements import Placements  # not for a start
+
+        return Placements()
 
     def untrusted(self, models: Sequence[ModelType]) -> WhatspireDBError | None:
         """Return whose code a change of the models' tables would run with rights above theirs, and what to do."""

@@ -11,7 +11,7 @@ from ..engines.base import Engine
 from ..engines.references import with_references
 from ..ownership import foreign_tables
 from ..plan import Plan, Refusal
-from ..schema import Constraint, Index, Key, Schema, label
+from ..schema import Constraint, Index, Key, Schema, Table, label
 from .columns import add_columns
 from .constraints import add_constraint, validate
 from .draft import Draft
@@ -47,7 +47,24 @@ def make_plan(
     steps = tuple(sorted(draft.steps, key=lambda step: step.online))
     if refused := engine.refuses_transaction([step for step in steps if not step.online], declared):
         draft.refusals.append(Refusal("transaction", "", "", refused.fact, refused.hint))
-    return Plan(engine.name, version, steps, tuple(draft.refusals), drift, engine.notes(steps))
+    notes = (*engine.notes(steps), *_places(draft))
+    return Plan(engine.name, version, steps, tuple(draft.refusals), drift, notes)
+
+
+def _places(draft: Draft) -> tuple[str, ...]:
+    """Return where the tables stand that the plan is about, and those that new references lead to."""
+    names = {step.table for step in draft.steps} | {refusal.table for refusal in draft.refusals}
+    changed = [key for key in draft.declared.tables if label(key) in names]
+    targets = [c.references for item in draft.missing for c in _constraints(item.item) if c.references]
+    concerned = list(dict.fromkeys(key for key in (*changed, *targets) if key in draft.live.tables))
+    new = [item.table for item in draft.of_kind("table") if label(item.table) in names]
+    return draft.placements.notes(concerned, new) if names else ()
+
+
+def _constraints(item: object) -> Sequence[Constraint]:
+    if isinstance(item, Table):
+        return item.constraints
+    return [item] if isinstance(item, Constraint) else []
 
 
 def _add_all(draft: Draft) -> None:

@@ -56,7 +56,9 @@ def _refuses_column(draft: Draft, key: Key, table: Table, column: Column, rows: 
         return False  # what it is exactly is not known
     name = f"{label(key)}.{column.name}"
     is_key = any(c.kind == "primary_key" and column.name in c.columns for c in table.constraints)
-    refused = draft.engine.refuses_column(draft.models[key], column, rows, is_key)
+    refused = draft.placements.refuses_column(key, column) or draft.engine.refuses_column(
+        draft.models[key], column, rows, is_key
+    )
     if refused:
         draft.refuse("add_column", key, column.name, f"cannot add column {name}: {refused.fact}", refused.hint)
         return True

@@ -7,12 +7,14 @@ from ..costs import INSTANT
 from ..ddl import quote
 from ..schema import Constraint, Key, label
 from .draft import Draft
-from .obstacles import has_target, is_violated, name_is_taken, title_of
+from .obstacles import cannot_be_unique, has_target, is_unreachable, is_violated, name_is_taken, title_of
 
 
 def add_constraint(draft: Draft, key: Key, constraint: Constraint) -> None:
     """Add a constraint to a table that stands, or refuse it."""
-    if not has_target(draft, "add_constraint", key, constraint) or is_violated(draft, key, constraint):
+    if not has_target(draft, "add_constraint", key, constraint) or _is_misplaced(draft, key, constraint):
+        return
+    if is_violated(draft, key, constraint):
         return
     live = draft.live.tables[key]
     if constraint.name in {c.name for c in live.constraints} | {i.name for i in live.indexes if i.constraint}:
@@ -22,6 +24,13 @@ def add_constraint(draft: Draft, key: Key, constraint: Constraint) -> None:
     if constraint.has_index and name_is_taken(draft, key, constraint.name):
         return
     _add_checked(draft, key, constraint)
+
+
+def _is_misplaced(draft: Draft, key: Key, constraint: Constraint) -> bool:
+    """Tell whether the places of the rows forbid a constraint."""
+    if constraint.kind in ("primary_key", "exclude"):
+        return cannot_be_unique(draft, "add_constraint", key, constraint.name, constraint.columns)
+    return is_unreachable(draft, "add_constraint", key, constraint)
 
 
 def _add_checked(draft: Draft, key: Key, constraint: Constraint) -> None:

@@ -13,6 +13,7 @@ from ..costs import Cost, Size
 from ..ddl import ModelType
 from ..diff import Missing
 from ..engines.base import Engine
+from ..placements import Placements
 from ..plan import Refusal, Step
 from ..rows import Rows
 from ..schema import Column, Key, Schema, label
@@ -44,6 +45,10 @@ class Draft:
     @cached_property
     def rows(self) -> Rows:
         return Rows(self.engine, self.models, self.live, self.online_rows)
+
+    @cached_property
+    def placements(self) -> Placements:
+        return self.engine.placements(self.live)
 
     @cached_property
     def new_columns(self) -> dict[Key, dict[str, Column]]:

@@ -8,7 +8,7 @@ from ..costs import INSTANT
 from ..ddl import qualified, quote
 from ..schema import Index, Key, label
 from .draft import Draft
-from .obstacles import has_duplicates, name_is_taken
+from .obstacles import cannot_be_unique, has_duplicates, name_is_taken
 
 # To build another kind of index takes some hundred times as long a row.
 QUICKLY_BUILT = ("", "btree", "hash", "brin")
@@ -17,6 +17,9 @@ QUICKLY_BUILT = ("", "btree", "hash", "brin")
 def create_index(draft: Draft, key: Key, index: Index, broken: Index | None = None) -> None:
     """Create an index, in place of a broken one: one of the same definition that is INVALID."""
     model = draft.models[key]
+    kind = "add_constraint" if index.constraint else "create_index"
+    if index.unique and cannot_be_unique(draft, kind, key, index.name, index.columns):
+        return
     if name_is_taken(draft, key, index.name) or has_duplicates(draft, key, index):
         return
     if index.unique and draft.live.tables[key].partitioned and (found := draft.engine.refuses_unique(key, index)):
@@ -97,12 +100,24 @@ def _add_unique(draft: Draft, key: Key, index: Index, broken: Index | None = Non
         sql = ddl.add_constraint(draft.db, model, index.name, definition)
         draft.add("add_constraint", key, index.name, [sql], draft.scans(key))
         return
+    if _cannot_use_index(draft, key, index):
+        return
     if _build(draft, key, index, ddl.unique_index(draft.rows.table(key), index), broken):
         use_index(draft, key, index, online=True)
 
 
 def use_index(draft: Draft, key: Key, index: Index, *, online: bool) -> None:
     """Make a constraint of the unique index of its name."""
+    if _cannot_use_index(draft, key, index):
+        return
     definition = f"UNIQUE USING INDEX {quote(index.name)}{index.constraint.removeprefix('UNIQUE')}"
     sql = ddl.add_constraint(draft.db, draft.models[key], index.name, definition)
     draft.add("add_constraint", key, index.name, [sql], INSTANT, online=online)
+
+
+def _cannot_use_index(draft: Draft, key: Key, index: Index) -> bool:
+    found = draft.placements.refuses_unique_of_index(key)
+    if found:
+        reason = f"cannot make {label(key)} ({', '.join(index.columns)}) unique: {found.fact}"
+        draft.refuse("add_constraint", key, index.name, reason, found.hint)
+    return found is not None

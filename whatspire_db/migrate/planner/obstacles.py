@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ..rows import checked, number_of_rows
 from ..schema import Constraint, Index, Key, label
 from .draft import Draft
@@ -35,6 +37,24 @@ def has_target(draft: Draft, kind: str, key: Key, constraint: Constraint) -> boo
     reason = f"cannot add the foreign key {title_of(key, constraint)}: table {label(target)} {what}"
     draft.refuse(kind, key, constraint.name, reason, hint)
     return False
+
+
+def is_unreachable(draft: Draft, kind: str, key: Key, constraint: Constraint) -> bool:
+    """Tell whether the rows of a reference's two tables are in places that it cannot connect."""
+    found = draft.placements.refuses_reference(key, constraint)
+    if found:
+        reason = f"cannot add the foreign key {title_of(key, constraint)}: {found.fact}"
+        draft.refuse(kind, key, constraint.name, reason, found.hint)
+    return found is not None
+
+
+def cannot_be_unique(draft: Draft, kind: str, key: Key, name: str, columns: Sequence[str]) -> bool:
+    """Tell whether the rows of a table are in places that no unique key of these columns can span."""
+    found = draft.placements.refuses_unique(key, columns)
+    if found:
+        reason = f"cannot make {label(key)} ({', '.join(columns)}) unique: {found.fact}"
+        draft.refuse(kind, key, name, reason, found.hint)
+    return found is not None
 
 
 def is_violated(draft: Draft, key: Key, constraint: Constraint) -> bool:

@@ -9,7 +9,7 @@ from ..costs import INSTANT
 from ..ddl import ModelType
 from ..schema import Key, Table, label
 from .draft import Draft
-from .obstacles import has_target, name_is_taken
+from .obstacles import has_target, is_unreachable, name_is_taken
 
 
 def create_table(draft: Draft, model: ModelType) -> None:
@@ -21,7 +21,8 @@ def create_table(draft: Draft, model: ModelType) -> None:
         return
     table = draft.declared.tables[key]
     for constraint in table.constraints:
-        has_target(draft, "create_table", key, constraint)
+        if has_target(draft, "create_table", key, constraint):
+            is_unreachable(draft, "create_table", key, constraint)
     for name in [i.name for i in table.indexes if i.constraint] + [c.name for c in table.constraints if c.has_index]:
         name_is_taken(draft, key, name)
     referenced = {c.references for c in table.constraints if c.references and c.references in draft.live.tables}

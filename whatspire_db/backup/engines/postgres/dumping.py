@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from whatspire_db.backup.manifest import Content, Progress
 from whatspire_db.dsn.targets import PostgresTarget
@@ -16,7 +17,8 @@ from whatspire_db.errors import (
 )
 
 from . import tools as pg_tools
-from .content import content_of, details_of, hashing_for, hidden_from, sequences_of, sources_of
+from .citus import distributed_in, require_of_one_moment
+from .content import Source, content_of, details_of, hashing_for, hidden_from, sequences_of, sources_of
 from .emptiness import is_empty
 from .server import Session, database_of, milliseconds, session
 from .swapping import replaced
@@ -38,13 +40,16 @@ def source_of(target: PostgresTarget) -> str:
     return f"postgres {system} {name}"
 
 
-def dump(target: PostgresTarget, draft: Path, method: str, wait: float, progress: Progress) -> Content:
+def dump(
+    target: PostgresTarget, draft: Path, method: str, wait: float, progress: Progress, *, accept_torn: bool = False
+) -> Content:
     """Write a dump in the custom format into a file that is there, while others write; return what it holds.
 
     The fingerprints are of the very snapshot that pg_dump reads
     (https://www.postgresql.org/docs/current/functions-admin.html, pg_export_snapshot).
 
     :param wait: seconds to wait for others' locks.
+    :param accept_torn: see `require_of_one_moment`.
     """
     with session(target) as reading:
         target = reading.pinned(target)
@@ -53,21 +58,17 @@ def dump(target: PostgresTarget, draft: Path, method: str, wait: float, progress
         reading.rows("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
         reading.rows(f"SET LOCAL lock_timeout = {milliseconds(wait)}")
         sources = sources_of(reading)
-        if is_empty(reading):
-            raise NothingToBackUp(
-                f"database {database_of(target)} holds nothing to back up", "migrate it first, or check the DSN"
-            )
+        _require_something(reading, target)
         _tell_what_was_replaced(reading)
         _require_all_rows(reading)
-        in_recovery = reading.value("SELECT pg_is_in_recovery()")
-        if sources and not in_recovery:
-            names = ", ONLY ".join(source.name for source in sources)
-            reading.rows(f"LOCK TABLE ONLY {names} IN ACCESS SHARE MODE")
+        torn = _accepted(reading, accept_torn)
+        if not (in_recovery := reading.value("SELECT pg_is_in_recovery()")):
+            _hold(reading, sources)
         (size,) = reading.rows("SELECT pg_database_size(current_database())")[0]
         arguments = [*_arguments(reading, method, wait, in_recovery), f"--file={draft}"]
         # No snapshot holds for sequences: the dump's must not be behind these.
         sequences = sequences_of(reading)
-        known = {"dumped_by": tool.major, "sequences": sequences}
+        known = {"dumped_by": tool.major, "sequences": sequences, **torn}
         with (
             hashing_for(reading, sources) as hashing,
             _beside(reading, lambda: content_of(reading, hashing, sources, known | details_of(reading))) as content,
@@ -80,6 +81,13 @@ def dump(target: PostgresTarget, draft: Path, method: str, wait: float, progress
     return found
 
 
+def _hold(reading: Session, sources: Sequence[Source]) -> None:
+    """Let nobody drop or rewrite a table until its rows are read."""
+    if sources:
+        names = ", ONLY ".join(source.name for source in sources)
+        reading.rows(f"LOCK TABLE ONLY {names} IN ACCESS SHARE MODE")
+
+
 def _arguments(reading: Session, method: str, wait: float, in_recovery: bool) -> list[str]:
     """Return pg_dump's arguments for a dump of the session's own snapshot."""
     return [
@@ -90,6 +98,13 @@ def _arguments(reading: Session, method: str, wait: float, in_recovery: bool) ->
         encoding_option(reading),
         *(["--no-unlogged-table-data"] if in_recovery else []),
     ]
+
+
+def _require_something(reading: Session, target: PostgresTarget) -> None:
+    if is_empty(reading):
+        raise NothingToBackUp(
+            f"database {database_of(target)} holds nothing to back up", "migrate it first, or check the DSN"
+        )
 
 
 def _tell_what_was_replaced(reading: Session) -> None:
@@ -107,6 +122,16 @@ def _require_all_rows(reading: Session) -> None:
             f"row-level security hides rows from this role in {', '.join(hidden)}",
             "use the owner of the tables (where security is not forced on it), or a role with BYPASSRLS",
         )
+
+
+def _accepted(reading: Session, accept_torn: bool) -> dict[str, Any]:
+    """Return what a manifest tells of tables that no dump reads as of one moment.
+
+    :raises BackupTorn: when there are some, unless `accept_torn`.
+    """
+    distributed = distributed_in(reading)
+    require_of_one_moment(distributed, accept_torn)
+    return {"distributed": distributed} if distributed else {}
 
 
 def run_dump(

@@ -39,8 +39,8 @@ class PostgresEngine(Engine):
     def suffix(self, method: str) -> str:
         return SUFFIX
 
-    def dump(self, draft: Path, method: str, wait: float, progress: Progress) -> Content:
-        return dump(self.target, draft, method, wait, progress)
+    def dump(self, draft: Path, method: str, wait: float, progress: Progress, *, accept_torn: bool = False) -> Content:
+        return dump(self.target, draft, method, wait, progress, accept_torn=accept_torn)
 
     def lacks(self, *, is_tried: bool) -> list[str]:
         return lacks_of(self.target, is_tried=is_tried)

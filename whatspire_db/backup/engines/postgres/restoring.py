@@ -23,6 +23,7 @@ from whatspire_db.errors import (
 from ..base import Restoration
 from . import tools as pg_tools
 from .afterwards import warn_of_subscriptions
+from .citus import warn_of_lost_distribution
 from .content import sources_of
 from .dumping import encoding_option, logger, run_dump
 from .emptiness import ANY_LARGE_OBJECT, has_rows, is_empty
@@ -46,6 +47,7 @@ def restore(target: PostgresTarget, wanted: Restoration) -> None:
     outcome = wanted.outcome
     try:
         _restore(target, wanted)
+        warn_of_lost_distribution(wanted.content)
     except KeyboardInterrupt:
         if not outcome.is_done:
             raise

@@ -133,4 +133,5 @@ def compared(target: PostgresTarget, content: Content) -> list[str]:
         with hashing_for(reading, sources) as hashing:
             found = content_of(reading, hashing, sources, {"sequences": sequences_of(reading)}, copied)
         noted = sequences_to_compare(reading, content.details["sequences"])
-    return differences(replace(content, details={"sequences": noted}), found)
+    kept = {"sequences": noted, "distributed": content.distributed}
+    return differences(replace(content, details=kept), found)

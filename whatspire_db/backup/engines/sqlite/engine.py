@@ -42,7 +42,7 @@ class SqliteEngine(Engine):
     def require(self, method: str) -> None:
         compression.require(method)
 
-    def dump(self, draft: Path, method: str, wait: float, progress: Progress) -> Content:
+    def dump(self, draft: Path, method: str, wait: float, progress: Progress, *, accept_torn: bool = False) -> Content:
         return dump(self.path, draft, method, wait, progress)
 
     def test_restore(

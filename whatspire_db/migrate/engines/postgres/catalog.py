@@ -122,7 +122,11 @@ UNION ALL
 SELECT 'rule', o.relname, json_build_object('kind', x.kind, 'name', x.name)::text
     FROM own AS o CROSS JOIN LATERAL (
         SELECT 'trigger' AS kind, g.tgname::text AS name FROM pg_catalog.pg_trigger AS g
-            WHERE g.tgrelid = o.oid AND NOT g.tgisinternal AND g.tgenabled <> 'D'
+            WHERE g.tgrelid = o.oid AND NOT g.tgisinternal AND g.tgenabled <> 'D' AND NOT EXISTS (
+                -- Citus passes TRUNCATE on by a trigger of its own.
+                SELECT FROM pg_catalog.pg_depend AS d JOIN pg_catalog.pg_extension AS e ON e.oid = d.refobjid
+                WHERE d.classid = 'pg_catalog.pg_proc'::regclass AND d.objid = g.tgfoid AND d.deptype = 'e'
+                    AND e.extname = 'citus')
         UNION ALL
         SELECT 'rule', r.rulename::text FROM pg_catalog.pg_rewrite AS r
             WHERE r.ev_class = o.oid AND r.ev_enabled <> 'D'

@@ -12,9 +12,8 @@ from datetime import datetime
 import peewee
 from peewee import Value
 
-from whatspire_db.errors import LockTimeout, ModelError, ScratchUnavailable, WhatspireDBError
+from whatspire_db.errors import LockTimeout, ModelError, WhatspireDBError
 from whatspire_db.light import TYPE_CHECKING, Any, lazy_module
-from whatspire_db.messages import first_line, sqlstate
 from whatspire_db.migrate.ddl import ModelType, execute, qualified, quote
 from whatspire_db.migrate.plan import Step
 from whatspire_db.migrate.progress import Progress
@@ -27,12 +26,14 @@ from . import history
 from .limits import lock_limit
 
 if TYPE_CHECKING:
+    from whatspire_db.migrate.placements import Placements
     from whatspire_db.migrate.plan import Lock, LockedWork
     from whatspire_db.migrate.times import TimeNote
 
     from .. import references
     from . import (
         catalog,
+        citus,
         extensions,
         holders,
         lock_table,
@@ -46,16 +47,16 @@ if TYPE_CHECKING:
     )
     from . import locks as locking
 else:  # a start that finds its stamp needs none of these
-    _lazy = "catalog extensions holders lock_table locks online partitions probing scratch session settling trust"
-    (
-        *(catalog, extensions, holders, lock_table, locking, online, partitions, probing, scratch, session, settling),
-        trust,
-    ) = (lazy_module(f"{__package__}.{name}") for name in _lazy.split())
+
+    def lazy(names: str) -> Iterator[Any]:
+        return (lazy_module(f"{__package__}.{name}") for name in names.split())
+
+    catalog, citus, extensions, holders = lazy("catalog citus extensions holders")
+    lock_table, locking, online, partitions = lazy("lock_table locks online partitions")
+    probing, scratch, session, settling, trust = lazy("probing scratch session settling trust")
     references = lazy_module("whatspire_db.migrate.engines.references")
 
-INSUFFICIENT_PRIVILEGE, UNDEFINED_OBJECT = "42501", "42704"
 KEEP_SECONDS = 1.0  # to wait for a lock that keeps the stamps from being stored
-GRANT_TEMPORARY = "grant this role TEMPORARY on the database"
 _IS_VALID = pinned("SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(%s)")
 _MAY_CREATE = pinned(
     "SELECT current_setting('transaction_read_only') = 'off' AND has_schema_privilege(current_schema(), 'CREATE')"
@@ -165,48 +166,28 @@ class PostgresEngine(Engine):
         return Schema(tables, relations, tuple(sorted(others)), frozenset({schema} if here else ()), extensions)
 
     def declared(self, models: Sequence[ModelType]) -> Schema:
-        needed = references.with_references(models)
-        wanted = {e for m in needed for e in extensions.extensions_of(self.db, m)}
-        keys = [self.key(model) for model in models]
-        schema = Schema({}, schemas=frozenset({key[0] for key in keys} | {""}), extensions=frozenset(wanted))
-        try:
-            return self._declared(schema, sorted(wanted), set(keys), needed)
-        except ModelError as error:
-            cause = error.__cause__ or error
-            if sqlstate(cause) == UNDEFINED_OBJECT and (elsewhere := extensions.types_elsewhere(self.db, needed)):
-                error.hint = elsewhere
-            if sqlstate(cause) != INSUFFICIENT_PRIVILEGE or self._may_make_temporary():
-                raise
-            raise ScratchUnavailable(first_line(cause), GRANT_TEMPORARY) from None
+        return scratch.declared(self, models)
 
-    def _may_make_temporary(self) -> bool:
-        return bool(self.ask("SELECT pg_catalog.has_database_privilege(pg_catalog.current_database(), 'TEMPORARY')"))
-
-    def _declared(
-        self, schema: Schema, wanted: Sequence[str], keys: Collection[Key], needed: Sequence[ModelType]
-    ) -> Schema:
-        found = self._strangers(needed)
-        # To create an expression can evaluate a part of it, with what the search_path leads to.
-        words = trust.words_of(declared_text(self.db, needed))
-        trust.require_trusted([stranger for stranger in found if stranger.is_meant_by(words)])
-        with discarded(self.db):
-            for extension in wanted:
-                extensions.create_extension(self, extension, found)
-            for name in sorted({key[0] for key in keys}):
-                schema = schema.merge(Schema(scratch.declared_tables(self, name, keys, needed)))
-        return schema
-
-    def _strangers(self, models: Sequence[ModelType]) -> list[trust.Stranger]:
+    def strangers(self, models: Sequence[ModelType]) -> list[trust.Stranger]:
         if self.trust_source:
             return []
         tables = [qualified(self.key(m)[0] or self.default_schema, self.key(m)[1]) for m in models]
         return trust.strangers(self.db, trust.words_of(declared_text(self.db, models)), tables)
 
+    def refuses_everything(self, live: Schema) -> WhatspireDBError | None:
+        return citus.elsewhere(self.db) if citus.EXTENSION in live.extensions else None
+
+    def placements(self, live: Schema) -> Placements:
+        if citus.EXTENSION not in live.extensions:
+            return super().placements(live)
+        here = self.default_schema
+        return citus.placements(self.db, lambda schema, name: ("" if schema == here else schema, name))
+
     def untrusted(self, models: Sequence[ModelType]) -> WhatspireDBError | None:
-        return trust.told(self.db, self._strangers(references.with_references(models)))
+        return trust.told(self.db, self.strangers(references.with_references(models)))
 
     def untrusted_table(self, model: ModelType) -> WhatspireDBError | None:
-        return trust.told(self.db, [s for s in self._strangers([model]) if s.kind in ("table", "trigger")])
+        return trust.told(self.db, [s for s in self.strangers([model]) if s.kind in ("table", "trigger")])
 
     def has_table(self, key: Key) -> bool:
         return bool(self.ask(_HAS_TABLE, [qualified(key[0] or self.default_schema, key[1])]))
@@ -277,7 +258,7 @@ class PostgresEngine(Engine):
             if before is not None:
                 before()
 
-        return locking.transact(self.db, body, locks, wait_seconds, begin)
+        return locking.transact(self.db, body, locks, wait_seconds, begin, citus.settings(self.db, at_once=True))
 
     def is_lock_failure(self, error: Exception) -> bool:
         return holders.is_lock_failure(error)
@@ -294,7 +275,8 @@ class PostgresEngine(Engine):
     ) -> None:
         if not locks:
             return online.run_online(self.db, sql, wait_seconds, tell)
-        locking.transact(self.db, lambda: execute(self.db, sql), locks, wait_seconds)
+        settings = citus.settings(self.db, at_once=False)
+        locking.transact(self.db, lambda: execute(self.db, sql), locks, wait_seconds, settings=settings)
         return None
 
     def is_invalid(self, index: str) -> bool:
@@ -302,7 +284,7 @@ class PostgresEngine(Engine):
 
     def discard_failed_build(self, index: str) -> None:
         if self.is_invalid(index):
-            online.run_online(self.db, f"DROP INDEX CONCURRENTLY {index}", 1.0, lambda progress: None)
+            online.run_online(self.db, online.drop_statement(index), 1.0, lambda progress: None)
 
     def estimate(self, table: str, exact_up_to: int) -> int:
         first = f"SELECT pg_catalog.count(*) FROM (SELECT 1 FROM {table} LIMIT {exact_up_to + 1}) AS first"

@@ -29,6 +29,13 @@ SELECT row_security_active(c.oid) FROM pg_class AS c
 WHERE c.oid = to_regclass(quote_ident(current_schema()) || '.migration_versions')
 """
 
+# A server becomes a worker of a cluster without any change of these catalogs, so of a node counts which one it is. The
+# function is there where the extension is, so it can be named in a text alone, and this is what runs a text.
+_NODE = """CASE WHEN to_regprocedure('pg_catalog.citus_is_coordinator()') IS NOT NULL THEN hashtext(ts_rewrite('node', '
+    SELECT ''node''::pg_catalog.tsquery,
+        CASE WHEN pg_catalog.citus_is_coordinator() THEN ''coordinator'' ELSE ''worker'' END::pg_catalog.tsquery
+')::text) ELSE 0 END"""
+
 # The mark of the tables asked for: a hash of which catalog rows describe them, for every change of structure writes
 # such a row anew (oid and xmin). The rows of pg_class are also written by GRANT, TRUNCATE and CREATE TRIGGER, so of
 # them counts what is compared; what is only named in definitions counts by its name. Each catalog more costs some
@@ -73,7 +80,7 @@ WITH oids AS (
     UNION ALL
     SELECT 7, oid, hashtext(proname)::bigint # pronamespace::bigint FROM pg_catalog.pg_proc WHERE oid >= 16384
     UNION ALL
-    SELECT 8, oid, hashtext(extname) FROM pg_catalog.pg_extension
+    SELECT 8, oid, hashtext(extname) # CASE WHEN extname = 'citus' THEN {node} ELSE 0 END FROM pg_catalog.pg_extension
 )
 SELECT (SELECT max(version) FROM migration_versions),
     (SELECT concat_ws(' ', current_setting('server_version_num')::int / 10000, current_schema(), count(*),
@@ -83,7 +90,7 @@ SELECT (SELECT max(version) FROM migration_versions),
         WHERE objoid = reltype AND classoid = 'pg_catalog.pg_type'::regclass AND objsubid = 0),
     pg_has_role(relowner, 'USAGE') AND current_setting('transaction_read_only') = 'off'
 FROM pg_catalog.pg_class WHERE oid = to_regclass('migration_versions')
-"""
+""".replace("{node}", _NODE)
 _NEWEST = "(SELECT max(version) FROM migration_versions)"
 
 

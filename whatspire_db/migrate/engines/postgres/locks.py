@@ -126,11 +126,13 @@ def transact(
     locks: Sequence[tuple[str, str]],
     wait_seconds: float,
     before: Callable[[], None] | None = None,
+    settings: Sequence[str] = (),
 ) -> T:
     """Run a body in a transaction that holds table locks; roll back, wait and try again while others hold them.
 
     :param locks: pairs of a quoted table and the mode that the body needs.
     :param before: what needs none of the locks, run in the transaction before anybody is stopped by them.
+    :param settings: statements that each try begins with.
     :raises LockTimeout: names who held them when the time was over.
     """
     deadline = time.monotonic() + wait_seconds
@@ -139,6 +141,8 @@ def transact(
         try:
             with db.transaction():
                 lift_in_transaction(db)
+                for sql in settings:
+                    execute(db, sql)
                 strongest = _take_weakly(db, locks)
                 if before is not None:
                     before()
@@ -172,8 +176,9 @@ def _lock(db: peewee.PostgresqlDatabase, table: str, mode: str) -> None:
         raise _LockFailed(table, mode) from error
 
 
-def _set(db: peewee.PostgresqlDatabase, name: str, value: object) -> None:
-    execute(db, "SELECT pg_catalog.set_config(%s, %s, true)", [name, str(value)])
+def _limit(db: peewee.PostgresqlDatabase, milliseconds: int) -> None:
+    # As a statement of its own, for set_config() reaches no other node of a cluster.
+    execute(db, f"SET LOCAL lock_timeout = {milliseconds}")
 
 
 def _take_weakly(db: peewee.PostgresqlDatabase, locks: Sequence[tuple[str, str]]) -> dict[str, str]:
@@ -181,7 +186,7 @@ def _take_weakly(db: peewee.PostgresqlDatabase, locks: Sequence[tuple[str, str]]
     strongest: dict[str, str] = {}
     for table, mode in sorted(locks, key=lambda pair: LOCK_STRENGTH.index(pair[1])):
         strongest[table] = mode
-    _set(db, "lock_timeout", WEAK_LOCK_MILLISECONDS)
+    _limit(db, WEAK_LOCK_MILLISECONDS)
     for table in sorted(strongest):
         _lock(db, table, WEAK_LOCK)
     return strongest
@@ -192,7 +197,7 @@ def _take_strongly(db: peewee.PostgresqlDatabase, strongest: Mapping[str, str]) 
     for table, mode in sorted(strongest.items()):
         if mode != WEAK_LOCK:
             left = (deadline - time.monotonic()) * 1000
-            _set(db, "lock_timeout", max(1, int(left)))
+            _limit(db, max(1, int(left)))
             _lock(db, table, mode)
     if strongest:
-        _set(db, "lock_timeout", STRONG_LOCK_MILLISECONDS)
+        _limit(db, STRONG_LOCK_MILLISECONDS)

@@ -47,8 +47,16 @@ def build_statements(index_sql: str, broken: str | None) -> list[str]:
     :param index_sql: CREATE INDEX without IF NOT EXISTS, which would accept an INVALID one.
     :param broken: the quoted name of an INVALID index that stands in the way.
     """
-    drop = [f"DROP INDEX CONCURRENTLY {broken}"] if broken else []
+    drop = [drop_statement(broken)] if broken else []
     return [*drop, re.sub(r"\bINDEX\s+", "INDEX CONCURRENTLY ", index_sql, count=1, flags=re.IGNORECASE)]
+
+
+def drop_statement(index: str) -> str:
+    """Return the statement that drops an index beside readers and writers.
+
+    IF EXISTS is for what a build left on some of the nodes of a cluster alone.
+    """
+    return f"DROP INDEX CONCURRENTLY IF EXISTS {index}"
 
 
 def wait_for_builds(db: peewee.PostgresqlDatabase, tables: Sequence[str], wait_seconds: float) -> None:

@@ -23,10 +23,13 @@ from whatspire_db.migrate.ddl import (
     unnamed,
     unqualified,
 )
-from whatspire_db.migrate.schema import Key, Table
+from whatspire_db.migrate.schema import Key, Schema, Table
+from whatspire_db.migrate.stamp import declared_text
+from whatspire_db.sql import pinned
 
 from ..base import discarded
-from ..references import named_by, names_in_text
+from ..references import named_by, names_in_text, with_references
+from . import extensions, trust
 from .moments import refuse_moments
 from .stand_ins import StandIns
 
@@ -37,7 +40,9 @@ if TYPE_CHECKING:
 # look at the same time.
 LOCKS = 400
 _OF_A_TABLE, _OF_A_REFERENCE = 10, 2  # its primary key, its TOAST table and its sequence included
-READ_ONLY_TRANSACTION = "25006"
+READ_ONLY_TRANSACTION, INSUFFICIENT_PRIVILEGE, UNDEFINED_OBJECT = "25006", "42501", "42704"
+GRANT_TEMPORARY = "grant this role TEMPORARY on the database"
+_MAY_MAKE_TEMPORARY = pinned("SELECT has_database_privilege(current_database(), 'TEMPORARY')")
 # What the server lacks, or what is in its way: no model needs a correction for it.
 NOT_OF_THE_MODEL = (
     "22021",
@@ -107,6 +112,40 @@ class _Targets:
         named = (target for name in names_in_text(model) for target in self._by_name.get(name.lower(), ()))
         found = dict.fromkeys([*model._meta.refs.values(), *named])
         return [target for target in found if target is not model]
+
+
+def declared(engine: PostgresEngine, models: Sequence[ModelType]) -> Schema:
+    """Return the declared schema of models, extensions included, without leaving anything behind.
+
+    :raises ModelError: when the server does not take a table.
+    :raises ScratchUnavailable: when this role, or this server, makes no temporary tables.
+    """
+    needed = with_references(models)
+    wanted = {e for m in needed for e in extensions.extensions_of(engine.db, m)}
+    keys = [engine.key(model) for model in models]
+    schema = Schema({}, schemas=frozenset({key[0] for key in keys} | {""}), extensions=frozenset(wanted))
+    try:
+        return _declared(engine, schema, set(keys), needed)
+    except ModelError as error:
+        cause = error.__cause__ or error
+        if sqlstate(cause) == UNDEFINED_OBJECT and (elsewhere := extensions.types_elsewhere(engine.db, needed)):
+            error.hint = elsewhere
+        if sqlstate(cause) != INSUFFICIENT_PRIVILEGE or engine.ask(_MAY_MAKE_TEMPORARY):
+            raise
+        raise ScratchUnavailable(first_line(cause), GRANT_TEMPORARY) from None
+
+
+def _declared(engine: PostgresEngine, schema: Schema, keys: Collection[Key], needed: Sequence[ModelType]) -> Schema:
+    found = engine.strangers(needed)
+    # To create an expression can evaluate a part of it, with what the search_path leads to.
+    words = trust.words_of(declared_text(engine.db, needed))
+    trust.require_trusted([stranger for stranger in found if stranger.is_meant_by(words)])
+    with discarded(engine.db):
+        for extension in sorted(schema.extensions):
+            extensions.create_extension(engine, extension, found)
+        for name in sorted({key[0] for key in keys}):
+            schema = schema.merge(Schema(declared_tables(engine, name, keys, needed)))
+    return schema
 
 
 def declared_tables(
