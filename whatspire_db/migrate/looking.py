@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import peewee
 
@@ -14,12 +15,16 @@ from ..models.service import MigrationVersion
 from . import history
 from .ddl import ModelType
 from .diff import Changes, diff
-from .engines.base import Engine, declared_names, discarded
+from .engines.base import Engine, declared_names, discarded, with_references
 from .failures import can_be_of_a_change
 from .plan import Plan, Refusal
-from .schema import Schema, label
+from .renaming import renamings
+from .schema import Key, Schema, label
 from .stamp import Standing
 from .stamping import Stamping
+
+if TYPE_CHECKING:
+    from .mending import Mending
 
 logger = logging.getLogger("whatspire_db.migrate")
 
@@ -108,14 +113,33 @@ class Looking:
 
         with discarded(self.engine.db):
             self.engine.see_every_row()
-            return make_plan(self.engine, self.all_models, changes, declared, live, version, self.online_rows)
+            plan = make_plan(self.engine, self.all_models, changes, declared, live, version, self.online_rows)
+        return replace(plan, renamed=tuple(changes.renamed))
 
     def compared(self) -> tuple[Schema, Changes]:
         """Return the declared schema and all that the live one differs in, but for the history nobody has asked for."""
         declared = self.declared()
-        changes = self.changes(declared, self.snapshot())
+        return declared, self._asked_for(self.changes(declared, self.snapshot()))
+
+    def _asked_for(self, changes: Changes) -> Changes:
         keys = {self.engine.key(model) for model in self.models}
-        return declared, replace(changes, missing=[m for m in changes.missing if not m.table[1] or m.table in keys])
+        return replace(changes, missing=[m for m in changes.missing if not m.table[1] or m.table in keys])
+
+    def mending(self) -> tuple[Schema, Mending]:
+        """Return the declared schema, what the live one differs in, and what would mend the drift."""
+        from .mending import Mending, drifted_tables  # only for verify --sql
+
+        declared, live = self.declared(), self.snapshot()
+        changes = self._asked_for(self.changes(declared, live))
+        order = [self.engine.key(model) for model in with_references(self.all_models)]
+        tables = drifted_tables(changes, declared, live, order)
+        found = self.engine.fixes(tables, self.by_key, live) if tables else []
+        return declared, Mending(changes, tuple(found))
+
+    @property
+    def by_key(self) -> dict[Key, ModelType]:
+        """The models by their tables."""
+        return {self.engine.key(model): model for model in self.all_models}
 
     def snapshot(self) -> Schema:
         """Return the live schema, as far as the models concern it."""
@@ -145,6 +169,7 @@ class Looking:
     def changes(self, declared: Schema, live: Schema) -> Changes:
         """Compare two schemas; the history counts only beside something else."""
         changes = diff(declared, live, self.engine.constraints_can_be_added)
+        changes = replace(changes, renamed=list(renamings(changes, self.by_key, self.engine.fold)))
         if len(self.all_models) == len(self.models):
             return changes
         # The history is not the user's own table: it is made only with something to record.

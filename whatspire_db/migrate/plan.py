@@ -9,6 +9,7 @@ if TYPE_CHECKING:
 
     from .costs import Cost
     from .diff import Drift
+    from .renaming import Renaming
 
     StepKind = Literal[
         "create_schema",
@@ -110,6 +111,7 @@ class Plan:
     refused: tuple[Refusal, ...] = ()
     drift: tuple[Drift, ...] = ()
     notes: tuple[str, ...] = ()  # what running clients will notice of the steps
+    renamed: tuple[Renaming, ...] = ()  # columns that may have been renamed: a remark, and no reason to refuse
 
     def __bool__(self) -> bool:
         return bool(self.pending or self.refused)
@@ -121,6 +123,7 @@ class Plan:
             ("drift: differences that adding cannot mend; they are left as they are", self.drift),
         ]
         lines = [f"{title}\n" + "\n".join(f"  {item}" for item in items) for title, items in sections if items]
+        lines += [str(renaming) for renaming in self.renamed]
         lines += [f"note: {note}" for note in self.notes]
         return "\n".join(lines) or "nothing to do"
 
@@ -152,4 +155,5 @@ class Plan:
             "refused": [refusal.to_json() for refusal in self.refused],
             "drift": [drift.to_json() for drift in self.drift],
             **({"notes": list(self.notes)} if self.notes else {}),
+            **({"renamed": [renaming.to_json() for renaming in self.renamed]} if self.renamed else {}),
         }

@@ -27,14 +27,15 @@ from . import history
 from .limits import lock_limit
 
 if TYPE_CHECKING:
+    from whatspire_db.migrate.mending import DriftedTable, Fix
     from whatspire_db.migrate.plan import Lock, LockedWork
     from whatspire_db.migrate.times import TimeNote
 
-    from . import catalog, extensions, holders, lock_table, online, scratch, trust
+    from . import catalog, extensions, holders, lock_table, mending, online, scratch, trust
     from . import locks as locking
 else:  # a start that finds its stamp needs none of these
-    _lazy = ("catalog", "extensions", "holders", "lock_table", "locks", "online", "scratch", "trust")
-    catalog, extensions, holders, lock_table, locking, online, scratch, trust = (
+    _lazy = ("catalog", "extensions", "holders", "lock_table", "locks", "mending", "online", "scratch", "trust")
+    catalog, extensions, holders, lock_table, locking, mending, online, scratch, trust = (
         lazy_module(f"{__package__}.{name}") for name in _lazy
     )
 
@@ -314,6 +315,9 @@ class PostgresEngine(Engine):
 
     def refuses_column(self, column: Column, has_rows: bool, is_key: bool) -> WhatspireDBError | None:
         return None
+
+    def fixes(self, tables: Sequence[DriftedTable], models: Mapping[Key, ModelType], live: Schema) -> list[Fix]:
+        return mending.fixes(self, tables, live)
 
     def refuses_transaction(self, steps: Sequence[Step], declared: Schema) -> WhatspireDBError | None:
         return lock_table.refuses(self.db, lock_table.locks_of(steps, declared))
