@@ -317,7 +317,7 @@ class PostgresEngine(Engine):
         return None
 
     def fixes(self, tables: Sequence[DriftedTable], models: Mapping[Key, ModelType], live: Schema) -> list[Fix]:
-        return mending.fixes(self, tables, live)
+        return mending.fixes(self, tables, models, live)
 
     def refuses_transaction(self, steps: Sequence[Step], declared: Schema) -> WhatspireDBError | None:
         return lock_table.refuses(self.db, lock_table.locks_of(steps, declared))
@@ -325,13 +325,14 @@ class PostgresEngine(Engine):
     def as_stored(self, value: str, column: Column) -> str:
         return f"CAST({value} AS {column.type})"
 
-    def _path_after(self, *schemas: str) -> str:
+    def path_after(self, *schemas: str) -> str:
+        """Return the search_path behind other schemas, as SET takes it."""
         path = self.ask(pinned("SELECT current_setting('search_path')"))
         return ", ".join(filter(None, [*map(quote, filter(None, schemas)), path]))
 
     def search_first(self, *schemas: str) -> None:
         if any(schemas):
-            self.ask(pinned("SELECT set_config('search_path', %s, true)"), [self._path_after(*schemas)])
+            self.ask(pinned("SELECT set_config('search_path', %s, true)"), [self.path_after(*schemas)])
 
     def history_columns(self) -> set[str]:
         return history.columns(self.db)
@@ -368,7 +369,7 @@ class PostgresEngine(Engine):
         if not schema:
             return (sql,)
         set_path = "SET LOCAL search_path TO "
-        return (set_path + self._path_after(schema), sql, set_path + (self._path_after() or "''"))
+        return (set_path + self.path_after(schema), sql, set_path + (self.path_after() or "''"))
 
     def function(self, name: str) -> str:
         return f"pg_catalog.{name}"

@@ -128,10 +128,10 @@ def _check(what: str, condition: str) -> str:
 
 
 def _all_there(table: str, names: Sequence[str]) -> str:
-    listed = ", ".join(literal(name.lower()) for name in names)
+    listed = ", ".join(map(literal, names))
     return (
         f"(SELECT count(*) FROM main.sqlite_master WHERE tbl_name = {literal(table)} COLLATE NOCASE "
-        f"AND type IN ('index', 'trigger') AND lower(name) IN ({listed})) = {len(names)}"
+        f"AND type IN ('index', 'trigger') AND name COLLATE NOCASE IN ({listed})) = {len(names)}"
     )
 
 
