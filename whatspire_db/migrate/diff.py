@@ -41,7 +41,9 @@ class Missing:
 class Drift:
     """A difference that adding cannot mend; `live` is None where the live schema has nothing there.
 
-    `wanted` and `got` are the declared and the live item that differ, in the table `key`. Where the live side is what is declared, and only not finished (INVALID, NOT VALID, a unique index that is to
+    `wanted` and `got` are the declared and the live item that differ, in the table `key`.
+
+    Where the live side is what is declared, and only not finished (INVALID, NOT VALID, a unique index that is to
     become a constraint), `unfinished` is the declared and `left` the live one: a run finishes it.
     """
 

@@ -8,16 +8,15 @@ from dataclasses import dataclass
 
 import peewee
 
-from whatspire_db.light import Any
 from whatspire_db.messages import first_line
-from whatspire_db.migrate.ddl import execute, qualified, quote
+from whatspire_db.migrate.ddl import execute, quote
 from whatspire_db.migrate.diff import Drift
 from whatspire_db.migrate.mending import Fix, comment, unsafe
-from whatspire_db.migrate.schema import Column
+from whatspire_db.migrate.schema import Column, Key
 from whatspire_db.sql import pinned
 
 from ..base import discarded
-from .scripts import Site, guard, literal, transaction
+from .scripts import Reference, Site, guard, literal, transaction
 
 _OWN_SEQUENCE = pinned("SELECT pg_get_serial_sequence(%s, %s)")
 _SHAPE = pinned("SELECT pg_relation_filenode('pg_temp.whatspire_probe')")
@@ -70,18 +69,49 @@ def drop_not_null(site: Site, drift: Drift) -> Fix:
     return Fix((drift,), transaction(site.alter(f"ALTER {quote(drift.name)} DROP NOT NULL")), 3)
 
 
-def column(site: Site, drifts: Sequence[Drift]) -> Fix:
-    """Return what mends the type, default, generated value and identity of a column, in one transaction."""
-    wanted, got = drifts[0].wanted, drifts[0].got
-    assert isinstance(wanted, Column)
-    assert isinstance(got, Column)
-    kinds = {drift.kind for drift in drifts}
-    parts = [part for part in _parts(site, wanted, got, kinds) if part is not None]
-    if why := [part.why_not for part in parts if part.why_not]:
-        return unsafe(drifts, *why)
-    statements = [sql for part in parts for sql in part.sql]
-    remarks = [comment(remark) for part in parts for remark in part.remarks]
-    return Fix(tuple(drifts), (*remarks, *site.within(transaction(*statements))), 1)
+@dataclass(frozen=True, eq=False)
+class ColumnWork:
+    """What mends the type, default, generated value and identity of one column, to be done in one transaction."""
+
+    site: Site
+    drift: tuple[Drift, ...]
+    parts: tuple[_Part, ...]
+
+    @classmethod
+    def of(cls, site: Site, drifts: Sequence[Drift]) -> ColumnWork:
+        """Find out what mends a column."""
+        wanted, got = drifts[0].wanted, drifts[0].got
+        assert isinstance(wanted, Column)
+        assert isinstance(got, Column)
+        kinds = {drift.kind for drift in drifts}
+        return cls(site, tuple(drifts), tuple(part for part in _parts(site, wanted, got, kinds) if part is not None))
+
+    @property
+    def place(self) -> tuple[Key, str] | None:
+        """The table and the column, where it gets another type."""
+        name = self.drift[0].name
+        return (self.site.table.key, name) if any(d.kind == "column_type" for d in self.drift) else None
+
+    def statements(self) -> tuple[str, ...]:
+        """Return the statements, whose expressions are as seen from the table's schema."""
+        return self.site.within([sql for part in self.parts for sql in part.sql], local=True)
+
+
+def columns(works: Sequence[ColumnWork], references: Sequence[Reference]) -> Fix:
+    """Return what mends columns in one transaction.
+
+    :param references: the foreign keys between them, which can stand neither before nor after one of them alone.
+    """
+    drift = [one for work in works for one in work.drift]
+    if why := [part.why_not for work in works for part in work.parts if part.why_not]:
+        return unsafe(drift, *why)
+    remarks = [comment(remark) for work in works for part in work.parts for remark in part.remarks]
+    sql = transaction(
+        *(r.dropped() for r in references),
+        *(statement for work in works for statement in work.statements()),
+        *(r.added() for r in references),
+    )
+    return Fix(tuple(drift), (*remarks, *sql, *(r.validated() for r in references if r.valid)), 1)
 
 
 def _parts(site: Site, wanted: Column, got: Column, kinds: set[str]) -> Iterator[_Part | None]:
@@ -153,8 +183,7 @@ class _Sequences:
         if wanted.identity and got.identity and wanted.identity != got.identity:
             return _Part([site.alter(f"ALTER {self._column} {self._counting()}")])
         if wanted.identity and not got.identity:
-            kind, _, counting = wanted.identity.partition(" ")
-            kind, counting = (wanted.identity.partition(" (")[0], wanted.identity.partition(" (")[2])
+            kind, _, counting = wanted.identity.partition(" (")
             options = f" ({counting}" if counting else ""
             add = site.alter(f"ALTER {self._column} ADD GENERATED {kind} AS IDENTITY{options}")
             return _Part([self._locked(), add, *self._risen(self._serial_sequence(), self._own())])
@@ -219,7 +248,7 @@ def _type(site: Site, wanted: Column, got: Column, kinds: set[str]) -> _Part:
     tried = [(action, _tried(site, action, got)) for action in (plain, f"{plain} USING {name}::{wanted.type}")]
     action, outcome = next(((action, out) for action, out in tried if isinstance(out, bool)), tried[-1])
     if not isinstance(outcome, bool):
-        return _Part(why_not=f"no cast leads from {got.type} to {wanted.type}: {outcome}")
+        return _Part(why_not=f"{got.type} was tried to be made {wanted.type} in an empty table: {outcome}")
     slow = "rewrites the table" if outcome else "does not rewrite the table, but may scan it and build its indexes anew"
     remarks = [f"{slow}; readers and writers wait meanwhile (ACCESS EXCLUSIVE)"]
     if "column_type" in kinds:

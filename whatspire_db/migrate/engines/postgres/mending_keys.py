@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from whatspire_db.light import Any
-from whatspire_db.migrate.ddl import create_indexes, execute, index_named, qualified, quote, unique_definition, unique_index
+from whatspire_db.migrate.ddl import (
+    create_indexes,
+    execute,
+    index_named,
+    qualified,
+    quote,
+    unique_definition,
+    unique_index,
+)
 from whatspire_db.migrate.diff import Drift
 from whatspire_db.migrate.mending import RUN_UP_FIRST, Fix, comment, unsafe
 from whatspire_db.migrate.schema import Constraint, Index, Key, Table
@@ -217,9 +225,7 @@ def exclude(site: Site, drift: Drift) -> Fix:
     if site.table.lacks_columns_of(wanted):
         return unsafe([drift], "a column of the constraint is missing", RUN_UP_FIRST)
     said = comment("readers and writers wait while its index is built; rows that conflict with each other stop it")
-    swap = site.alter(
-        f"DROP CONSTRAINT {quote(got.name)}", f"ADD CONSTRAINT {quote(wanted.name)} {wanted.definition}"
-    )
+    swap = site.alter(f"DROP CONSTRAINT {quote(got.name)}", f"ADD CONSTRAINT {quote(wanted.name)} {wanted.definition}")
     return Fix((drift,), (said, *site.within(transaction(swap))), 3)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from whatspire_db.light import TYPE_CHECKING
-from whatspire_db.migrate.ddl import ModelType, execute, qualified, quote
+from whatspire_db.migrate.ddl import ModelType, execute, qualified
 from whatspire_db.migrate.mending import DriftedTable
 from whatspire_db.migrate.schema import Schema
 from whatspire_db.sql import pinned
@@ -116,11 +116,18 @@ class Site:
         rows = execute(self.engine.db, _REFERRING, [self.relation(index)]).fetchall()
         return [Reference(*row) for row in rows]
 
-    def within(self, sql: Sequence[str]) -> tuple[str, ...]:
-        """Return statements that mean what their expressions mean in the table's schema."""
+    def within(self, sql: Sequence[str], *, local: bool = False) -> tuple[str, ...]:
+        """Return statements in which expressions mean what they mean in the table's schema.
+
+        :param local: they are part of a transaction.
+        """
         if not self.table.key[0]:
             return tuple(sql)
-        return (f"SET search_path TO {self.engine.path_after(self.table.key[0])}", *sql, "RESET search_path")
+        path = f"search_path TO {self.engine.path_after(self.table.key[0])}"
+        if local:
+            before = f"SET LOCAL search_path TO {self.engine.path_after() or literal('')}"
+            return (f"SET LOCAL {path}", *sql, before)
+        return (f"SET {path}", *sql, "RESET search_path")
 
 
 def without_tail(definition: str, *tails: str) -> tuple[str, str]:

@@ -64,7 +64,9 @@ class Belongings:
         return cls(name, sql, tuple(column for (column,) in columns), by_type["index"], by_type["trigger"])
 
 
-def fixes(engine: SqliteEngine, tables: Iterable[DriftedTable], models: Mapping[Key, ModelType], live: Schema) -> list[Fix]:
+def fixes(
+    engine: SqliteEngine, tables: Iterable[DriftedTable], models: Mapping[Key, ModelType], live: Schema
+) -> list[Fix]:
     """Return what mends the drift of some tables."""
     return [fix for table in tables for fix in _fixes(engine, table, models[table.key], live)]
 
