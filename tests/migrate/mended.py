@@ -67,13 +67,21 @@ def with_failure(fix: Sequence[str], number: int) -> str:
     return "".join(f"{sql};\n" for sql in written)
 
 
+def shown(value: Any) -> str:
+    """Return a value as a text; numbers that are equal have one, whatever their type."""
+    try:
+        return str(float(value))
+    except (TypeError, ValueError):
+        return str(value)
+
+
 def rows(db: pw.Database, *tables: str) -> dict[str, list[dict[str, str]]]:
     """Return all rows of tables as texts, whatever the order of their columns."""
     found = {}
     for table in tables:
         cursor = db.execute_sql(f'SELECT * FROM "{table}"')
         names = [column[0].lower() for column in cursor.description]
-        found[table] = sorted((dict(zip(names, map(str, row), strict=True)) for row in cursor), key=repr)
+        found[table] = sorted((dict(zip(names, map(shown, row), strict=True)) for row in cursor), key=repr)
     return found
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import peewee as pw
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from peewee import SQL
 
@@ -182,6 +182,7 @@ def damaged_sqlite(chosen: set[int]) -> list[str]:
 
 
 @pytest.mark.parametrize("engine", ["sqlite", "postgres"])
+@settings(max_examples=max(1, settings.default.max_examples // 2))
 @given(data=st.data())
 def test_any_drift_together_is_mended(request: pytest.FixtureRequest, engine: str, data: st.DataObject) -> None:
     place: Place = request.getfixturevalue(engine)

@@ -75,7 +75,7 @@ def parser_of(prog: str = PROG) -> ArgumentParser:
     parser.add_argument(
         "--sql",
         action="store_true",
-        help="print statements alone, for psql or sqlite3: with plan the pending ones, with verify those that mend drift",
+        help="print statements alone, for psql or sqlite3: with plan what is pending, with verify what mends drift",
     )
     parser.add_argument(
         "--trust-source",

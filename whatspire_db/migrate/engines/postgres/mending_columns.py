@@ -37,6 +37,7 @@ ORDER BY 1
 """)
 _ZONES = re.compile(r"^(timestamp|time)\b.* (with|without) time zone$")
 _COUNTING = re.compile(r"START (-?\d+) INCREMENT (-?\d+) MINVALUE (-?\d+) MAXVALUE (-?\d+)( CYCLE)?")
+_FAMILIES = (("smallint", "integer", "bigint", "numeric"), ("real", "double precision"))
 _SIZES = {"smallint": 2**15, "integer": 2**31, "bigint": 2**63}
 
 
@@ -218,7 +219,8 @@ class _Sequences:
         if before:
             yield f"SELECT pg_catalog.setval({sequence}, last_value, is_called) FROM {before}"
         used = f"pg_catalog.max({self._column})"
-        found = f"HAVING {used} > 0 AND pg_catalog.nextval({sequence}) <= {used}"
+        reached = f"pg_catalog.pg_sequence_last_value(CAST({sequence} AS pg_catalog.regclass))"
+        found = f"HAVING {used} > coalesce({reached}, 0)"
         yield f"SELECT pg_catalog.setval({sequence}, {used}) FROM {self.site.name} {found}"
 
     def _counting(self) -> str:
@@ -274,9 +276,27 @@ def _tried(site: Site, action: str, got: Column) -> bool | str:
         return first_line(error)
 
 
+def _widens(old: str, new: str) -> bool:
+    """Tell whether a type holds all values of another one."""
+    for family in _FAMILIES:
+        if old in family and new in family:
+            return family.index(old) <= family.index(new)
+    (kind, size), (new_kind, new_size) = (_sized(type_) for type_ in (old, new))
+    if kind not in ("character varying", "text") or new_kind not in ("character varying", "text"):
+        return False
+    return new_size is None or (size is not None and size <= new_size)
+
+
+def _sized(type_: str) -> tuple[str, int | None]:
+    match = re.fullmatch(r"(.*?)\((\d+)\)", type_)
+    return (match[1], int(match[2])) if match else (type_, None)
+
+
 def _losses(site: Site, wanted: Column, got: Column) -> Iterator[str]:
     """Yield what may be lost, or stop the change, and which query finds it."""
     name, new, old = quote(wanted.name), wanted.type, got.type
+    if _widens(str(old), str(new)):
+        return
     if re.match(r"(character|bit)\b.*\(\d+\)$", str(new)):
         limit = re.sub(r".*\((\d+)\)$", r"\1", str(new))
         long = f"length({name}::text) > {limit}"
@@ -284,6 +304,7 @@ def _losses(site: Site, wanted: Column, got: Column) -> Iterator[str]:
         return
     if all(_ZONES.match(str(type_)) for type_ in (new, old)):
         yield "times without a zone are taken as UTC"
+        return
     yield (
         f"values that {new} cannot hold are rounded, or stop it: "
         f"SELECT * FROM {site.name} WHERE {name}::{new}::{old} IS DISTINCT FROM {name}"

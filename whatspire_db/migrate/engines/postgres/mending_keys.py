@@ -36,35 +36,51 @@ def index(site: Site, drift: Drift) -> Fix:
     if site.table.lacks_columns_of(wanted):
         return unsafe([drift], "a column of the index is missing", RUN_UP_FIRST)
     if wanted.constraint and wanted.shape == got.shape and got.valid and not got.constraint:
-        definition = f"UNIQUE USING INDEX {quote(got.name)}{wanted.constraint.removeprefix('UNIQUE')}"
-        return Fix((drift,), transaction(site.alter(f"ADD CONSTRAINT {quote(wanted.name)} {definition}")))
+        return Fix((drift,), transaction(_as_constraint(site, wanted, got.name)), 2)
     temporary = site.free_name(wanted.name, "new")
     made = _made(site, wanted, temporary)
     if made is None:
         return unsafe([drift], "no statement of the model makes it", "create it by hand")
-    settings = _settings(site, got.name, wanted.name)
-    old = site.free_name(got.name, "old")
-    is_constraint = bool(got.constraint)
-    away = site.alter(f"DROP CONSTRAINT {quote(got.name)}") if is_constraint else _rename(site, got.name, old)
-    here = _rename(site, temporary, wanted.name)
-    if wanted.constraint:
-        definition = f"UNIQUE USING INDEX {quote(temporary)}{wanted.constraint.removeprefix('UNIQUE')}"
-        here = site.alter(f"ADD CONSTRAINT {quote(wanted.name)} {definition}")
     if site.table.live.partitioned:
-        gone = away if is_constraint else f"DROP INDEX {site.relation(got.name)}"
-        if wanted.constraint:
-            made, here = site.alter(f"ADD CONSTRAINT {quote(wanted.name)} {unique_definition(wanted)}"), ""
-            order = [gone, made]
-        else:
-            order = [made, gone, here]
-        said = comment("the table is partitioned: writers wait while the index is built")
-        return Fix((drift,), (said, *site.within(transaction(*order))), 2)
-    duplicates = _no_duplicates(site, wanted) if wanted.unique else ()
-    swap = _swap(site, [away, here, *settings], temporary, site.references_by(got.name))
-    sql = [*duplicates, *online.build_statements(made, None), *swap]
-    sql += [] if is_constraint else [f"DROP INDEX CONCURRENTLY IF EXISTS {site.relation(old)}"]
-    sql.append(f"DROP INDEX CONCURRENTLY IF EXISTS {site.relation(temporary)}")
+        return Fix((drift,), tuple(_swapped_at_once(site, wanted, got, made, temporary)), 2)
+    references = site.references_by(got.name)
+    old = site.free_name(got.name, "old")
+    # A reference that is made again could take the old one, which then could not go.
+    is_dropped = bool(got.constraint or references)
+    away = _dropped(site, got) if is_dropped else _rename(site, got.name, old)
+    here = _as_constraint(site, wanted, temporary) if wanted.constraint else _rename(site, temporary, wanted.name)
+    sql = [
+        *(_no_duplicates(site, wanted) if wanted.unique else ()),
+        *online.build_statements(made, None),
+        *_swap(site, [away, here, *_settings(site, got.name, wanted.name)], temporary, references),
+        *([] if is_dropped else [f"DROP INDEX CONCURRENTLY IF EXISTS {site.relation(old)}"]),
+        f"DROP INDEX CONCURRENTLY IF EXISTS {site.relation(temporary)}",
+    ]
     return Fix((drift,), site.within(sql), 2)
+
+
+def _swapped_at_once(site: Site, wanted: Index, got: Index, made: str, temporary: str) -> Iterator[str]:
+    """Yield what swaps an index of a partitioned table, for which nothing can be built beside writers."""
+    yield comment("the table is partitioned: writers wait while the index is built")
+    steps = [made, _dropped(site, got), _rename(site, temporary, wanted.name)]
+    if wanted.constraint:
+        add = site.alter(f"ADD CONSTRAINT {quote(wanted.name)} {unique_definition(wanted)}")
+        steps = [_dropped(site, got), add]
+    references = site.references_by(got.name)
+    around = [*(r.dropped() for r in references), *steps, *(r.added() for r in references)]
+    yield from site.within(transaction(*around))
+    yield from (r.validated() for r in references if r.valid)
+
+
+def _as_constraint(site: Site, wanted: Index, index: str) -> str:
+    definition = f"UNIQUE USING INDEX {quote(index)}{wanted.constraint.removeprefix('UNIQUE')}"
+    return site.alter(f"ADD CONSTRAINT {quote(wanted.name)} {definition}")
+
+
+def _dropped(site: Site, got: Index) -> str:
+    if got.constraint:
+        return site.alter(f"DROP CONSTRAINT {quote(got.name)}")
+    return f"DROP INDEX {site.relation(got.name)}"
 
 
 def _made(site: Site, wanted: Index, name: str) -> str | None:
