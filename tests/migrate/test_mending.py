@@ -288,6 +288,29 @@ def test_a_failure_anywhere_leaves_sqlite_as_it_was_or_mended(sqlite: Place) -> 
         assert before[1] - found[1] == set(), fix.sql[number]
 
 
+@settings(max_examples=max(1, settings.default.max_examples // 4))
+@given(data=st.data())
+def test_a_failure_anywhere_leaves_postgresql_for_the_next_script(postgres: Place, data: st.DataObject) -> None:
+    """Also in a psql that goes on: rows, names and constraints stay, and what verify --sql says then mends the rest."""
+    db = postgres.connect()
+    db.connect(reuse_if_open=True)
+    wipe(db, postgres)
+    made = [DAMAGE["postgres"][n] for n in (0, 1, 5, 6, 8, 9, 10, 12)]
+    fill(db, postgres, [*made, *(sql for index in INDEXES[:2] for sql in reindex(index.split()[2], index))])
+    fixes = mending(postgres, MODELS).fixes
+    sql = [one for fix in sorted(fixes, key=lambda fix: fix.rank) for one in fix.sql]
+    number = data.draw(st.integers(0, sum(not is_comment(one) for one in sql) - 1))
+    before = everything(postgres)
+    run(postgres, with_failure(sql, number), stops=data.draw(st.booleans()))
+    found = everything(postgres)
+    assert found[0] == before[0]
+    assert before[1] - found[1] == set()
+    if remaining(postgres):
+        assert run(postgres, str(mending(postgres, MODELS))) == ""
+    assert remaining(postgres) == []
+    db.close()
+
+
 class Odd(pw.Model):
     """Names that need quotes, and would end a comment or a statement."""
 

@@ -54,11 +54,12 @@ def set_not_null(site: Site, drift: Drift) -> Fix:
     """Return what makes a column NOT NULL without a scan under a lock that stops others."""
     column = quote(drift.name)
     empty = f"SELECT * FROM {site.name} WHERE {column} IS NULL"
-    name = site.free_constraint(drift.name, "not_null_mending")
+    name, left = site.free_constraint(drift.name, "not_null_mending", f"CHECK (({drift.name} IS NOT NULL))")
     check = guard(empty, f"{site.name}.{column} has rows that hold NULL", f"find them: {empty}")
+    again = [f"DROP CONSTRAINT {quote(name)}"] if left else []
     sql = (
         comment(f"rows in the way: {empty}"),
-        *transaction(check, site.alter(f"ADD CONSTRAINT {quote(name)} CHECK ({column} IS NOT NULL) NOT VALID")),
+        *transaction(check, site.alter(*again, f"ADD CONSTRAINT {quote(name)} CHECK ({column} IS NOT NULL) NOT VALID")),
         site.alter(f"VALIDATE CONSTRAINT {quote(name)}"),
         *transaction(site.alter(f"ALTER {column} SET NOT NULL"), site.alter(f"DROP CONSTRAINT {quote(name)}")),
     )

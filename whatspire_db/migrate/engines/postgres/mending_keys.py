@@ -37,7 +37,7 @@ def index(site: Site, drift: Drift) -> Fix:
         return unsafe([drift], "a column of the index is missing", RUN_UP_FIRST)
     if wanted.constraint and wanted.shape == got.shape and got.valid and not got.constraint:
         return Fix((drift,), transaction(_as_constraint(site, wanted, got.name)), 2)
-    temporary = site.free_name(wanted.name, "new")
+    temporary, cleared = site.free_index(wanted.name)
     made = _made(site, wanted, temporary)
     if made is None:
         return unsafe([drift], "no statement of the model makes it", "create it by hand")
@@ -51,6 +51,7 @@ def index(site: Site, drift: Drift) -> Fix:
     here = _as_constraint(site, wanted, temporary) if wanted.constraint else _rename(site, temporary, wanted.name)
     sql = [
         *(_no_duplicates(site, wanted) if wanted.unique else ()),
+        *cleared,
         *online.build_statements(made, None),
         *_swap(site, [away, here, *_settings(site, got.name, wanted.name)], temporary, references),
         *([] if is_dropped else [f"DROP INDEX CONCURRENTLY IF EXISTS {site.relation(old)}"]),
@@ -157,14 +158,14 @@ def primary_key(site: Site, drift: Drift) -> Fix:
         kept = [*(r.dropped() for r in references), drop, add, *(r.added() for r in references)]
         said = comment("readers and writers wait while the index is built")
         return Fix((drift,), (*checks, said, *transaction(*kept, *settings)), 2)
-    temporary = site.free_name(wanted.name, "new")
+    temporary, cleared = site.free_index(wanted.name)
     build = f"CREATE UNIQUE INDEX CONCURRENTLY {quote(temporary)} ON {site.name} {what.removeprefix('PRIMARY KEY ')}"
     using = " ".join(filter(None, [f"PRIMARY KEY USING INDEX {quote(temporary)}", deferrable]))
     swap = _swap(
         site, [drop, site.alter(f"ADD CONSTRAINT {quote(wanted.name)} {using}"), *settings], temporary, references
     )
     last = f"DROP INDEX CONCURRENTLY IF EXISTS {site.relation(temporary)}"
-    return Fix((drift,), (*checks, build, *swap, last), 2)
+    return Fix((drift,), (*checks, *cleared, build, *swap, last), 2)
 
 
 def check(site: Site, drift: Drift) -> Fix:

@@ -106,10 +106,20 @@ class Site:
             if not is_taken(candidate):
                 return candidate
 
-    def free_constraint(self, name: str, end: str) -> str:
-        """Return a name that no constraint of the table has."""
+    def free_constraint(self, name: str, end: str, definition: str) -> tuple[str, bool]:
+        """Return a name for a constraint, and whether an earlier script that failed left it behind."""
+        left = {c.name for c in self.table.live.constraints if c.definition == definition}
         names = {c.name for c in self.table.live.constraints} | {i.name for i in self.table.live.indexes}
-        return self.free_name(name, end, names.__contains__)
+        found = self.free_name(name, end, (names - left).__contains__)
+        return found, found in left
+
+    def free_index(self, name: str) -> tuple[str, tuple[str, ...]]:
+        """Return a name for an index that is to be built, and what drops one that a failed script left there."""
+        left = {i.name for i in self.table.live.indexes if not i.valid}
+        key = self.table.key[0]
+        found = self.free_name(name, "new", lambda one: one not in left and (key, one) in self.live.names)
+        drop = f"DROP INDEX CONCURRENTLY {self.relation(found)}"
+        return found, (drop,) if found in left else ()
 
     def references_by(self, index: str) -> list[Reference]:
         """Return the foreign keys that need an index."""

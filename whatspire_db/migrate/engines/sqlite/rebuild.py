@@ -122,17 +122,12 @@ def _unique(index: Index) -> str:
 
 
 def _differences(table: DriftedTable, made: Table) -> Iterator[str]:
-    """Yield what is not as declared in a table, and what it lacks that no model declares."""
-    left = diff(Schema({table.key: table.declared}), Schema({table.key: made}), constraints_can_be_added=False)
-    yield from (f"it would not be as declared: {drift}" for drift in left.drift)
-    shapes = {index.shape for index in made.indexes}
-    definitions = {constraint.definition for constraint in made.constraints}
-    for extra in table.extra:
-        item = extra.item
-        is_lost = (
-            (isinstance(item, Index) and item.shape not in shapes)
-            or (isinstance(item, Constraint) and item.kind != "primary_key" and item.definition not in definitions)
-            or (extra.kind == "column" and made.columns.get(extra.name) != item)
-        )
-        if is_lost:
-            yield f"it would lose what no model declares: {extra}"
+    """Yield what is not as declared in a table, and what it lacks of the live one that did not drift."""
+    declared, live, new = (Schema({table.key: side}) for side in (table.declared, table.live, made))
+    ahead = diff(declared, new, constraints_can_be_added=False)
+    wanted, got = [d.wanted for d in table.drift], [d.got for d in table.drift]
+    yield from (f"it would not be as declared: {drift}" for drift in ahead.drift)
+    yield from (f"it would not have what is declared: {m}" for m in ahead.missing if m.item and m.item in wanted)
+    back = diff(live, new, constraints_can_be_added=False)
+    yield from (f"it would lose what stands there: {m}" for m in back.missing if m.item not in got)
+    yield from (f"it would change what stands there: {d}" for d in back.drift if d.wanted not in got)
