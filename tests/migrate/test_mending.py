@@ -16,7 +16,8 @@ from tests.migrate import test_drift
 from tests.migrate.mended import mending, objects, rows, run, with_failure
 from tests.migrate.test_drift import SQLITE_THING, Thing, reindex
 from whatspire_db import MigrationRunner
-from whatspire_db.migrate.mending import is_comment
+from whatspire_db.migrate.diff import Changes, Drift
+from whatspire_db.migrate.mending import Mending, is_comment
 
 MODELS = test_drift.MODELS
 # What other programs have there beside the models, and what must stay; each engine says it in its own way.
@@ -379,6 +380,13 @@ def test_a_table_of_another_schema_is_mended_there(postgres: Place) -> None:
     assert run(postgres, str(mending(postgres, [There]))) == ""
     assert remaining(postgres, [There]) == []
     db.close()
+
+
+def test_drift_of_a_kind_that_nobody_knows_gets_a_comment() -> None:
+    drift = Drift("new kind", "thing", "a\nDROP TABLE thing", "x", "y")
+    found = Mending.of_changes(Changes(drift=[drift]), [])
+    assert found.of(drift)[0] == "-- no safe statement: none is known for drift of the kind new kind"
+    assert all(is_comment(line) for line in str(found).split("\n") if line)
 
 
 def test_command_line_prints_a_script(place: Place, db: pw.Database) -> None:

@@ -134,7 +134,7 @@ class Looking:
         order = [self.engine.key(model) for model in with_references(self.all_models)]
         tables = drifted_tables(changes, declared, live, order)
         found = self.engine.fixes(tables, self.by_key, live) if tables else []
-        return declared, Mending(changes, tuple(found))
+        return declared, Mending.of_changes(changes, found)
 
     @property
     def by_key(self) -> dict[Key, ModelType]:

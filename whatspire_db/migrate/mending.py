@@ -49,6 +49,11 @@ def unsafe(drift: Iterable[Drift], *why: str) -> Fix:
     return Fix(tuple(drift), tuple(map(comment, [f"no safe statement: {first}", *more])))
 
 
+def unknown(drift: Drift) -> Fix:
+    """Return the fix of a kind of drift that an engine knows none for."""
+    return unsafe([drift], f"none is known for drift of the kind {drift.kind}", "mend it by hand, or change the model")
+
+
 @dataclass(frozen=True)
 class DriftedTable:
     """A table that has drift: both sides, what differs, and what else is missing or extra."""
@@ -110,6 +115,12 @@ class Mending:
 
     def _in_order(self) -> list[Fix]:
         return sorted(self.fixes, key=lambda fix: fix.rank)
+
+    @classmethod
+    def of_changes(cls, changes: Changes, fixes: Sequence[Fix]) -> Mending:
+        """Return what mends changes, with a comment for each drift that no fix mends."""
+        mended = [id(drift) for fix in fixes for drift in fix.drift]
+        return cls(changes, (*fixes, *(unknown(drift) for drift in changes.drift if id(drift) not in mended)))
 
     def _heading(self) -> Iterator[str]:
         yield from (comment(str(renaming)) for renaming in self.changes.renamed)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from whatspire_db.light import TYPE_CHECKING
 from whatspire_db.migrate.ddl import ModelType, quote
 from whatspire_db.migrate.diff import Drift
-from whatspire_db.migrate.mending import DriftedTable, Fix, unsafe
+from whatspire_db.migrate.mending import DriftedTable, Fix, unknown
 from whatspire_db.migrate.schema import Column, Key, Schema
 
 from . import mending_columns, mending_keys
@@ -56,7 +56,7 @@ def _fixes(site: Site) -> Iterator[Fix]:
         elif drift.kind in _BY_KIND and (drift.got is not None or drift.kind == "table"):
             yield _noted(_BY_KIND[drift.kind](site, drift), drift)
         elif drift.kind not in _OF_COLUMN:
-            yield unsafe([drift], f"no statement for drift of the kind {drift.kind} is known")
+            yield unknown(drift)
 
 
 def _together(works: Sequence[ColumnWork], sites: Sequence[Site]) -> Iterator[Fix]:

@@ -107,6 +107,8 @@ def columns(works: Sequence[ColumnWork], references: Sequence[Reference]) -> Fix
     drift = [one for work in works for one in work.drift]
     if why := [part.why_not for work in works for part in work.parts if part.why_not]:
         return unsafe(drift, *why)
+    if bare := [one for work in works if not work.statements() for one in work.drift]:
+        return unsafe(drift, f"none is known for {bare[0]}")
     remarks = [comment(remark) for work in works for part in work.parts for remark in part.remarks]
     sql = transaction(
         *(r.dropped() for r in references),

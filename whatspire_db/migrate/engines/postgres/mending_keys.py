@@ -15,7 +15,7 @@ from whatspire_db.migrate.ddl import (
     unique_index,
 )
 from whatspire_db.migrate.diff import Drift
-from whatspire_db.migrate.mending import RUN_UP_FIRST, Fix, comment, unsafe
+from whatspire_db.migrate.mending import RUN_UP_FIRST, Fix, comment, unknown, unsafe
 from whatspire_db.migrate.schema import Constraint, Index, Key, Table
 from whatspire_db.sql import pinned
 
@@ -255,7 +255,7 @@ def table(site: Site, drift: Drift) -> Fix:
         hint = "move what it holds by hand, or change the model"
         return unsafe([drift], f"it is a {got.kind}, and a {wanted.kind} is declared", hint)
     if {*wanted.options, *got.options} != {"UNLOGGED"}:
-        return unsafe([drift], "no statement for such a difference is known")
+        return unknown(drift)
     said = comment("rewrites the table; readers and writers wait meanwhile (ACCESS EXCLUSIVE)")
     mode = "UNLOGGED" if wanted.options else "LOGGED"
     return Fix((drift,), (said, *transaction(site.alter(f"SET {mode}"))), 0)
