@@ -135,7 +135,7 @@ def test_models_that_print_do_not_spoil_the_document(sqlite: Place) -> None:
     assert done.stderr == "hello\n"
 
 
-UNUSED = [("up", "--sql"), ("--sql", "-q"), ("verify", "--sql"), ("plan", "--backup"), ("version", "--backup")]
+UNUSED = [("up", "--sql"), ("--sql", "-q"), ("status", "--sql"), ("plan", "--backup"), ("version", "--backup")]
 
 
 @pytest.mark.parametrize("arguments", UNUSED, ids=" ".join)

@@ -14,7 +14,7 @@ import peewee
 from ..connection.connecting import connect
 from ..connection.database import Pooling
 from ..dsn.targets import SqliteTarget
-from ..errors import ConfigError, RightMissing
+from ..errors import ConfigError, RightMissing, printable
 from ..light import TYPE_CHECKING, Any
 from ..migrate.history import MigrationStatus
 from ..migrate.plan import Plan, Step
@@ -49,7 +49,7 @@ NOTHING_TYPED: dict[str, Any] = {
     **dict.fromkeys(("backup", "sql", "trust_source", "only_models", "json", "quiet", "verbose"), False),
 }
 # The verbs that use an option; all verbs use those that are not here.
-USERS = {"backup": ("up",), "sql": ("plan",), "trust_source": ("up", "plan", "verify", "status")}
+USERS = {"backup": ("up",), "sql": ("plan", "verify"), "trust_source": ("up", "plan", "verify", "status")}
 
 
 def parser_of(prog: str = PROG) -> ArgumentParser:
@@ -72,7 +72,11 @@ def parser_of(prog: str = PROG) -> ArgumentParser:
         help="wait so long for a server that does not answer yet, like 30s (default: fail at once)",
     )
     parser.add_argument("--backup", action="store_true", help="with up: make a backup before anything is changed")
-    parser.add_argument("--sql", action="store_true", help="with plan: print the statements alone, for psql or sqlite3")
+    parser.add_argument(
+        "--sql",
+        action="store_true",
+        help="print statements alone, for psql or sqlite3: with plan what is pending, with verify what mends drift",
+    )
     parser.add_argument(
         "--trust-source",
         action="store_true",
@@ -228,7 +232,8 @@ def _report(report: Report) -> Iterator[str]:
 
 def _plan(runner: MigrationRunner, call: Call) -> Answer:
     plan = runner.plan()
-    heading = [f"-- {call.line}", *(f"-- note: {note}" for note in plan.notes)]
+    notes = [*map(str, plan.renamed), *(f"note: {note}" for note in plan.notes)]
+    heading = [f"-- {printable(line)}" for line in (call.line, *notes)]
     shown = [*heading, plan.sql().rstrip("\n")] if plan.sql() else []
     lines = shown if call.options.sql else [call.line, str(plan)]
     code = REFUSED if plan.refused else PENDING if plan.pending else OK
@@ -236,20 +241,26 @@ def _plan(runner: MigrationRunner, call: Call) -> Answer:
 
 
 def _verify(runner: MigrationRunner, call: Call) -> Answer:
-    changes, times = runner.verify_schema(), runner.time_notes()
+    wants_sql, wants_json = call.options.sql, call.options.json
+    mending = runner.mending() if wants_sql or wants_json else None
+    changes = mending.changes if mending else runner.verify_schema()
+    times = () if wants_sql and not wants_json else runner.time_notes()
     document = {
-        "version": _version_for(runner) if call.options.json else None,  # its table may be closed to this role
+        "version": _version_for(runner) if wants_json else None,  # its table may be closed to this role
         "missing": [item.to_json() for item in changes.missing],
         "drift": [
-            *(item.to_json() for item in changes.drift),
+            *(item.to_json() | {"sql": mending.of(item)} for item in changes.drift if mending),
             *(item.to_json() | {"accepted": True} for item in changes.accepted),
         ],
         "extra": [item.to_json() for item in changes.extra],
         "times": [note.to_json() for note in times],
+        **({"renamed": [renaming.to_json() for renaming in changes.renamed]} if changes.renamed else {}),
     }
     code = REFUSED if changes.drift else PENDING if changes.missing else OK
-    notes = [f"note: {note}" for note in times]
-    return Answer(call.named(document), [call.line, _shown(changes), *notes], code)
+    lines = [call.line, _shown(changes), *map(str, changes.renamed), *(f"note: {note}" for note in times)]
+    if wants_sql:
+        lines = [f"-- {printable(call.line)}", str(mending)]
+    return Answer(call.named(document), lines, code, wanted=wants_sql)
 
 
 def _version_for(runner: MigrationRunner) -> int | None:

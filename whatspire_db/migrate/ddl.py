@@ -227,6 +227,17 @@ def unqualified(index_sql: str) -> str:
     return re.sub(r'(\sON\s+(?:ONLY\s+)?)(?:"(?:[^"]|"")+"|\w+)\.', r"\1", index_sql, count=1, flags=re.IGNORECASE)
 
 
+def index_named(index_sql: str, name: str) -> str:
+    """Return CREATE INDEX under another name."""
+    match = _INDEX_NAME.match(index_sql)
+    assert match is not None
+    assert match.lastindex is not None
+    start, end = match.span(match.lastindex)
+    if index_sql[start - 1] in '"`[':
+        start, end = start - 1, end + 1
+    return index_sql[:start] + quote(name) + index_sql[end:]
+
+
 def unnamed(index_sql: str) -> str:
     """Return CREATE INDEX without the index's name, so that it takes nobody's."""
     return re.sub(r'(\sINDEX)\s+(?:"(?:[^"]|"")+"|\w+)(\s+ON\s)', r"\1\2", index_sql, count=1, flags=re.IGNORECASE)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from .schema import Column, Constraint, Index, Key, Schema, Table, label
+
+if TYPE_CHECKING:
+    from .renaming import Renaming
 
 T = TypeVar("T", Index, Constraint)
 # What drifted, in the order of Drift's own fields: kind, table, name, declared, live.
@@ -42,6 +45,8 @@ class Missing:
 class Drift:
     """A difference that adding cannot mend; `live` is None where the live schema has nothing there.
 
+    `wanted` and `got` are the declared and the live item that differ, in the table `key`.
+
     Where the live side is what is declared, and only not finished (INVALID, NOT VALID, a unique index that is to
     become a constraint), `unfinished` is the declared and `left` the live one: a run finishes it.
     """
@@ -54,6 +59,8 @@ class Drift:
     key: Key | None = field(default=None, compare=False, repr=False)
     unfinished: Index | Constraint | None = field(default=None, compare=False, repr=False)
     left: Index | Constraint | None = field(default=None, compare=False, repr=False)
+    wanted: Table | Column | Index | Constraint | None = field(default=None, compare=False, repr=False)
+    got: Table | Column | Index | Constraint | None = field(default=None, compare=False, repr=False)
 
     def __str__(self) -> str:
         shown = f"declared {self.declared or 'none'}, live {self.live or 'none'}"
@@ -81,6 +88,8 @@ class Extra:
     kind: str
     table: str
     name: str
+    key: Key | None = field(default=None, compare=False, repr=False)
+    item: Column | Index | Constraint | None = field(default=None, compare=False, repr=False)
 
     def __str__(self) -> str:
         return f"extra {self.kind} {_place(self.table, self.name)}"
@@ -101,6 +110,7 @@ class Changes:
     extra: list[Extra] = field(default_factory=list)
     accepted: list[Drift] = field(default_factory=list)
     outdated: list[Difference] = field(default_factory=list)
+    renamed: list[Renaming] = field(default_factory=list)  # missing columns that may be extra ones
 
     def __bool__(self) -> bool:
         return bool(self.missing or self.drift)
@@ -135,7 +145,8 @@ def diff(declared: Schema, live: Schema, constraints_can_be_added: bool) -> Chan
         if found is None:
             changes.missing.append(Missing("table", key, key[1], table))
         elif found.kind != table.kind:
-            changes.drift.append(Drift("table", label(key), label(key), table.kind, found.kind, key))
+            drift = Drift("table", label(key), label(key), table.kind, found.kind, key, wanted=table, got=found)
+            changes.drift.append(drift)
         else:
             _diff_table(table, found, changes, constraints_can_be_added)
     changes.extra += [Extra("table", label(key), key[1]) for key in live.others if key not in declared.tables]
@@ -148,14 +159,15 @@ def _diff_table(declared: Table, live: Table, changes: Changes, constraints_can_
         return _diff_names(declared, live, changes)
     if declared.options != live.options:
         wanted, got = (", ".join(t.options) or "plain" for t in (declared, live))
-        changes.drift.append(Drift("table", name, name, wanted, got, declared.key))
+        changes.drift.append(Drift("table", name, name, wanted, got, declared.key, wanted=declared, got=live))
     new = declared.columns.keys() - live.columns.keys()
     for column in declared.columns.values():
         if column.name in new:
             changes.missing.append(Missing("column", declared.key, column.name, column))
         else:
             changes.drift += _diff_column(declared.key, column, live.columns[column.name])
-    changes.extra += [Extra("column", name, c) for c in live.columns if c not in declared.columns]
+    extra = [c for c in live.columns.values() if c.name not in declared.columns]
+    changes.extra += [Extra("column", name, c.name, live.key, c) for c in extra]
     changes.extra += [Extra(kind, name, title) for kind, title in live.rules if (kind, title) not in declared.rules]
     _diff_indexes(declared, live, changes)
     return _diff_constraints(declared, live, changes, new, constraints_can_be_added)
@@ -168,15 +180,13 @@ def _diff_names(declared: Table, live: Table, changes: Changes) -> None:
         if found is None:
             changes.missing.append(Missing("column", declared.key, column.name, column))
         elif found.not_null != column.not_null:
-            drift = Drift(
-                "column_null", label(declared.key), column.name, column.nullability, found.nullability, declared.key
-            )
-            changes.drift.append(drift)
+            shown = ("column_null", label(declared.key), column.name, column.nullability, found.nullability)
+            changes.drift.append(Drift(*shown, declared.key, wanted=column, got=found))
     names = {index.name for index in live.indexes}
     changes.missing += [Missing("index", declared.key, i.name, i) for i in declared.indexes if i.name not in names]
 
 
-def _diff_column(table: Key, declared: Column, live: Column) -> Iterator[Drift]:
+def _diff_column(key: Key, declared: Column, live: Column) -> Iterator[Drift]:
     compared = [
         ("column_type", declared.type, live.type),
         ("column_null", declared.nullability, live.nullability),
@@ -190,7 +200,7 @@ def _diff_column(table: Key, declared: Column, live: Column) -> Iterator[Drift]:
         if kind == "column_default" and is_retyped and declared.is_serial and live.is_serial:
             continue  # how far its sequence goes, depends on the type
         if wanted != got:
-            yield Drift(kind, label(table), declared.name, wanted, got, table)
+            yield Drift(kind, label(key), declared.name, wanted, got, key, wanted=declared, got=live)
 
 
 def _match(declared: Sequence[T], live: Sequence[T], *rules: Callable[[T, T], bool]) -> Iterator[tuple[T, T | None]]:
@@ -240,11 +250,13 @@ def _diff_indexes(declared: Table, live: Table, changes: Changes) -> None:
             continue
         matched.append(got)
         if not _does_the_same(wanted, got):
-            drift = Drift("index", name, wanted.title, wanted.definition, got.definition, declared.key)
+            shown = ("index", name, wanted.title, wanted.definition, got.definition)
+            drift = Drift(*shown, declared.key, wanted=wanted, got=got)
             if _can_be_finished(wanted, got):
                 drift = replace(drift, unfinished=wanted, left=got)
             changes.drift.append(drift)
-    changes.extra += [Extra("index", name, i.title) for i in live.indexes if i not in matched]
+    left = [i for i in live.indexes if i not in matched]
+    changes.extra += [Extra("index", name, i.title, live.key, i) for i in left]
 
 
 def _same_reference(a: Constraint, b: Constraint) -> bool:
@@ -282,7 +294,7 @@ def _diff_constraints(
         if got is not None:
             matched.append(got)
             if (wanted.definition, wanted.valid) != (got.definition, got.valid):
-                drift = Drift(wanted.kind, name, title, wanted.shown, got.shown, declared.key)
+                drift = Drift(wanted.kind, name, title, wanted.shown, got.shown, declared.key, wanted=wanted, got=got)
                 if wanted.definition == got.definition and wanted.valid and not got.has_index:
                     drift = replace(drift, unfinished=wanted, left=got)
                 changes.drift.append(drift)
@@ -291,6 +303,6 @@ def _diff_constraints(
         elif constraints_can_be_added or new.intersection(wanted.columns):
             changes.missing.append(Missing("constraint", declared.key, title, wanted))
         else:
-            changes.drift.append(Drift(wanted.kind, name, title, wanted.shown, None, declared.key))
+            changes.drift.append(Drift(wanted.kind, name, title, wanted.shown, None, declared.key, wanted=wanted))
     left = [c for c in live.constraints if c not in matched]
-    changes.extra += [Extra("constraint", name, c.name or c.definition) for c in left]
+    changes.extra += [Extra("constraint", name, c.name or c.definition, live.key, c) for c in left]

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import peewee
 
@@ -15,11 +16,16 @@ from . import history
 from .ddl import ModelType
 from .diff import Changes, diff
 from .engines.base import Engine, declared_names, discarded
+from .engines.references import with_references
 from .failures import can_be_of_a_change
 from .plan import Plan, Refusal
+from .renaming import renamings
 from .schema import Key, Schema, label
 from .stamp import Standing
 from .stamping import Stamping
+
+if TYPE_CHECKING:
+    from .mending import Mending
 
 logger = logging.getLogger("whatspire_db.migrate")
 
@@ -113,7 +119,7 @@ class Looking:
             plan = make_plan(self.engine, self.all_models, changes, declared, live, version, self.online_rows)
         if self._brings_history and not plan.refused and all(step.table == self._history for step in plan.pending):
             return replace(plan, pending=(), notes=(), adoption=plan.pending if adopts else ())
-        return plan
+        return replace(plan, renamed=tuple(changes.renamed))
 
     @property
     def _brings_history(self) -> bool:
@@ -134,9 +140,27 @@ class Looking:
     def compared(self) -> tuple[Schema, Changes]:
         """Return the declared schema and all that the live one differs in, but for the history nobody has asked for."""
         declared = self.declared()
-        changes = self.changes(declared, self._judged())
+        return declared, self._asked_for(self.changes(declared, self._judged()))
+
+    def _asked_for(self, changes: Changes) -> Changes:
         keys = {self.engine.key(model) for model in self.models}
-        return declared, replace(changes, missing=[m for m in changes.missing if not m.table[1] or m.table in keys])
+        return replace(changes, missing=[m for m in changes.missing if not m.table[1] or m.table in keys])
+
+    def mending(self) -> tuple[Schema, Mending]:
+        """Return the declared schema, what the live one differs in, and what would mend the drift."""
+        from .mending import Mending, drifted_tables  # only for verify --sql
+
+        declared, live = self.declared(), self.snapshot()
+        changes = self._asked_for(self.changes(declared, live))
+        order = [self.engine.key(model) for model in with_references(self.all_models)]
+        tables = drifted_tables(changes, declared, live, order)
+        found = self.engine.fixes(tables, self.by_key, live) if tables else []
+        return declared, Mending.of_changes(changes, found)
+
+    @property
+    def by_key(self) -> dict[Key, ModelType]:
+        """The models by their tables."""
+        return {self.engine.key(model): model for model in self.all_models}
 
     def _judged(self) -> Schema:
         """Return the live schema, where this is the place to judge it."""
@@ -182,6 +206,7 @@ class Looking:
             changes = diff(declared, live, self.engine.constraints_can_be_added)
         if self.stamping.accepted:
             changes = changes.accepting(self.stamping.accepted)
+        changes = replace(changes, renamed=list(renamings(changes, self.by_key, self.engine.fold)))
         if not self._brings_history:
             return changes
         return replace(

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
 
     from .costs import Cost
     from .diff import Drift
+    from .renaming import Renaming
 
     StepKind = Literal[
         "create_schema",
@@ -112,6 +113,7 @@ class Plan:
     drift: tuple[Drift, ...] = ()
     notes: tuple[str, ...] = ()  # what running clients will notice of the steps
     adoption: tuple[Step, ...] = ()  # nothing is pending, but `up` makes the history of a database that has none
+    renamed: tuple[Renaming, ...] = ()  # columns that may have been renamed: a remark, and no reason to refuse
 
     def __bool__(self) -> bool:
         return bool(self.pending or self.refused)
@@ -123,6 +125,7 @@ class Plan:
             ("drift: differences that adding cannot mend; they are left as they are", self.drift),
         ]
         lines = [f"{title}\n" + "\n".join(f"  {item}" for item in items) for title, items in sections if items]
+        lines += [str(renaming) for renaming in self.renamed]
         lines += [f"note: {note}" for note in self.notes]
         lines = lines or ["nothing to do"]
         if self.adoption:
@@ -158,4 +161,5 @@ class Plan:
             "drift": [drift.to_json() for drift in self.drift],
             **({"notes": list(self.notes)} if self.notes else {}),
             **({"adoption": [step.to_json() for step in self.adoption]} if self.adoption else {}),
+            **({"renamed": [renaming.to_json() for renaming in self.renamed]} if self.renamed else {}),
         }

@@ -15,7 +15,7 @@ import peewee
 from ..connection.database import Pooling
 from ..connection.patience import Patience
 from ..dsn.redaction import shown
-from ..errors import ConfigError, ModelError, WhatspireDBError
+from ..errors import ConfigError, MigrationRefused, ModelError, WhatspireDBError
 from ..light import TYPE_CHECKING, Any, TypeVar
 from ..messages import database_failed, in_words
 from ..models.base import is_own, registered_models
@@ -35,6 +35,7 @@ from .stamping import Stamping
 if TYPE_CHECKING:
     from .diff import Changes
     from .looking import Looking
+    from .mending import Mending
     from .times import TimeNote
 
 logger = logging.getLogger("whatspire_db.migrate")
@@ -138,6 +139,16 @@ class MigrationRunner:
             warn_of_names(declared)
             return changes
 
+    @_patient
+    def mending(self) -> Mending:
+        """Return what `verify_schema` finds, with the statements that would mend the drift; runs none of them."""
+        from .looking import warn_of_names
+
+        with self._connection(), self._looking.reading():
+            declared, mending = self._looking.mending()
+            warn_of_names(declared)
+            return mending
+
     def time_notes(self, newest: int | None = None) -> tuple[TimeNote, ...]:
         """Return what the rows say of times that are not UTC, which no difference of the schema shows.
 
@@ -189,9 +200,14 @@ class MigrationRunner:
         started = time.perf_counter()
         with self._connection():
             standing = self._stamping.standing()
-            plan, version, backup = self._as_stamped(standing) or self._upgrade(standing)
+            try:
+                plan, version, backup = self._as_stamped(standing) or self._upgrade(standing)
+            except MigrationRefused as refused:
+                _warn_of_renamings(refused.plan)
+                raise
             for drift in plan.drift:
                 logger.warning("drift, left as it is: %s", drift)
+            _warn_of_renamings(plan)
             milliseconds = (time.perf_counter() - started) * 1000
             return Report(self.engine.name, plan.version, version, plan.pending, plan.drift, milliseconds, backup)
 
@@ -240,6 +256,11 @@ class MigrationRunner:
         finally:
             if opened and not self.db.is_closed():
                 self.db.close()
+
+
+def _warn_of_renamings(plan: Plan) -> None:
+    for renaming in plan.renamed:
+        logger.warning("%s", renaming)
 
 
 def _usual_models(db: peewee.Database) -> list[ModelType]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
 
@@ -20,6 +20,7 @@ from ..schema import Column, Constraint, Index, Key, Schema, Table
 from ..stamp import Stamps, Standing
 
 if TYPE_CHECKING:
+    from ..mending import DriftedTable, Fix
     from ..placements import Placements
     from ..plan import Lock, LockedWork, StepKind
     from ..times import TimeNote
@@ -207,6 +208,10 @@ class Engine(abc.ABC):
     @abc.abstractmethod
     def as_stored(self, value: str, column: Column) -> str:
         """Return an expression for what a column holds when it is given a value."""
+
+    @abc.abstractmethod
+    def fixes(self, tables: Sequence[DriftedTable], models: Mapping[Key, ModelType], live: Schema) -> list[Fix]:
+        """Return the statements that would mend the drift of tables, or say why there are none; none is run."""
 
     def refuses_transaction(self, steps: Sequence[Step], declared: Schema) -> WhatspireDBError | None:
         """Return why the engine has no room for the steps in one transaction, and what to do; None where it has."""

@@ -26,6 +26,7 @@ from . import history
 from .limits import lock_limit
 
 if TYPE_CHECKING:
+    from whatspire_db.migrate.mending import DriftedTable, Fix
     from whatspire_db.migrate.placements import Placements
     from whatspire_db.migrate.plan import Lock, LockedWork
     from whatspire_db.migrate.times import TimeNote
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
         extensions,
         holders,
         lock_table,
+        mending,
         online,
         partitions,
         probing,
@@ -51,7 +53,7 @@ else:  # a start that finds its stamp needs none of these
     def lazy(names: str) -> Iterator[Any]:
         return (lazy_module(f"{__package__}.{name}") for name in names.split())
 
-    catalog, citus, extensions, holders = lazy("catalog citus extensions holders")
+    catalog, citus, extensions, holders, mending = lazy("catalog citus extensions holders mending")
     lock_table, locking, online, partitions = lazy("lock_table locks online partitions")
     probing, scratch, session, settling, trust = lazy("probing scratch session settling trust")
     references = lazy_module("whatspire_db.migrate.engines.references")
@@ -316,19 +318,23 @@ class PostgresEngine(Engine):
             return None
         return probing.refused_by_its_type(self, model, column)
 
+    def fixes(self, tables: Sequence[DriftedTable], models: Mapping[Key, ModelType], live: Schema) -> list[Fix]:
+        return mending.fixes(self, tables, models, live)
+
     def refuses_transaction(self, steps: Sequence[Step], declared: Schema) -> WhatspireDBError | None:
         return lock_table.refuses(self.db, lock_table.locks_of(steps, declared))
 
     def as_stored(self, value: str, column: Column) -> str:
         return f"CAST({value} AS {column.type})"
 
-    def _path_after(self, *schemas: str) -> str:
+    def path_after(self, *schemas: str) -> str:
+        """Return the search_path behind other schemas, as SET takes it."""
         path = self.ask(pinned("SELECT current_setting('search_path')"))
         return ", ".join(filter(None, [*map(quote, filter(None, schemas)), path]))
 
     def search_first(self, *schemas: str) -> None:
         if any(schemas):
-            self.ask(pinned("SELECT set_config('search_path', %s, true)"), [self._path_after(*schemas)])
+            self.ask(pinned("SELECT set_config('search_path', %s, true)"), [self.path_after(*schemas)])
 
     def history_columns(self) -> set[str]:
         return history.columns(self.db)
@@ -359,7 +365,7 @@ class PostgresEngine(Engine):
         if not schema:
             return (sql,)
         set_path = "SET LOCAL search_path TO "
-        return (set_path + self._path_after(schema), sql, set_path + (self._path_after() or "''"))
+        return (set_path + self.path_after(schema), sql, set_path + (self.path_after() or "''"))
 
     def function(self, name: str) -> str:
         return f"pg_catalog.{name}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 
 import peewee
@@ -15,13 +15,14 @@ from whatspire_db.files import WRITABLE_BY_OTHERS, open_regular, trusted_owners
 from whatspire_db.light import TYPE_CHECKING, lazy_module
 from whatspire_db.messages import ERROR, first_line, is_locked, primary
 from whatspire_db.migrate.ddl import ModelType, create_indexes, create_table, execute, quote
-from whatspire_db.migrate.schema import Column, Constraint, Index, Key, Schema, folded_ascii
+from whatspire_db.migrate.schema import Column, Constraint, Index, Key, Schema, Table, folded_ascii
 from whatspire_db.migrate.stamp import BYTES, Stamps, Standing, mark_of, recorded_version
 from whatspire_db.peewee_compat import load_extras, peewee_errors
 
 from ..base import LOOK_SECONDS, Engine, T, discarded
 
 if TYPE_CHECKING:
+    from whatspire_db.migrate.mending import DriftedTable, Fix
     from whatspire_db.migrate.plan import Lock, LockedWork
     from whatspire_db.migrate.times import TimeNote
 
@@ -88,6 +89,22 @@ class SqliteEngine(Engine):
             return Schema(SqliteEngine(scratch).snapshot(keys).tables)
         finally:
             scratch.close()
+
+    def read_in_scratch(self, statements: Sequence[str], key: Key) -> Table:
+        """Return how SQLite reads a table that statements make in an empty database."""
+        scratch = peewee.SqliteDatabase(":memory:")
+        try:
+            load_extras(self.db, scratch.connection())
+            for sql in statements:
+                execute(scratch, sql)
+            return SqliteEngine(scratch).snapshot([key]).tables[key]
+        finally:
+            scratch.close()
+
+    def fixes(self, tables: Sequence[DriftedTable], models: Mapping[Key, ModelType], live: Schema) -> list[Fix]:
+        from .mending import fixes  # only for verify --sql
+
+        return fixes(self, tables, models, live)
 
     def _prepare(self, scratch: peewee.SqliteDatabase, models: Sequence[ModelType]) -> None:
         """Give the scratch database what the live one has: functions, collations, extensions, schemas."""

@@ -210,6 +210,19 @@ def _open(tokens: Sequence[Token]) -> int:
     return next(i for i, t in enumerate(tokens) if t.kind == "other" and t.text == "(")
 
 
+def parts_of(sql: str) -> tuple[list[list[Token]], list[Token]]:
+    """Split a CREATE TABLE into its columns and constraints, and what follows them."""
+    tokens = tokenize(sql)
+    start = _open(tokens)
+    end = _group_end(tokens, start)
+    return list(_split(tokens[start + 1 : end])), tokens[end + 1 :]
+
+
+def is_constraint(element: Sequence[Token]) -> bool:
+    """Tell whether a part of a CREATE TABLE is a constraint of the table, and no column."""
+    return element[0].is_word("constraint", "primary", "unique", "check", "foreign")
+
+
 def parse_table(sql: str, columns: Collection[str] | None = None) -> TableText:
     """Read a CREATE TABLE.
 
@@ -221,9 +234,9 @@ def parse_table(sql: str, columns: Collection[str] | None = None) -> TableText:
     table = TableText()
     options = [" ".join(t.text.upper() for t in part) for part in _split(tokens[end + 1 :])]
     for element in _split(tokens[start + 1 : end]):
-        named = element[0].is_word("constraint", "primary", "unique", "check", "foreign")
         options += _oddities(element)
-        _read_element(sql, element, None if named else element[0].name, table, columns)
+        column = None if is_constraint(element) else element[0].name
+        _read_element(sql, element, column, table, columns)
     table.options = tuple(sorted(options))
     return table
 

@@ -1,0 +1,322 @@
+"""SQLite: what mends drift: a table is made anew with all that belongs to it, an index alone is made again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import peewee
+
+from whatspire_db.light import TYPE_CHECKING
+from whatspire_db.messages import first_line
+from whatspire_db.migrate.ddl import ModelType, create_indexes, create_table, execute, quote
+from whatspire_db.migrate.diff import Drift
+from whatspire_db.migrate.mending import RUN_UP_FIRST, DriftedTable, Fix, unsafe
+from whatspire_db.migrate.schema import Column, Constraint, Index, Key, Schema, Table, label
+
+from .rebuild import CannotBeMade, composed
+
+if TYPE_CHECKING:
+    from .engine import SqliteEngine
+
+# What keeps a failure from doing harm, also in a shell that goes on after it: the old table is renamed first, so that
+# once the transaction is rolled back no later statement finds anything to drop. Each check rolls back when it fails.
+_CHECKS = """CREATE TEMP TABLE whatspire_mending (
+    violations INTEGER,
+    as_seen CONSTRAINT "the table is not as it was seen, or foreign keys are on" CHECK (as_seen),
+    made CONSTRAINT "the new table was not made" CHECK (made),
+    copied CONSTRAINT "rows would be lost" CHECK (copied),
+    complete CONSTRAINT "an index or a trigger could not be made again" CHECK (complete),
+    referred CONSTRAINT "rows would violate a foreign key" CHECK (referred)
+)"""
+_BELONGINGS = """
+SELECT type, name, sql FROM main.sqlite_master
+WHERE tbl_name = ? COLLATE NOCASE AND sql IS NOT NULL AND type IN ('table', 'index', 'trigger') ORDER BY rowid
+"""
+_REFERRING = """
+SELECT DISTINCT t.name FROM main.sqlite_master AS t, pragma_foreign_key_list(t.name, 'main') AS f
+WHERE t.type = 'table' AND t.sql NOT LIKE 'create virtual%' AND f."table" = ? COLLATE NOCASE
+"""
+
+
+def literal(text: str) -> str:
+    """Return a text as SQL."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+@dataclass(frozen=True)
+class Belongings:
+    """A live table as it was written, with the indexes and triggers that go when it is dropped."""
+
+    name: str
+    sql: str
+    columns: tuple[str, ...]
+    indexes: dict[str, str]
+    triggers: dict[str, str]
+
+    @classmethod
+    def of(cls, engine: SqliteEngine, table: str) -> Belongings:
+        """Read what belongs to a table."""
+        rows = execute(engine.db, _BELONGINGS, [table]).fetchall()
+        by_type = {kind: {name: sql for of, name, sql in rows if of == kind} for kind in ("table", "index", "trigger")}
+        ((name, sql),) = by_type["table"].items()
+        columns = execute(engine.db, "SELECT name FROM pragma_table_xinfo(?, 'main')", [name]).fetchall()
+        return cls(name, sql, tuple(column for (column,) in columns), by_type["index"], by_type["trigger"])
+
+
+def fixes(
+    engine: SqliteEngine, tables: Iterable[DriftedTable], models: Mapping[Key, ModelType], live: Schema
+) -> list[Fix]:
+    """Return what mends the drift of some tables."""
+    return [fix for table in tables for fix in _fixes(engine, table, models[table.key], live)]
+
+
+def _fixes(engine: SqliteEngine, table: DriftedTable, model: ModelType, live: Schema) -> Iterator[Fix]:
+    if table.declared.kind != "table" or table.live.kind != "table":
+        what = f"{label(table.key)} is a {table.live.kind}, and a {table.declared.kind} is declared"
+        if table.declared.kind == table.live.kind:
+            what = f"what a {table.live.kind} is made of cannot be changed"
+        yield unsafe(table.drift, what, "move what it holds by hand, or change the model")
+    elif table.key[0]:
+        yield unsafe(table.drift, f"{table.key[0]} is an attached file", "run verify --sql on that file by itself")
+    elif all(drift.kind == "index" for drift in table.drift):
+        belongings = Belongings.of(engine, table.key[1])
+        for drift in table.drift:
+            yield _index(engine, table, model, belongings, drift)
+    else:
+        yield _rebuild(engine, table, model, live)
+
+
+def _declared_index(engine: SqliteEngine, table: DriftedTable, model: ModelType, drift: Drift) -> str | None:
+    """Return the statement that makes an index as declared; None where a column of it is missing."""
+    assert isinstance(drift.wanted, Index)
+    if table.lacks_columns_of(drift.wanted):
+        return None
+    made = {engine.fold(name): sql for name, sql in create_indexes(engine.db, model)}
+    return made.get(drift.wanted.name)
+
+
+def _duplicates(table: str, columns: Sequence[str]) -> str:
+    listed = ", ".join(columns)
+    return f"rows in the way: SELECT {listed}, count(*) FROM {table} GROUP BY {listed} HAVING count(*) > 1"
+
+
+def _index(engine: SqliteEngine, table: DriftedTable, model: ModelType, belongings: Belongings, drift: Drift) -> Fix:
+    """Return what makes an index again; in the one transaction nobody sees the table without it."""
+    sql, wanted, got = _declared_index(engine, table, model, drift), drift.wanted, drift.got
+    assert isinstance(wanted, Index)
+    if sql is None or not isinstance(got, Index) or not got.name:
+        return unsafe([drift], f"a column of {wanted.title} is missing", RUN_UP_FIRST)
+    name = next(name for name in belongings.indexes if engine.fold(name) == got.name)
+    others = {n: s for n, s in belongings.indexes.items() if n != name} | {wanted.name: sql}
+    statements = (
+        *_checks_made(),
+        "BEGIN",
+        f"DROP INDEX {quote(name)}",
+        sql,
+        _check("complete", _all_there(belongings.name, [*others, *belongings.triggers])),
+        "COMMIT",
+    )
+    found = _duplicates(quote(belongings.name), [k.expression for k in wanted.keys]) if wanted.unique else ""
+    return Fix((drift,), statements).explained(*filter(None, [found]))
+
+
+def _checks_made() -> tuple[str, ...]:
+    return "DROP TABLE IF EXISTS temp.whatspire_mending", _CHECKS
+
+
+def _check(what: str, condition: str) -> str:
+    return f"INSERT OR ROLLBACK INTO temp.whatspire_mending ({what}) SELECT coalesce({condition}, 0)"
+
+
+def _all_there(table: str, names: Sequence[str]) -> str:
+    listed = ", ".join(map(literal, names))
+    return (
+        f"(SELECT count(*) FROM main.sqlite_master WHERE tbl_name = {literal(table)} COLLATE NOCASE "
+        f"AND type IN ('index', 'trigger') AND name COLLATE NOCASE IN ({listed})) = {len(names)}"
+    )
+
+
+def _rebuild(engine: SqliteEngine, table: DriftedTable, model: ModelType, live: Schema) -> Fix:
+    """Return what makes a table anew with all that belongs to it, or why that cannot be."""
+    belongings = Belongings.of(engine, table.key[1])
+    indexes = dict(belongings.indexes)
+    for drift in table.of_kind("index"):
+        sql = _declared_index(engine, table, model, drift)
+        assert isinstance(drift.got, Index)
+        name = next((name for name in indexes if engine.fold(name) == drift.got.name), None)
+        if sql is None or name is None:
+            return unsafe(table.drift, f"a column of the index {drift.name} is missing", RUN_UP_FIRST)
+        indexes[name] = sql
+    try:
+        probe = _Probe(engine, table, tuple(indexes.values()))
+        declared = create_table(engine.db, model)[-1]
+        sql, made = composed(belongings.name, declared, belongings.sql, table, probe)
+    except (CannotBeMade, peewee.PeeweeException) as error:
+        first = str(error) if isinstance(error, CannotBeMade) else first_line(error)
+        hint = RUN_UP_FIRST if table.missing_columns else "make a new table by hand, and copy the rows"
+        return unsafe(table.drift, f"the table cannot be made anew: {first}", hint)
+    script = _Script(engine, table, belongings, indexes, sql, made, _free_name(engine, belongings.name, live))
+    return Fix(table.drift, tuple(script.statements())).explained(*_remarks(engine, table, made, belongings))
+
+
+def _free_name(engine: SqliteEngine, name: str, live: Schema) -> str:
+    number = 1
+    while ("", engine.fold(f"{name}_before_{number}")) in live.names:
+        number += 1
+    return f"{name}_before_{number}"
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """Makes a table in memory, and reads it there."""
+
+    engine: SqliteEngine
+    table: DriftedTable
+    indexes: tuple[str, ...]
+
+    def __call__(self, sql: str) -> Table:
+        return self.engine.read_in_scratch([sql, *self.indexes], self.table.key)
+
+
+@dataclass(frozen=True)
+class _Script:
+    """The statements that make a table anew: https://www.sqlite.org/lang_altertable.html, with the old one renamed.
+
+    With legacy_alter_table, and foreign keys off, views, triggers and references of other tables keep naming the table.
+    """
+
+    engine: SqliteEngine
+    table: DriftedTable
+    belongings: Belongings
+    indexes: dict[str, str]
+    sql: str
+    made: Table
+    before: str
+
+    def statements(self) -> Iterator[str]:
+        """Yield them in order."""
+        name, old = quote(self.belongings.name), quote(self.before)
+        checked = list(self._checked_tables())
+        yield "PRAGMA foreign_keys = OFF"
+        yield "PRAGMA legacy_alter_table = ON"
+        yield from _checks_made()
+        yield f"INSERT INTO temp.whatspire_mending (violations) SELECT {_violations(checked)}"
+        yield "BEGIN"
+        yield f"ALTER TABLE {name} RENAME TO {old}"
+        yield _check("as_seen", " AND ".join(self._as_seen()))
+        yield self.sql
+        found = f"SELECT count(*) FROM main.sqlite_master WHERE type = 'table' AND name IN ({self._both_names()})"
+        yield _check("made", f"({found}) = 2")
+        yield self._copy(name, old)
+        yield _check("copied", f"(SELECT count(*) FROM {name}) = (SELECT count(*) FROM {old})")
+        yield from self._sequence(name)
+        yield f"DROP TABLE {old}"
+        yield from self.indexes.values()
+        yield from self.belongings.triggers.values()
+        yield _check("complete", _all_there(self.belongings.name, [*self.indexes, *self.belongings.triggers]))
+        yield _check("referred", f"{_violations(checked)} <= (SELECT max(violations) FROM temp.whatspire_mending)")
+        yield "COMMIT"
+        yield "PRAGMA legacy_alter_table = OFF"
+        if self.engine.ask("PRAGMA foreign_keys"):
+            yield "PRAGMA foreign_keys = ON"
+
+    def _both_names(self) -> str:
+        return f"{literal(self.belongings.name)}, {literal(self.before)}"
+
+    def _as_seen(self) -> Iterator[str]:
+        """Yield conditions: nobody has changed the table since, and no row is deleted along with it."""
+        yield "(SELECT foreign_keys FROM pragma_foreign_keys) = 0"
+        columns = ", ".join(map(literal, self.belongings.columns))
+        found = f"FROM pragma_table_xinfo({literal(self.before)}, 'main')"
+        count = len(self.belongings.columns)
+        yield f"(SELECT count(*) = {count} AND sum(name IN ({columns})) = {count} {found})"
+        names = [*self.belongings.indexes, *self.belongings.triggers]
+        yield _all_there(self.before, names)
+        yield (
+            f"(SELECT count(*) FROM main.sqlite_master WHERE tbl_name = {literal(self.before)} COLLATE NOCASE "
+            f"AND type IN ('index', 'trigger') AND sql IS NOT NULL) = {len(names)}"
+        )
+
+    def _copy(self, name: str, old: str) -> str:
+        fold = self.engine.fold
+        columns = [quote(c) for c in self.belongings.columns if not self.made.columns[fold(c)].generated]
+        if rowid := self._rowid():
+            columns.insert(0, rowid)
+        listed = ", ".join(columns)
+        return f"INSERT OR ROLLBACK INTO {name} ({listed}) SELECT {listed} FROM {old}"
+
+    def _rowid(self) -> str | None:
+        """Return the name under which rows keep their rowid, where no column of the key is it."""
+        if any("WITHOUT ROWID" in table.options for table in (self.table.live, self.made)):
+            return None
+        (key,) = [c.columns for c in self.made.constraints if c.kind == "primary_key"] or [()]
+        is_alias = len(key) == 1 and self.made.columns[key[0]].type == "integer"
+        if is_alias and "PRIMARY KEY DESC" not in self.made.options:
+            return None
+        names = (n for n in ("rowid", "_rowid_", "oid") if n not in self.made.columns)
+        return next(names, None)
+
+    def _sequence(self, name: str) -> Iterator[str]:
+        """Yield what gives the new table the highest key that was ever used."""
+        if all("AUTOINCREMENT" in table.options for table in (self.table.live, self.made)):
+            old, new = literal(self.before), literal(self.belongings.name)
+            there = f"SELECT 1 FROM main.sqlite_sequence WHERE name = {old}"
+            yield f"DELETE FROM main.sqlite_sequence WHERE name = {new} AND EXISTS ({there})"
+            (key,) = (c.columns for c in self.made.constraints if c.kind == "primary_key")
+            used = f"coalesce((SELECT max({quote(key[0])}) FROM {name}), 0)"
+            yield (
+                f"INSERT INTO main.sqlite_sequence (name, seq) SELECT {new}, max(seq, {used}) "
+                f"FROM main.sqlite_sequence WHERE name = {old}"
+            )
+
+    def _checked_tables(self) -> Iterator[str]:
+        """Yield the tables whose references are counted: this one, and those that refer to it."""
+        rows = execute(self.engine.db, _REFERRING, [self.belongings.name]).fetchall()
+        for table in dict.fromkeys([self.belongings.name, *(name for (name,) in rows)]):
+            try:
+                execute(self.engine.db, f"EXPLAIN PRAGMA foreign_key_check({quote(table)})").fetchall()
+            except peewee.OperationalError:
+                continue  # it refers to what is not unique, so nothing can be said of its rows
+            yield table
+
+
+def _violations(tables: Sequence[str]) -> str:
+    counts = [f"(SELECT count(*) FROM pragma_foreign_key_check({literal(table)}))" for table in tables]
+    return " + ".join(counts) or "0"
+
+
+def _remarks(engine: SqliteEngine, table: DriftedTable, made: Table, belongings: Belongings) -> Iterator[str]:
+    """Yield what may be lost, and which rows may be in the way."""
+    yield "the table is made anew under the database's write lock: all its rows are copied"
+    name = quote(belongings.name)
+    for drift in table.drift:
+        yield from _remark(engine, name, drift)
+    if "AUTOINCREMENT" in table.live.options and "AUTOINCREMENT" not in made.options:
+        yield "without AUTOINCREMENT, the highest key that was ever used is forgotten: keys of deleted rows come again"
+
+
+def _remark(engine: SqliteEngine, name: str, drift: Drift) -> Iterator[str]:
+    wanted, got = drift.wanted, drift.got
+    column = quote(drift.name)
+    if isinstance(wanted, Column) and isinstance(got, Column):
+        if drift.kind == "column_null" and wanted.not_null:
+            yield f"rows in the way: SELECT * FROM {name} WHERE {column} IS NULL"
+        if drift.kind == "column_type" and engine.family(str(wanted.type)) != engine.family(str(got.type)):
+            as_new = f"CAST(CAST({column} AS {wanted.type}) AS text)"
+            yield (
+                f"values are stored as the new type stores them, so that '007' becomes 7 in a column of numbers: "
+                f"SELECT * FROM {name} WHERE {as_new} <> CAST({column} AS text)"
+            )
+        if drift.kind == "column_generated" and wanted.generated:
+            yield f"what {column} holds now is lost: its expression takes the place of each value"
+    elif isinstance(wanted, Constraint) and wanted.kind == "check":
+        yield f"rows in the way: SELECT * FROM {name} WHERE NOT {wanted.definition.removeprefix('CHECK ')}"
+    elif isinstance(wanted, Constraint) and wanted.kind == "foreign_key":
+        yield f"rows in the way: PRAGMA foreign_key_check({name}); those that were so before do not count"
+    elif isinstance(wanted, Constraint):
+        yield _duplicates(name, list(map(quote, wanted.columns)))
+    elif isinstance(wanted, Index) and wanted.unique:
+        yield _duplicates(name, [k.expression for k in wanted.keys])
+    elif isinstance(wanted, Table) and "STRICT" in wanted.options and "STRICT" not in getattr(got, "options", ()):
+        yield "values that are not of their column's type are in the way: STRICT refuses them"
