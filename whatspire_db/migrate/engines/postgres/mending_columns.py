@@ -191,6 +191,9 @@ class _Sequences:
             options = f" ({counting}" if counting else ""
             add = site.alter(f"ALTER {self._column} ADD GENERATED {kind} AS IDENTITY{options}")
             return _Part([self._locked(), add, *self._risen(self._serial_sequence(), self._own())])
+        if wanted.is_serial and got.is_serial and wanted.default != got.default and (own := self._own()):
+            options = " ".join(self._options(str(wanted.default)))
+            return _Part([f"ALTER SEQUENCE {own} AS {wanted.type} {options}"])
         if wanted.is_serial and not got.is_serial and not got.identity:
             own = self._own()
             created = own or self._new_sequence()
@@ -229,16 +232,16 @@ class _Sequences:
     def _counting(self) -> str:
         """Return the actions that make an identity count as declared."""
         kind, _, written = str(self.wanted.identity).partition(" (")
+        return " ".join(f"SET {part}" for part in (f"GENERATED {kind}", *self._options(written)))
+
+    def _options(self, written: str) -> Iterator[str]:
+        """Yield the options of a sequence that counts as its text says, or as the column's type goes."""
         usual = f"START 1 INCREMENT 1 MINVALUE 1 MAXVALUE {_SIZES.get(str(self.wanted.type), 2**63) - 1}"
-        match = _COUNTING.search(written or usual)
+        match = _COUNTING.search(written) or _COUNTING.search(usual)
         assert match is not None
         start, increment, least, most, cycle = match.groups()
-        parts = (
-            f"GENERATED {kind}",
-            *(f"INCREMENT BY {increment}", f"MINVALUE {least}", f"MAXVALUE {most}", f"START WITH {start}"),
-            "CYCLE" if cycle else "NO CYCLE",
-        )
-        return " ".join(f"SET {part}" for part in parts)
+        yield from (f"INCREMENT BY {increment}", f"MINVALUE {least}", f"MAXVALUE {most}", f"START WITH {start}")
+        yield "CYCLE" if cycle else "NO CYCLE"
 
 
 def _type(site: Site, wanted: Column, got: Column, kinds: set[str]) -> _Part:
