@@ -292,6 +292,6 @@ def test_schema_that_changes_in_the_middle_of_a_look_is_looked_at_again(postgres
 
     runner.engine.snapshot = and_then_it_changes  # type: ignore[method-assign]
     with db.connection_context():
-        assert runner.up().applied == ()
+        assert [step.table for step in runner.up().applied] == ["migration_versions"]
     assert len(looks) > 1
     db.close_all()
