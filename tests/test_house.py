@@ -84,6 +84,7 @@ ROOMS = {
         "engines.postgres.times",
         "engines.postgres.scratch",
         "engines.postgres.engine",
+        "engines.postgres.schemas",
         "history",
         "rows",
         "costs",
@@ -149,7 +150,22 @@ ROOMS = {
         "",
     ],
     "health": ["values", "engines", "engines.sqlite", "engines.postgres", "check", ""],
-    "cli": ["", "starting", "terminal", "options", "command", "loading", "migrate", "backup", "health", "front"],
+    "cli": [
+        "",
+        "starting",
+        "terminal",
+        "options",
+        "command",
+        "loading",
+        "migrate",
+        "jobs",
+        "targets",
+        "sayings",
+        "many",
+        "backup",
+        "health",
+        "front",
+    ],
 }
 ENTRANCES = ["", "__main__", "migrate.__main__", "backup.__main__", "health.__main__"]
 ORDER = [f"{room}.{module}".strip(".") for room, modules in ROOMS.items() for module in modules or [""]] + ENTRANCES
