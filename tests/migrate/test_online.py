@@ -10,13 +10,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import peewee as pw
+import psycopg2
 import pytest
 from peewee import SQL
 
 from tests.conftest import POSTGRES_VERSION, Place
-from tests.servers import program
+from tests.servers import eventually, program
 from whatspire_db import LockTimeout, MigrationRefused, MigrationRunner, ModelError, StepFailed
 from whatspire_db.migrate.applying import Applying
+from whatspire_db.migrate.engines.postgres.online import run_online
 from whatspire_db.migrate.plan import Step
 from whatspire_db.migrate.progress import Progress, Watcher
 from whatspire_db.migrate.reports import Report
@@ -611,3 +613,29 @@ def test_reference_to_a_key_whose_index_is_left_invalid_waits_for_the_index(db: 
     MigrationRunner(db, [model]).up()
     MigrationRunner(db, [model, Child]).up()
     assert in_sync(db, model, Child)
+
+
+def test_a_statement_is_given_up_on_in_its_own_session_alone(postgres: Place) -> None:
+    """Another session may run the same text, as for another schema."""
+    wait = "SELECT pg_advisory_lock(7)"
+    found = "SELECT count(*) FROM pg_stat_activity WHERE query = %s AND wait_event_type = 'Lock'"
+    with session(postgres, wait), session(postgres) as other, session(postgres) as witness:
+
+        def wait_too() -> None:
+            with contextlib.suppress(psycopg2.Error):  # at its end
+                other.execute(wait)
+
+        def is_waiting() -> bool:
+            witness.execute(found, [wait])
+            return bool(witness.fetchone() == (1,))
+
+        waiting = threading.Thread(target=wait_too)
+        waiting.start()
+        eventually(is_waiting, "it waits")
+        database = postgres.connect()
+        with database.connection_context(), pytest.raises(LockTimeout, match="waited 0.1 s for"):
+            run_online(database, wait, 0.1, lambda progress: None)
+        database.close_all()
+        assert is_waiting()
+        witness.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+        waiting.join()

@@ -120,8 +120,6 @@ class _Run:
         try:
             for number, result in self.jobs.run():
                 self._say(number, result)
-                if result.failed and self.options.fail_fast:
-                    self.jobs.begin_no_more()
         except KeyboardInterrupt:
             self.is_interrupted = True
             self.jobs.stop()
@@ -219,6 +217,8 @@ class _Run:
         told.fact, told.hint = self.call.in_words_of_the_user(told)
         if target.kind in NAMED_BY:  # instead of a variable
             told.fact, told.hint = (t.replace(f"{PREFIX}DSN", NAMED_BY[target.kind]) for t in (told.fact, told.hint))
+        if self.options.fail_fast:
+            self.jobs.begin_no_more()
         state = "refused" if code == REFUSED else "interrupted" if number else "failed"
         said = f"{told.fact} (hint: {told.hint})"
         return Result(target, failure_document(told, code), code, state, said, failed=True)

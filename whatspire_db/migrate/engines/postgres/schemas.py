@@ -82,6 +82,8 @@ def require_usable(db: peewee.PostgresqlDatabase, schema: str) -> None:
         return
     if oid is None:
         raise RightMissing(f"there is no schema {schema} any more", "run it again; create the schema if it is needed")
+    if schema == "$user":
+        raise RightMissing(f"{schema} in a search_path is the schema of the role's name", "rename that schema")
     if not may_use:
         raise RightMissing(
             f"this role may not use schema {schema}", f"let its owner run: GRANT USAGE ON SCHEMA {quote(schema)} TO ..."
