@@ -616,26 +616,32 @@ def test_reference_to_a_key_whose_index_is_left_invalid_waits_for_the_index(db: 
 
 
 def test_a_statement_is_given_up_on_in_its_own_session_alone(postgres: Place) -> None:
-    """Another session may run the same text, as for another schema."""
+    """Other sessions may run the same text, as for other schemas."""
     wait = "SELECT pg_advisory_lock(7)"
-    found = "SELECT count(*) FROM pg_stat_activity WHERE query = %s AND wait_event_type = 'Lock'"
-    with session(postgres, wait), session(postgres) as other, session(postgres) as witness:
 
-        def wait_too() -> None:
-            with contextlib.suppress(psycopg2.Error):  # at its end
-                other.execute(wait)
+    def wait_too(cursor: Any) -> None:
+        with contextlib.suppress(psycopg2.Error):  # at its end
+            cursor.execute(wait)
 
-        def is_waiting() -> bool:
-            witness.execute(found, [wait])
-            return bool(witness.fetchone() == (1,))
+    def are_waiting() -> bool:
+        found = "SELECT count(*) FROM pg_stat_activity WHERE query = %s AND wait_event_type = 'Lock'"
+        witness.execute(found, [wait])
+        return bool(witness.fetchone() == (len(others),))
 
-        waiting = threading.Thread(target=wait_too)
-        waiting.start()
-        eventually(is_waiting, "it waits")
-        database = postgres.connect()
-        with database.connection_context(), pytest.raises(LockTimeout, match="waited 0.1 s for"):
+    database = postgres.connect()
+    with session(postgres, wait) as witness, contextlib.ExitStack() as stack:
+        # In whatever order the server lists sessions, ours is hardly the first.
+        others = [stack.enter_context(session(postgres)) for _ in range(4)]
+        stack.enter_context(database.connection_context())
+        others += [stack.enter_context(session(postgres)) for _ in range(4)]
+        waiting = [threading.Thread(target=wait_too, args=[cursor]) for cursor in others]
+        for thread in waiting:
+            thread.start()
+        eventually(are_waiting, "they wait")
+        with pytest.raises(LockTimeout, match=r"waited 0.1 s for"):
             run_online(database, wait, 0.1, lambda progress: None)
-        database.close_all()
-        assert is_waiting()
+        assert are_waiting()
         witness.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
-        waiting.join()
+        for thread in waiting:
+            thread.join()
+    database.close_all()
