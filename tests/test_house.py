@@ -161,6 +161,8 @@ ROOMS = {
         "jobs",
         "targets",
         "sayings",
+        "each_schema",
+        "shared_backups",
         "many",
         "backup",
         "health",

@@ -50,8 +50,8 @@ def test_patterns_are_globs(pattern: str, name: str, is_meant: bool) -> None:
     st.sampled_from(["", '"$user", public']),
 )
 def test_a_search_path_survives_the_options_of_libpq(schema: str, others: str) -> None:
-    path = SchemaPath(schema, others)
-    dsn = " ".join(["host=h", "options='" + path.in_options("-c a=b").replace("\\", "\\\\").replace("'", "\\'") + "'"])
+    path = SchemaPath(schema, others, "-c a=b")
+    dsn = " ".join(["host=h", "options='" + path.in_options.replace("\\", "\\\\").replace("'", "\\'") + "'"])
     options = parse_postgres(dsn).arguments["options"]
     assert split_as_the_server_does(options) == ["-c", "a=b", "-c", f"search_path={path.setting}"]
 

@@ -13,11 +13,12 @@ from ..connection.database import Pooling
 from ..connection.patience import Patience
 from ..dsn.forms import POSTGRES
 from ..dsn.redaction import looks_like_dsn
-from ..errors import ConfigError
+from ..errors import ConfigError, ConnectionFailed
 from ..light import replace
 from ..messages import database_failed
 from ..migrate.engines.postgres.engine import PostgresEngine
 from ..migrate.engines.postgres.schemas import (
+    NO_POOLER,
     SchemaPath,
     require_extensions,
     require_usable,
@@ -32,6 +33,8 @@ from .migrate import runner_of, waits_of
 from .targets import Subject, is_meant_by, schema_targets
 
 T = TypeVar("T")
+
+PROTOCOL_VIOLATION = "08P01"  # a pooler's code for a start with options
 
 
 def schemas_of(call: Call) -> Subject:
@@ -81,7 +84,12 @@ def require_schema(db: Pooling, waits: tuple[float, float], schema: str) -> None
         with db.connection_context(), translated():
             require_usable(db, schema)
 
-    patiently(db, waits, check)
+    try:
+        patiently(db, waits, check)
+    except ConnectionFailed as error:
+        if error.sqlstate == PROTOCOL_VIOLATION:  # the list of schemas came over a session without options
+            error.hint = NO_POOLER
+        raise
 
 
 def patiently(db: Pooling, waits: tuple[float, float], call: Callable[[], T]) -> T:

@@ -11,7 +11,7 @@ from signal import SIGINT
 from typing import Any
 
 from .. import interruption, signals
-from ..errors import ConfigError, WhatspireDBError, printable
+from ..errors import ConfigError, VersionMismatch, WhatspireDBError, printable
 from ..settings.kinds import PREFIX
 from . import migrate
 from .command import FAILED, OK, Answer, Call, did, failure_document, failure_of
@@ -25,8 +25,8 @@ from .targets import Subject, Target, dsn_targets, file_targets, matching_files
 
 USUAL_JOBS = 4
 # From the worst to the best: what is wrong with a call or a setting, with a database, with the models beside it.
-WORST_FIRST = (ConfigError.exit_code, FAILED, REFUSED, PENDING, OK)
-PLURALS = {"schema": "schemas", "file": "files", "dsn": "databases"}
+WORST_FIRST = (ConfigError.exit_code, FAILED, VersionMismatch.exit_code, REFUSED, PENDING, OK)
+NOUNS = {"schema": "schema", "file": "file", "dsn": "database"}
 NAMED_BY = {"file": "--each-file", "dsn": "that line of --dsn-file"}
 NAMED = 3  # databases that failed, in the last line
 
@@ -60,7 +60,7 @@ def run_many(call: Call) -> Answer:
     try:
         return run.answer()
     finally:
-        if subject.shared is not None:
+        if subject.shared is not None and not run.is_interrupted:  # then a thread may still wait for the server
             subject.shared.close_all()
 
 
@@ -133,7 +133,8 @@ class _Run:
 
     @property
     def _all(self) -> str:
-        return f"{len(self.subject.targets)} {PLURALS[self.kind]}"
+        number = len(self.subject.targets)
+        return f"{number} {NOUNS[self.kind]}{'' if number == 1 else 's'}"
 
     @property
     def _speaks(self) -> bool:
@@ -157,7 +158,7 @@ class _Run:
             error, code = _interruption(f": {summary}")
             return Answer(documents, [summary], code, error)
         codes = {result.code for result in self.results.values()}
-        code = next((code for code in WORST_FIRST if code in codes), max(codes, default=OK))
+        code = next(code for code in WORST_FIRST if code in codes)
         return Answer(documents, [summary], code, self._error())
 
     def _error(self) -> WhatspireDBError | None:

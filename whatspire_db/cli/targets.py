@@ -241,8 +241,7 @@ def schema_targets(settings: Settings, paths: Sequence[SchemaPath]) -> Iterator[
     assert isinstance(target, PostgresTarget)
     database = describe(target)
     for path in paths:
-        options = path.in_options(target.arguments.get("options"))
-        dsn = dsn_of(PostgresTarget({**target.arguments, "options": options}))
+        dsn = dsn_of(PostgresTarget({**target.arguments, "options": path.in_options}))
         yield Target("schema", path.schema, POSTGRES, database, replace(settings, dsn=dsn, replica_dsn=None), path)
 
 

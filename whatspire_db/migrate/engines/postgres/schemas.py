@@ -20,6 +20,7 @@ from .engine import PostgresEngine
 from .extensions import extensions_of
 from .limits import lock_limit
 
+NO_POOLER = "connect to the server itself: a pooler in between does not pass on in which schema a session begins"
 _SCHEMAS = pinned("""
 SELECT nspname::text, current_setting('search_path') FROM pg_namespace
 WHERE (left(nspname::text, 3) <> 'pg_') AND (nspname <> 'information_schema')
@@ -35,26 +36,32 @@ SELECT current_schema()::text, to_regnamespace(quote_ident(%s))::oid,
 
 @dataclass(frozen=True)
 class SchemaPath:
-    """A schema at the head of a search_path; the others stay behind it, for types and functions."""
+    """A schema at the head of a search_path; the others stay behind it, for types and functions.
+
+    :param options: libpq's, that a session has for other reasons: by the DSN, a service or PGOPTIONS.
+    """
 
     schema: str
     others: str
+    options: str = ""
 
     @property
     def setting(self) -> str:
         """The value of search_path."""
         return ", ".join(filter(None, [quote(self.schema), self.others]))
 
-    def in_options(self, options: str | None) -> str:
-        """Return libpq's `options` with this path behind what is there, so that every session has it from its start."""
+    @property
+    def in_options(self) -> str:
+        """The options with this path behind what is there, so that every session has it from its start."""
         escaped = re.sub(r"([\\\s])", r"\\\1", self.setting)
-        return " ".join(filter(None, [options, f"-c search_path={escaped}"]))
+        return " ".join(filter(None, [self.options, f"-c search_path={escaped}"]))
 
 
 def schema_paths(db: peewee.PostgresqlDatabase, is_meant: Callable[[str], bool]) -> list[SchemaPath]:
     """Return the schemas whose names are meant, by name; those of the server itself are never among them."""
     found = execute(db, _SCHEMAS).fetchall()
-    return [SchemaPath(name, path.removeprefix('""')) for name, path in sorted(found) if is_meant(name)]
+    options = db.connection().info.dsn_parameters.get("options", "")
+    return [SchemaPath(name, path.removeprefix('""'), options) for name, path in sorted(found) if is_meant(name)]
 
 
 def require_extensions(db: peewee.PostgresqlDatabase, models: Sequence[ModelType]) -> None:
@@ -88,10 +95,7 @@ def require_usable(db: peewee.PostgresqlDatabase, schema: str) -> None:
         raise RightMissing(
             f"this role may not use schema {schema}", f"let its owner run: GRANT USAGE ON SCHEMA {quote(schema)} TO ..."
         )
-    raise RightMissing(
-        f"the session's schema is {current}, although its search_path was to begin with {schema}",
-        "connect to the server itself; a pooler that drops a session's options cannot be between",
-    )
+    raise RightMissing(f"the session's schema is {current}, not {schema}, with which it was to begin", NO_POOLER)
 
 
 def standing_in(
