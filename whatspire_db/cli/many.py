@@ -157,8 +157,7 @@ class _Run:
         if self.is_interrupted:
             error, code = _interruption(f": {summary}")
             return Answer(documents, [summary], code, error)
-        codes = {result.code for result in self.results.values()}
-        code = next(code for code in WORST_FIRST if code in codes)
+        code = min((result.code for result in self.results.values()), key=_rank, default=OK)
         return Answer(documents, [summary], code, self._error())
 
     def _error(self) -> WhatspireDBError | None:
@@ -227,6 +226,11 @@ class _Run:
     def _finish(self) -> None:
         if self.stamps is not None:
             self.stamps.finish()
+
+
+def _rank(code: int) -> int:
+    """Return how many exit codes are worse than one; a code of none of them counts as a failure."""
+    return WORST_FIRST.index(code if code in WORST_FIRST else FAILED)
 
 
 def _signal() -> int:
