@@ -88,8 +88,9 @@ def pytest_configure() -> None:
 STARTS_PROGRAMS = {
     f"test_{name}"
     for name in (
-        *("bounds", "command_line", "commands", "health", "holders", "kill", "loading", "neighbours", "one_sqlite"),
-        *("readme", "signals", "sqlite_faults", "sqlite_holders", "sqlite_restore", "storm", "storms", "time_notes"),
+        *("bounds", "command_line", "commands", "health", "holders", "kill", "loading", "many", "neighbours"),
+        *("one_sqlite", "readme", "signals", "sqlite_faults", "sqlite_holders", "sqlite_restore"),
+        *("storm", "storms", "time_notes"),
     )
 }
 

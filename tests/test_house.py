@@ -101,6 +101,7 @@ ROOMS = {
         "engines.postgres.mending_keys",
         "engines.postgres.mending",
         "engines.postgres.engine",
+        "engines.postgres.schemas",
         "history",
         "rows",
         "costs",
@@ -167,7 +168,24 @@ ROOMS = {
         "",
     ],
     "health": ["values", "engines", "engines.sqlite", "engines.citus", "engines.postgres", "check", ""],
-    "cli": ["", "starting", "terminal", "options", "command", "loading", "migrate", "backup", "health", "front"],
+    "cli": [
+        "",
+        "starting",
+        "terminal",
+        "options",
+        "command",
+        "loading",
+        "migrate",
+        "jobs",
+        "targets",
+        "sayings",
+        "each_schema",
+        "shared_backups",
+        "many",
+        "backup",
+        "health",
+        "front",
+    ],
 }
 ENTRANCES = ["", "__main__", "migrate.__main__", "backup.__main__", "health.__main__"]
 ORDER = [f"{room}.{module}".strip(".") for room, modules in ROOMS.items() for module in modules or [""]] + ENTRANCES

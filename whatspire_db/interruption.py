@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 
-from .light import TYPE_CHECKING, TypeVar
+from .light import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from .signals import Command
@@ -29,6 +29,24 @@ def cancellable(connection: T) -> T:
     if command is not None:
         command.connections.append(connection)
     return connection
+
+
+def forget_closed() -> None:
+    """Forget connections that are closed: a command that opens one after the other has nothing to cancel there."""
+    for connection in list(command.connections) if command else ():
+        if _is_closed(connection):
+            with suppress(ValueError):  # another thread was faster
+                command.connections.remove(connection)  # type: ignore[union-attr]
+
+
+def _is_closed(connection: Any) -> bool:
+    if hasattr(connection, "closed"):
+        return bool(connection.closed)
+    try:
+        connection.total_changes  # noqa: B018 - SQLite's has no other way to ask
+    except Exception:
+        return True
+    return False
 
 
 def aside(call: Callable[[], T]) -> T:

@@ -92,9 +92,9 @@ class Command:
                 unheard += TICK_SECONDS
                 if unheard > TICK_SECONDS and now - cancelled > CANCEL_SECONDS:
                     cancelled = now
-                    self._cancel()
+                    self.cancel()
 
-    def _cancel(self) -> None:
+    def cancel(self) -> None:
         """Cancel what the connections run; each in a thread, because the server may not answer."""
         for connection in list(self.connections):
             cancel = getattr(connection, "cancel", None) or connection.interrupt

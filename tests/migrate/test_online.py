@@ -10,13 +10,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import peewee as pw
+import psycopg2
 import pytest
 from peewee import SQL
 
 from tests.conftest import POSTGRES_VERSION, Place
-from tests.servers import program
+from tests.servers import eventually, program
 from whatspire_db import LockTimeout, MigrationRefused, MigrationRunner, ModelError, StepFailed
 from whatspire_db.migrate.applying import Applying
+from whatspire_db.migrate.engines.postgres.online import run_online
 from whatspire_db.migrate.plan import Step
 from whatspire_db.migrate.progress import Progress, Watcher
 from whatspire_db.migrate.reports import Report
@@ -611,3 +613,35 @@ def test_reference_to_a_key_whose_index_is_left_invalid_waits_for_the_index(db: 
     MigrationRunner(db, [model]).up()
     MigrationRunner(db, [model, Child]).up()
     assert in_sync(db, model, Child)
+
+
+def test_a_statement_is_given_up_on_in_its_own_session_alone(postgres: Place) -> None:
+    """Other sessions may run the same text, as for other schemas."""
+    wait = "SELECT pg_advisory_lock(7)"
+
+    def wait_too(cursor: Any) -> None:
+        with contextlib.suppress(psycopg2.Error):  # at its end
+            cursor.execute(wait)
+
+    def are_waiting() -> bool:
+        found = "SELECT count(*) FROM pg_stat_activity WHERE query = %s AND wait_event_type = 'Lock'"
+        witness.execute(found, [wait])
+        return bool(witness.fetchone() == (len(others),))
+
+    database = postgres.connect()
+    with session(postgres, wait) as witness, contextlib.ExitStack() as stack:
+        # In whatever order the server lists sessions, ours is hardly the first.
+        others = [stack.enter_context(session(postgres)) for _ in range(4)]
+        stack.enter_context(database.connection_context())
+        others += [stack.enter_context(session(postgres)) for _ in range(4)]
+        waiting = [threading.Thread(target=wait_too, args=[cursor]) for cursor in others]
+        for thread in waiting:
+            thread.start()
+        eventually(are_waiting, "they wait")
+        with pytest.raises(LockTimeout, match=r"waited 0.1 s for"):
+            run_online(database, wait, 0.1, lambda progress: None)
+        assert are_waiting()
+        witness.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+        for thread in waiting:
+            thread.join()
+    database.close_all()

@@ -33,7 +33,7 @@ LARGE = 20_000  # twice as many rows as are built on while the table is locked
 SETTINGS = ("lock_timeout", "statement_timeout", "search_path", "idle_in_transaction_session_timeout")
 
 
-def configuration(server: Server, folder: Path, mode: str) -> str:
+def configuration(server: Server, folder: Path, mode: str, ignored: str) -> str:
     behind = parse_postgres(server.dsn).arguments
     named = {k: behind[k] for k in ("host", "port", "user", "password") if k in behind}
     return "\n".join(
@@ -48,7 +48,7 @@ def configuration(server: Server, folder: Path, mode: str) -> str:
             f"default_pool_size = {POOL}",
             "server_round_robin = 1",  # of all that can be had, each transaction gets another one of them
             "auth_type = any",
-            "ignore_startup_parameters = extra_float_digits",
+            f"ignore_startup_parameters = extra_float_digits{ignored and ','}{ignored}",
             "log_connections = 0",
             "log_disconnections = 0",
             "",
@@ -57,13 +57,13 @@ def configuration(server: Server, folder: Path, mode: str) -> str:
 
 
 @contextmanager
-def bouncer(server: Server, mode: str) -> Iterator[Path]:
+def bouncer(server: Server, mode: str, ignored: str = "") -> Iterator[Path]:
     """Run PgBouncer in front of the server and give the folder of its socket."""
     with tempfile.TemporaryDirectory(prefix="wpb") as base:
         folder, options = Path(base), without_root(server)
         give(folder, options)
         file = folder / "pgbouncer.ini"
-        file.write_text(configuration(server, folder, mode))
+        file.write_text(configuration(server, folder, mode, ignored))
         with open(folder / "log", "wb") as log:
             process = subprocess.Popen([str(PGBOUNCER), str(file)], stdout=log, stderr=log, **options)
         try:
@@ -245,3 +245,28 @@ def test_no_setting_and_no_lock_is_left_on_the_poolers_connections(postgres: Pla
         assert [step.name for step in applied if step.online] == ["idx_sessions_status"]
     assert settings_seen(pooled) == {usual}
     eventually(lambda: lock_holders(postgres) == [], "the migration lock is given back")
+
+
+def test_a_run_over_schemas_never_works_in_another_schema_behind_a_pooler(
+    postgres: Place, server: Server, socket: Path
+) -> None:
+    """What begins in a schema needs a session of its own; one question leaves nothing in a session of the pooler's."""
+    with opened(postgres) as db:
+        db.execute_sql("CREATE SCHEMA tenant_1")
+        with bouncer(server, "transaction", ignored="options") as dropping:
+            for folder, words in (
+                (socket, "unsupported startup parameter"),
+                (dropping, "schema is public, not tenant_1"),
+            ):
+                done = through(postgres, folder).run("--each-schema", "tenant_*")
+                assert done.returncode == 1
+                assert "error: tenant_1: " in done.stderr
+                assert words in done.stderr
+                assert "connect to the server itself" in done.stderr
+        assert db.get_tables("tenant_1") == db.get_tables("public") == []
+    assert postgres.run("--each-schema", "tenant_*").returncode == 0
+    pooled = through(postgres, socket)
+    done = pooled.run("--each-schema", "tenant_*")
+    assert (done.returncode, done.stderr) == (0, "")
+    with opened(pooled) as db:
+        assert {db.execute_sql("SHOW search_path").fetchone() for _ in range(3 * POOL)} == {('"$user", public',)}

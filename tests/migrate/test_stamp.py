@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import peewee as pw
@@ -22,6 +23,7 @@ from tests.servers import program
 from whatspire_db import MigrationRunner, MigrationVersion
 from whatspire_db.dsn.postgres import parse_postgres
 from whatspire_db.health import check_health
+from whatspire_db.migrate import stamp
 from whatspire_db.migrate.stamp import BYTES, KEPT, Stamps, fingerprint
 from whatspire_db.models.service import SERVICE_MODELS
 
@@ -501,3 +503,29 @@ def test_a_declared_schema_has_one_stamp(looks: list[tuple[str, bool]]) -> None:
         assert stamps.differences(declared, "other") is None
     assert len(stamps.verified) <= KEPT
     assert len(stamps.drifted) <= KEPT
+
+
+def test_models_are_rendered_once_for_each_engine(
+    postgres: Place, sqlite: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run over many databases asks in turn for files and servers, in several threads."""
+    rendered: list[tuple[str, str]] = []
+
+    def counted(db: pw.Database, model: type[pw.Model]) -> list[str]:
+        rendered.append((type(db).__name__, model.__name__))
+        return create_table(db, model)
+
+    create_table = stamp.create_table
+    monkeypatch.setattr(stamp, "create_table", counted)
+    models = [made(1), made(2)]
+    engines = [sqlite.connect(), postgres.connect()]
+    first = [fingerprint(db, models) for db in engines]
+    wanted = [(type(db).__name__, model.__name__) for db in engines for model in models]
+    with ThreadPoolExecutor(4) as threads:
+        again = list(threads.map(lambda number: fingerprint(engines[number % 2], models), range(200)))
+    assert again == first * 100
+    assert rendered == wanted
+    models[0].c1.null = False
+    assert fingerprint(engines[0], models) != first[0]
+    for db in engines:
+        db.close_all()

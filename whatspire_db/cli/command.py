@@ -47,7 +47,7 @@ class Answer:
     `error` is what is wrong with the database.
     """
 
-    document: dict[str, Any]
+    document: Any
     lines: Sequence[str] = ()
     code: int = OK
     error: WhatspireDBError | None = None
@@ -106,17 +106,23 @@ class Call:
     def answer(self, answer: Answer) -> int:
         """Print an answer and return the exit code."""
         self._has_answered = True
-        words = self._in_words_of_the_user(answer.error) if answer.error else None
+        words = self.in_words_of_the_user(answer.error) if answer.error else None
         if self._json:
-            print_json(answer.document | (dict(zip(("error", "hint"), words, strict=True)) if words else {}))
+            is_list = isinstance(answer.document, list)  # each of its documents has an error of its own
+            wrong = dict(zip(("error", "hint"), words, strict=True)) if words else {}
+            print_json(answer.document if is_list else answer.document | wrong)
         elif answer.wanted or not self.options.quiet:
             for text in answer.lines:
-                for line in text.split("\n"):
-                    self._print(line, answer.wanted)
+                self.show(text, answer.wanted)
         sys.stdout.flush()  # output that cannot be written is found here, not when the interpreter ends
         if words:
             self._tell(*words)
         return self._exit_code(answer.code)
+
+    def show(self, text: str, wanted: bool = False) -> None:
+        """Print the lines of a text."""
+        for line in text.split("\n"):
+            self._print(line, wanted)
 
     def _print(self, line: str, wanted: bool) -> None:
         """Print a line; on a terminal it fits, and no name that another user gave steers it."""
@@ -134,7 +140,7 @@ class Call:
         """Print an error: two lines on stderr, and with --json one document. Return the exit code."""
         is_about_database = code is None and error.exit_code in (FAILED, MigrationRefused.exit_code)
         code = self._exit_code(error.exit_code if code is None else code)
-        error.fact, error.hint = self._in_words_of_the_user(error)
+        error.fact, error.hint = self.in_words_of_the_user(error)
         if is_about_database and self.database and not all(part in error.fact for part in self.database.split()):
             error.fact = f"{error.fact} ({self.line})"
         if self._json and not self._has_answered:
@@ -151,7 +157,7 @@ class Call:
     def last_words(self, number: int) -> int:
         """Print what a signal did that ends the process at once; return the exit code."""
         if not self._has_told:
-            error = WhatspireDBError(f"{_did(number)} while it waited", ENDED_AT_ONCE)
+            error = WhatspireDBError(f"{did(number)} while it waited", ENDED_AT_ONCE)
             self.fail(error, signals.exit_code(number))
         return self._exit_code(signals.exit_code(number))
 
@@ -162,7 +168,7 @@ class Call:
         except OSError:
             _discard(sys.stdout)
 
-    def _in_words_of_the_user(self, error: WhatspireDBError) -> tuple[str, str]:
+    def in_words_of_the_user(self, error: WhatspireDBError) -> tuple[str, str]:
         """Return fact and hint; they name an option that the user typed instead of its variable, and repeat no DSN."""
         fact, hint = (without_dsns(text, self.arguments) for text in (error.fact, error.hint))
         for option, variable in VARIABLES.items():
@@ -198,23 +204,24 @@ def run_command(call: Call, parse: Callable[[list[str]], Any], run: Callable[[Ca
             return FAILED
         except (Exception, KeyboardInterrupt) as error:
             heard.is_over = True
-            return call.fail(*_failure(error, heard.number))
+            return call.fail(*failure_of(error, heard.number))
 
 
-def _failure(error: BaseException, signal: int | None) -> tuple[WhatspireDBError, int | None]:
+def failure_of(error: BaseException, signal: int | None) -> tuple[WhatspireDBError, int | None]:
     """Return an error in words, and the exit code where it is not the error's own."""
     if isinstance(error, KeyboardInterrupt):
-        interrupted = error.args if len(error.args) == 2 else (_did(signal), "nothing is half done; run it again")
+        interrupted = error.args if len(error.args) == 2 else (did(signal), "nothing is half done; run it again")
         return WhatspireDBError(*interrupted), signals.exit_code(signal) if signal else INTERRUPTED
     if signal and isinstance(error, WhatspireDBError):  # most likely the statement that it cancelled
-        error.fact = f"{_did(signal)}: {error.fact}"
+        error.fact = f"{did(signal)}: {error.fact}"
         return error, signals.exit_code(signal)
     if isinstance(error, WhatspireDBError):
         return error, None
     return _in_words(error), FAILED
 
 
-def _did(signal: int | None) -> str:
+def did(signal: int | None) -> str:
+    """Return what a signal did to a command."""
     return "terminated" if signal == SIGTERM else "interrupted"
 
 
@@ -266,7 +273,7 @@ def _discard(stream: TextIO) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-class _Line(logging.Formatter):
+class Line(logging.Formatter):
     """One line a record, whatever the names in it hold."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -276,7 +283,7 @@ class _Line(logging.Formatter):
 def configure_logging(options: Any) -> None:
     """Let the package's log go to stderr: warnings, with -v more, with -q errors alone."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Line("%(levelname)s: %(message)s"))
+    handler.setFormatter(Line("%(levelname)s: %(message)s"))
     logger = logging.getLogger("whatspire_db")
     logger.handlers = [handler]
     logger.propagate = False

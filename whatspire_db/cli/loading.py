@@ -25,14 +25,15 @@ from .command import Call
 Model = type[peewee.Model]
 
 
-def settings_and_models(call: Call) -> tuple[Settings, list[Model]]:
+def settings_and_models(call: Call, given: Settings | None = None) -> tuple[Settings, list[Model]]:
     """Return the settings of a command and the models that it is about.
 
     With --only-models, models that are bound to a database of their own are looked for there, unless a DSN is given.
 
+    :param given: default: those of the environment and of the command line.
     :raises ConfigError: when a setting or a module is wrong, or the models are in another database than the DSN names.
     """
-    settings = call.settings()
+    settings = given or call.settings()
     modules = call.options.models or settings.models
     only = call.options.only_models or settings.only_models
     if only and not modules:

@@ -26,7 +26,7 @@ from ..migrate.stamp import ForeignHistory
 from ..settings import Settings
 from ..settings.durations import seconds_of
 from .command import OK, Answer, Call, configure_logging, progress_bar, run_command, say, symbol
-from .loading import settings_and_models
+from .loading import Model, settings_and_models
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser
@@ -42,19 +42,21 @@ VERBS = {
     "status": "list the recorded runs, and what is pending",
     "version": "print the recorded version, 0 before the first run",
 }
+MANY = ("each_schema", "each_file", "dsn_file")  # options that name many databases
 # What the parser makes of no arguments.
 NOTHING_TYPED: dict[str, Any] = {
     "verb": "up",
-    **dict.fromkeys(("lock_timeout", "wait", "models", "driver", "dsn")),
-    **dict.fromkeys(("backup", "sql", "trust_source", "only_models", "json", "quiet", "verbose"), False),
+    **dict.fromkeys(("lock_timeout", "wait", "models", "driver", "dsn", *MANY, "jobs")),
+    **dict.fromkeys(("backup", "sql", "trust_source", "fail_fast", "only_models", "json", "quiet", "verbose"), False),
 }
+_LOOKS = ("up", "plan", "verify", "status")
 # The verbs that use an option; all verbs use those that are not here.
-USERS = {"backup": ("up",), "sql": ("plan", "verify"), "trust_source": ("up", "plan", "verify", "status")}
+USERS = {"backup": ("up",), "sql": ("plan", "verify"), "trust_source": _LOOKS, **dict.fromkeys(MANY, _LOOKS)}
 
 
 def parser_of(prog: str = PROG) -> ArgumentParser:
     """Return the parser of the command under the name that the user typed."""
-    from .options import Parser, RawHelpFormatter, add_shared_options
+    from .options import Parser, RawHelpFormatter, add_many_options, add_shared_options
 
     parser = Parser(
         prog=prog,
@@ -82,6 +84,7 @@ def parser_of(prog: str = PROG) -> ArgumentParser:
         action="store_true",
         help="let a PostgreSQL superuser run code of other roles that is in the database",
     )
+    add_many_options(parser)
     add_shared_options(parser)
     return parser
 
@@ -92,6 +95,8 @@ def _parse(prog: str, argv: list[str]) -> Any:
     options = parser_of(prog).parse_args(argv)
     if options.models and len(options.models) > 1 and options.models[-1] in VERBS:
         options.verb = options.models.pop()  # a verb that was written behind the modules
+    if options.each_file and len(options.each_file) > 1 and options.each_file[-1] in VERBS:
+        options.verb = options.each_file.pop()
     if options.dsn in VERBS:  # `--dsn $UNSET up`
         hint = f"give --dsn a value; is a variable unset? A file of such a name is written ./{options.dsn}"
         raise ConfigError(f"--dsn is given the verb {options.dsn}", hint)
@@ -99,7 +104,15 @@ def _parse(prog: str, argv: list[str]) -> Any:
         if getattr(options, option) and options.verb not in verbs:
             flag = f"--{option.replace('_', '-')}"
             raise ConfigError(f"{options.verb} takes no {flag}", f"it is for {', '.join(verbs)}")
+    for flag in ("--jobs", "--fail-fast"):
+        if getattr(options, flag[2:].replace("-", "_")) and not is_many(options):
+            raise ConfigError(f"{flag} is for many databases", "give it with --each-schema, --each-file or --dsn-file")
     return options
+
+
+def is_many(options: Any) -> bool:
+    """Tell whether a run is about many databases."""
+    return any(getattr(options, option) for option in MANY)
 
 
 def main(argv: list[str] | None = None, prog: str = PROG) -> int:
@@ -111,29 +124,53 @@ def _run(call: Call) -> Answer:
     options = call.options
     configure_logging(options)
     progress_logger.setLevel(logging.ERROR if options.quiet else logging.INFO)
+    if is_many(options):
+        from .many import run_many  # not for one database
+
+        return run_many(call)
     settings, models = settings_and_models(call)
-    wait, wait_for_server = _waits(options, settings)  # a wrong one is refused before anything is made
-    is_new = options.verb == "up" and _has_no_file(settings)
-    db = connect(settings, read_only=options.verb != "up")
-    if isinstance(db, peewee.SqliteDatabase):
-        db.timeout = wait  # another process may hold the file from the first question on
-    db.keeps_journal_mode = True  # a run that finds nothing to do changes nothing
-    runner = MigrationRunner(
-        db,
-        models,
-        record_all=settings.record_runs == "all",
-        lock_timeout=wait,
-        online_rows=settings.migration_online_rows,
-        before_changes=_before_changes(options, settings),
-        watcher=_CommandLineWatcher(call, is_new),
-        wait_for_server=wait_for_server,
-        trust_source=options.trust_source,
-    )
+    waits = waits_of(options, settings)  # a wrong one is refused before anything is made
+    is_new = options.verb == "up" and has_no_file(settings)
+    db = opened(settings, options, waits)
+    watcher = _CommandLineWatcher(call, is_new)
+    runner = runner_of(db, models, options, waits, watcher, _before_changes(options, settings))
     try:
-        return _VERBS[options.verb](runner, call)
+        return ANSWERS[options.verb](runner, call)
     finally:
         if not db.is_closed():
             db.close()
+
+
+def opened(settings: Settings, options: Any, waits: tuple[float, float], bind: bool = True) -> Pooling:
+    """Return the database of a run; see `connect`."""
+    db = connect(settings, bind=bind, read_only=options.verb != "up")
+    if isinstance(db, peewee.SqliteDatabase):
+        db.timeout = waits[0]  # another process may hold the file from the first question on
+    db.keeps_journal_mode = True  # a run that finds nothing to do changes nothing
+    return db
+
+
+def runner_of(
+    db: Pooling,
+    models: Sequence[Model],
+    options: Any,
+    waits: tuple[float, float],
+    watcher: Watcher,
+    before_changes: Callable[[], str | None] | None = None,
+) -> MigrationRunner:
+    """Return the runner that the options and the settings of its database ask for."""
+    settings = db.settings or Settings()
+    return MigrationRunner(
+        db,
+        models,
+        record_all=settings.record_runs == "all",
+        lock_timeout=waits[0],
+        online_rows=settings.migration_online_rows,
+        before_changes=before_changes,
+        watcher=watcher,
+        wait_for_server=waits[1],
+        trust_source=options.trust_source,
+    )
 
 
 def _before_changes(options: Any, settings: Settings) -> Callable[[], str | None] | None:
@@ -145,7 +182,7 @@ def _before_changes(options: Any, settings: Settings) -> Callable[[], str | None
     return before_migration(settings)
 
 
-def _waits(options: Any, settings: Settings) -> tuple[float, float]:
+def waits_of(options: Any, settings: Settings) -> tuple[float, float]:
     """Return how many seconds to wait for locks, and for a server that does not answer yet.
 
     :raises ConfigError: when an option is no duration.
@@ -155,7 +192,7 @@ def _waits(options: Any, settings: Settings) -> tuple[float, float]:
     return locks, seconds_of("--wait", 0 if options.wait is None else options.wait)
 
 
-def _has_no_file(settings: Settings) -> bool:
+def has_no_file(settings: Settings) -> bool:
     """Tell whether a SQLite database is about to be created."""
     path = settings.target.path if isinstance(settings.target, SqliteTarget) else None
     try:
@@ -316,7 +353,7 @@ def _version(runner: MigrationRunner, call: Call) -> Answer:
     return Answer(call.named({"version": version}), [str(version)], wanted=True)
 
 
-_VERBS: dict[str, Callable[[MigrationRunner, Call], Answer]] = {
+ANSWERS: dict[str, Callable[[MigrationRunner, Call], Answer]] = {
     "up": _up,
     "plan": _plan,
     "verify": _verify,

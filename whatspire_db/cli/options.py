@@ -7,9 +7,11 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from ..dsn.redaction import without_arguments
+from ..dsn.redaction import shown, without_arguments
 from ..errors import ConfigError
 from .terminal import columns
+
+MOST_JOBS = 64
 
 
 class HelpFormatter(argparse.HelpFormatter):
@@ -59,6 +61,35 @@ def _not_empty(name: str) -> Callable[[str], str]:
         return value
 
     return text
+
+
+def add_many_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options about many databases at once."""
+    parser.add_argument(
+        "--each-schema", metavar="PATTERN", help="PostgreSQL: run in each schema of such a name, like 'tenant_*'"
+    )
+    parser.add_argument(
+        "--each-file",
+        nargs="+",
+        action="extend",
+        metavar="GLOB",
+        help="SQLite: run on each file that is there, like 'data/*.db'",
+    )
+    parser.add_argument(
+        "--dsn-file", metavar="FILE", help="run on each DSN of a file, one a line, that only its owner can read"
+    )
+    parser.add_argument(
+        "--jobs", type=_jobs, metavar="N", help="with those three: so many databases at a time (default: 4)"
+    )
+    parser.add_argument(
+        "--fail-fast", action="store_true", help="with those three: begin no other database after the first failure"
+    )
+
+
+def _jobs(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) < 4 and 0 < int(text) <= MOST_JOBS):
+        raise ConfigError(f"--jobs is {shown(text)}", f"it takes a whole number from 1 to {MOST_JOBS}")
+    return int(text)
 
 
 def add_shared_options(parser: argparse.ArgumentParser) -> None:

@@ -119,6 +119,11 @@ class MigrationRunner:
 
         return Looking(self._stamping, self.online_rows)
 
+    @property
+    def stamped_models(self) -> list[ModelType]:
+        """The models that a stamp is about: the runner's, and the one of the history."""
+        return self._stamping.stamped_models
+
     @_patient
     def plan(self) -> Plan:
         """Return what `up` would do, with the SQL of every step; changes nothing."""
@@ -201,15 +206,28 @@ class MigrationRunner:
         with self._connection():
             standing = self._stamping.standing()
             try:
-                plan, version, backup = self._as_stamped(standing) or self._upgrade(standing)
+                done = self._as_stamped(standing) or self._upgrade(standing)
             except MigrationRefused as refused:
                 _warn_of_renamings(refused.plan)
                 raise
-            for drift in plan.drift:
-                logger.warning("drift, left as it is: %s", drift)
-            _warn_of_renamings(plan)
-            milliseconds = (time.perf_counter() - started) * 1000
-            return Report(self.engine.name, plan.version, version, plan.pending, plan.drift, milliseconds, backup)
+            return self._reported(done, started)
+
+    def up_as_stamped(self, standing: Standing | None) -> Report | None:
+        """Return what `up` reports for an answer that fits the stamp; None where a run has to look.
+
+        :param standing: the answer to a question that the caller asked, also of another schema than the session's.
+        """
+        started = time.perf_counter()
+        done = self._as_stamped(standing)
+        return self._reported(done, started) if done else None
+
+    def _reported(self, done: Done, started: float) -> Report:
+        plan, version, backup = done
+        for drift in plan.drift:
+            logger.warning("drift, left as it is: %s", drift)
+        _warn_of_renamings(plan)
+        milliseconds = (time.perf_counter() - started) * 1000
+        return Report(self.engine.name, plan.version, version, plan.pending, plan.drift, milliseconds, backup)
 
     def _as_stamped(self, standing: Standing | None) -> Done | None:
         """Return what a run has done that finds its stamp: nothing; None where it has to look."""

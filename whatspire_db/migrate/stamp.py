@@ -16,6 +16,7 @@ from .ddl import ModelType, create_indexes, create_table, deferred_foreign_keys
 
 KEPT = 8  # declared schemas a database: some releases of a few services that share it
 BYTES = 1 << 16  # many times what so many take
+_KEPT_DDL = "whatspire_ddl"
 _FORMAT = 2  # rises when the comparison itself changes, so that nobody trusts what an older one verified
 
 
@@ -160,8 +161,12 @@ def _with_targets(models: Sequence[ModelType]) -> list[ModelType]:
 
 
 def _text(db: peewee.Database, model: ModelType) -> str:
-    """Return a model's DDL. It is kept with the model, for to render it takes longer than all the rest of a start."""
-    kept = vars(model._meta).pop("whatspire_ddl", None)
+    """Return a model's DDL. It is kept with the model, for to render it takes longer than all the rest of a start.
+
+    Threads may ask at once, for one engine or for both: what is kept is replaced as a whole.
+    """
+    texts = vars(model._meta).get(_KEPT_DDL, {})
+    kept = texts.get(type(db))
     parts = _parts(db, model)
     if kept is None or len(kept[0]) != len(parts) or not all(map(is_, kept[0], parts)):
         meta = model._meta
@@ -172,14 +177,15 @@ def _text(db: peewee.Database, model: ModelType) -> str:
             deferred_foreign_keys(db, model),
         ]
         kept = (_parts(db, model), repr(ddl))  # rendering lets peewee fill caches of its own
-    vars(model._meta)["whatspire_ddl"] = kept
-    return kept[1]
+        vars(model._meta)[_KEPT_DDL] = {**texts, type(db): kept}
+    return str(kept[1])
 
 
 def _parts(db: peewee.Database, model: ModelType) -> list[Any]:
     """Return the objects that a model's DDL is made of; while they are the same ones, so is the DDL."""
     meta = model._meta
-    parts = [type(db), field_types(db), *vars(meta).values()]
+    facts = {**vars(meta), _KEPT_DDL: None}
+    parts = [field_types(db), *facts.values()]
     parts += meta.indexes
     parts += meta.constraints or ()
     for field in meta.sorted_fields:

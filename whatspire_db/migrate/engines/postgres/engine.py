@@ -18,7 +18,7 @@ from whatspire_db.migrate.ddl import ModelType, execute, qualified, quote
 from whatspire_db.migrate.plan import Step
 from whatspire_db.migrate.progress import Progress
 from whatspire_db.migrate.schema import Column, Index, Key, Schema, Table
-from whatspire_db.migrate.stamp import Stamps, Standing, declared_text, recorded_version
+from whatspire_db.migrate.stamp import Stamps, Standing, declared_text
 from whatspire_db.sql import pinned
 
 from ..base import LOOK_SECONDS, Engine, IndexPart, T, discarded
@@ -213,24 +213,25 @@ class PostgresEngine(Engine):
         return holders.locked_out(self.db, tables, wait_seconds)
 
     def standing(self, models: Sequence[ModelType], wait_seconds: float = LOOK_SECONDS) -> Standing | None:
-        names = [quote(self.fold(model._meta.table_name)) for model in models]
-        schemas = [quote(model._meta.schema) if model._meta.schema else None for model in models]
+        tables = self.tables_of(models)
         # Within a transaction in a savepoint, for a question that fails ends it; outside of one the limit and the
         # question go to the server as one message.
         inside = self.db.in_transaction()
 
         def ask(sql: str) -> Any:
             with self.db.atomic() if inside else nullcontext():
-                return self.ask_quietly(sql, [schemas, names])
+                return self.ask_quietly(sql, tables)
 
         try:
             row = history.standing_row(self.db, ask, "" if inside else f"{lock_limit(wait_seconds)}; ")
         except peewee.ProgrammingError:
             return None
-        if row is None:
-            return None
-        version, mark, text, may_write = row
-        return Standing(recorded_version(version), mark, Stamps.from_text(text), bool(may_write))
+        return None if row is None else history.standing_of(row)
+
+    def tables_of(self, models: Sequence[ModelType]) -> list[list[str | None]]:
+        """Return the parameters of the question how the database stands: schemas and tables, quoted."""
+        schemas = [quote(model._meta.schema) if model._meta.schema else None for model in models]
+        return [schemas, [quote(self.fold(model._meta.table_name)) for model in models]]
 
     def keep(self, stamps: Stamps) -> None:
         text = stamps.to_text().replace("'", "''")

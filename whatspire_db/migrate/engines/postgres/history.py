@@ -9,7 +9,7 @@ import peewee
 from whatspire_db.light import Any, TextIO
 from whatspire_db.messages import sqlstate
 from whatspire_db.migrate.ddl import execute
-from whatspire_db.migrate.stamp import recorded_version
+from whatspire_db.migrate.stamp import Stamps, Standing, recorded_version
 from whatspire_db.peewee_compat import peewee_errors
 from whatspire_db.sql import SAFE_TO_QUERY, pinned
 
@@ -42,7 +42,8 @@ _NODE = """CASE WHEN to_regprocedure('pg_catalog.citus_is_coordinator()') IS NOT
 # 0.1 ms of planning, which is most of what the question takes.
 #
 # Parameters: quoted schemas, NULL for the default, and quoted tables. One row: the recorded version, the mark, the
-# stamps, and whether this role and session could write them. The stamps are the comment on the row type of
+# stamps, whether this role and session could write them, and the default schema. Only a history in that schema counts:
+# another one of the search_path is that of other tables. The stamps are the comment on the row type of
 # migration_versions: read by everybody, gone with the table, and not carried along by a dump, in whose restored rows
 # no mark would be true.
 _STANDING = """
@@ -88,10 +89,25 @@ SELECT (SELECT max(version) FROM migration_versions),
         FROM facts),
     (SELECT description FROM pg_catalog.pg_description
         WHERE objoid = reltype AND classoid = 'pg_catalog.pg_type'::regclass AND objsubid = 0),
-    pg_has_role(relowner, 'USAGE') AND current_setting('transaction_read_only') = 'off'
-FROM pg_catalog.pg_class WHERE oid = to_regclass('migration_versions')
+    pg_has_role(relowner, 'USAGE') AND current_setting('transaction_read_only') = 'off',
+    current_schema()::text
+FROM pg_catalog.pg_class WHERE oid = to_regclass(quote_ident(current_schema()) || '.migration_versions')
 """.replace("{node}", _NODE)
 _NEWEST = "(SELECT max(version) FROM migration_versions)"
+
+
+def question() -> str:
+    """Return the question for the row of _STANDING, which fails before it runs code of others."""
+    return pinned(_STOP + _STANDING)
+
+
+def standing_of(row: tuple[Any, ...]) -> Standing:
+    """Return what a row of _STANDING says.
+
+    :raises ForeignHistory: when the version is not a number.
+    """
+    version, mark, text, may_write, _ = row
+    return Standing(recorded_version(version), mark, Stamps.from_text(text), bool(may_write))
 
 
 def standing_row(db: peewee.PostgresqlDatabase, ask: Callable[[str], Any], limit: str) -> tuple[Any, ...] | None:
@@ -101,7 +117,7 @@ def standing_row(db: peewee.PostgresqlDatabase, ask: Callable[[str], Any], limit
     :param limit: a statement to go before, in the same message.
     """
     try:
-        row: tuple[Any, ...] | None = ask(limit + pinned(_STOP + _STANDING))
+        row: tuple[Any, ...] | None = ask(limit + question())
         return row
     except peewee.DataError as error:
         if sqlstate(error) != DIVISION_BY_ZERO:

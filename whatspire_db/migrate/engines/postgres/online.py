@@ -7,7 +7,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 
 import peewee
 
@@ -34,7 +34,7 @@ SELECT a.pid, a.wait_event_type = 'Lock', pg_blocking_pids(a.pid), p.phase,
     greatest(p.blocks_done, p.tuples_done), greatest(p.blocks_total, p.tuples_total)
 FROM pg_stat_activity AS a LEFT JOIN pg_stat_progress_create_index AS p ON p.pid = a.pid
 WHERE a.datname = current_database() AND a.state = 'active' AND a.pid <> pg_backend_pid()
-    AND left(a.query, 900) = left(%s, 900)
+    AND left(a.query, 900) = left(%s, 900) AND a.pid = coalesce(%s, a.pid)
 """)
 
 
@@ -100,10 +100,13 @@ def run_online(
     :param wait_seconds: how long it may wait for one and the same session.
     :raises LockTimeout: names the session.
     """
-    watch = _Watch(db, sql, wait_seconds, tell)
+    # Another session may run the same text in another schema. Behind a pooler no number names ours.
+    pid = None if is_pooled(db) else db.connection().info.backend_pid
+    watch = _Watch(db, sql, pid, wait_seconds, tell)
     thread = threading.Thread(target=watch.run, name="whatspire_db progress", daemon=True)
     try:
-        with _set_for_a_build(db):
+        # Behind a pooler a session's settings are not ours to change.
+        with nullcontext() if pid is None else _set_for_a_build(db):
             thread.start()
             execute(db, sql)
     except peewee.PeeweeException as error:
@@ -123,9 +126,9 @@ def _set_for_a_build(db: peewee.PostgresqlDatabase) -> Iterator[None]:
     """Set what a build needs in this session, and what was set before behind it.
 
     A lock timeout in its middle would leave an INVALID index, and a session whose client is gone would build on, or
-    wait for others, while it holds the migration lock. Behind a pooler a session's settings are not ours to change.
+    wait for others, while it holds the migration lock.
     """
-    before = [] if is_pooled(db) else execute(db, _BUILD_SETTINGS).fetchone()
+    before = execute(db, _BUILD_SETTINGS).fetchone()
     pairs = [(name, value) for name, value in zip(_FOR_A_BUILD, before, strict=False) if value is not None]
     try:
         for name, _ in pairs:
@@ -148,6 +151,7 @@ class _Watch:
 
     db: peewee.PostgresqlDatabase
     sql: str
+    pid: int | None  # of the session that runs it
     wait_seconds: float
     tell: Callable[[Progress], None]
     given_up: str = ""
@@ -172,7 +176,7 @@ class _Watch:
         waiting_for: tuple[int, ...] = ()
         since = time.monotonic()
         while not self.done.wait(0.2):
-            found = rows(connection, _STATEMENT, self.sql)
+            found = rows(connection, _STATEMENT, self.sql, self.pid)
             if not found:
                 continue
             pid, waits, blockers, phase, done, total = found[0]
