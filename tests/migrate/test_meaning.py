@@ -571,3 +571,18 @@ def test_what_can_change_or_reject_rows_is_listed(place: Place) -> None:
     changes = MigrationRunner(db, [table()]).verify_schema()
     assert not changes
     assert [(e.kind, e.name) for e in changes.extra if e.table == "t"] == wanted
+
+
+def test_a_reference_in_sql_to_a_model_of_another_schema(postgres: Place) -> None:
+    class There(pw.Model):
+        class Meta:
+            table_name = "there"
+            schema = "other"
+
+    model = table(columns='FOREIGN KEY (id) REFERENCES "other"."there" (id)')
+    db = postgres.connect()
+    with db.connection_context():
+        db.execute_sql("CREATE SCHEMA other")
+    runner = MigrationRunner(db, [model, There])
+    runner.up()
+    assert not runner.verify_schema()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import peewee
 
@@ -67,6 +67,16 @@ def named_by(models: Sequence[ModelType]) -> dict[str, list[ModelType]]:
         for name in [table, *(f"{table}_{key.column_name.lower()}_seq" for key in keys)]:
             found.setdefault(name, []).append(model)
     return found
+
+
+def targets_of(model: ModelType, by_name: Mapping[str, Sequence[ModelType]]) -> list[ModelType]:
+    """Return the other models that one refers to, in a field or by name in a constraint.
+
+    :param by_name: as `named_by` returns them.
+    """
+    named = (target for name in names_in_text(model) for target in by_name.get(name.lower(), ()))
+    found = dict.fromkeys([*model._meta.refs.values(), *named])
+    return [target for target in found if target is not model]
 
 
 def names_in_text(model: ModelType) -> Iterator[str]:

@@ -28,7 +28,7 @@ from whatspire_db.migrate.stamp import declared_text
 from whatspire_db.sql import pinned
 
 from ..base import discarded
-from ..references import named_by, names_in_text, with_references
+from ..references import named_by, targets_of, with_references
 from . import extensions, trust
 from .moments import refuse_moments
 from .stand_ins import StandIns
@@ -87,12 +87,14 @@ def _locks(model: ModelType) -> int:
     return _OF_A_TABLE + len(indexes_of(model)) + written + _OF_A_REFERENCE * len(meta.refs)
 
 
-def batches(models: Sequence[ModelType]) -> Iterator[Batch]:
-    """Divide models, each of which comes after those that it refers to, by the locks that their tables take."""
-    targets = _Targets(models)
+def batches(models: Sequence[ModelType], by_name: Mapping[str, Sequence[ModelType]]) -> Iterator[Batch]:
+    """Divide models, each of which comes after those that it refers to, by the locks that their tables take.
+
+    :param by_name: all models that they can refer to, as `named_by` returns them.
+    """
     batch = Batch()
     for model in models:
-        needed = targets.of(model)
+        needed = targets_of(model, by_name)
         more = sum(map(_locks, [model, *batch.lacking(needed)]))
         if batch.own and (batch.locks + more > LOCKS or model in batch.targets):
             yield batch
@@ -100,18 +102,6 @@ def batches(models: Sequence[ModelType]) -> Iterator[Batch]:
         batch.add(model, needed)
     if batch.own:
         yield batch
-
-
-class _Targets:
-    """What models refer to: in a field, or by the name of a table or its sequence in a constraint's text."""
-
-    def __init__(self, models: Sequence[ModelType]) -> None:
-        self._by_name = named_by(models)
-
-    def of(self, model: ModelType) -> list[ModelType]:
-        named = (target for name in names_in_text(model) for target in self._by_name.get(name.lower(), ()))
-        found = dict.fromkeys([*model._meta.refs.values(), *named])
-        return [target for target in found if target is not model]
 
 
 def declared(engine: PostgresEngine, models: Sequence[ModelType]) -> Schema:
@@ -158,7 +148,8 @@ def declared_tables(
     :raises ModelError: when the server does not take a table.
     """
     tables: dict[Key, Table] = {}
-    for batch in batches([model for model in models if engine.key(model) in keys and engine.key(model)[0] == schema]):
+    own = [model for model in models if engine.key(model) in keys and engine.key(model)[0] == schema]
+    for batch in batches(own, named_by(models)):
         with discarded(engine.db):  # which gives its locks back
             tables |= _made(engine, schema, batch)
     return tables

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,7 @@ from whatspire_db.errors import ModelError
 from whatspire_db.migrate.ddl import execute, quote
 from whatspire_db.migrate.schema import Column, Constraint, Index, IndexKey, Key, Schema, Table, folded_ascii
 
-from .table_reader import Reference, TableText, canonical, canonical_default, parse_index, parse_table
+from .table_reader import Reader, Reference, TableText, canonical, canonical_default
 
 # {0} is the schema's name. One row a fact: what it is, of which table, and its values.
 _SNAPSHOT = """
@@ -32,7 +32,7 @@ UNION ALL
 SELECT 'column', t.name, c.name, c.type, c."notnull", c.dflt_value, c.pk, c.hidden, NULL
     FROM t, pragma_table_xinfo(t.name, '{0}') AS c WHERE t.type = 'table' AND NOT t.virtual
 UNION ALL
-SELECT 'index', t.name, i.name, i."unique", i.origin, m.sql, NULL, NULL, NULL
+SELECT 'index', t.name, i.name, i."unique", i.origin, m.sql, i.partial, NULL, NULL
     FROM t, pragma_index_list(t.name, '{0}') AS i
     LEFT JOIN "{0}".sqlite_master AS m ON m.type = 'index' AND m.name = i.name
     WHERE t.type = 'table' AND NOT t.virtual
@@ -48,10 +48,11 @@ SELECT 'reference', t.name, f.id, f.seq, f."table", f."from", f."to", f.on_updat
 Rows = dict[str, list[tuple[Any, ...]]]
 
 
-def snapshot(db: peewee.SqliteDatabase, schema: str, keys: Collection[Key]) -> Schema:
+def snapshot(db: peewee.SqliteDatabase, schema: str, keys: Collection[Key], reader: Reader) -> Schema:
     """Return what stands in one file of a connection.
 
     :param schema: the name that it is attached under; "" is the main one.
+    :param reader: reads the texts, each once for as long as it lives.
     :raises ModelError: when no file is attached so.
     """
     attached = {folded_ascii(row[1]) for row in execute(db, "PRAGMA database_list")} if schema else {schema}
@@ -63,7 +64,7 @@ def snapshot(db: peewee.SqliteDatabase, schema: str, keys: Collection[Key]) -> S
     tables, others = {}, []
     for name, of_table in rows.items():
         if "table" in of_table and (schema, name) in keys:
-            tables[schema, name] = _table((schema, name), of_table, partial(_primary_key_of, rows))
+            tables[schema, name] = _table((schema, name), of_table, partial(_primary_key_of, rows), reader)
         elif "table" in of_table and not _is_shadow(name, rows):
             others.append((schema, name))
     names = {(schema, n): folded_ascii(r["name"][0][0]) for n, r in rows.items() if "name" in r}
@@ -81,7 +82,7 @@ def _primary_key_of(rows: dict[str, Rows], table: str) -> tuple[str, ...]:
     return _primary_key(rows[table]) if table in rows else ()
 
 
-def _table(key: Key, rows: Rows, primary_key_of: Callable[[str], tuple[str, ...]]) -> Table:
+def _table(key: Key, rows: Rows, primary_key_of: Callable[[str], tuple[str, ...]], reader: Reader) -> Table:
     """Return a table from its rows of the snapshot."""
     kind, sql, virtual = rows["table"][0][:3]
     if kind == "view" or virtual:
@@ -93,13 +94,13 @@ def _table(key: Key, rows: Rows, primary_key_of: Callable[[str], tuple[str, ...]
             options=tuple(o.partition(" using ")[2] for o in options),
         )
     names = [folded_ascii(row[0]) for row in rows["column"]]
-    text = parse_table(sql, names)
+    text = reader.table(sql, names)
     alias = _rowid_alias(rows)
     columns = {name: _column(row, text, name == alias) for name, row in zip(names, rows["column"], strict=True)}
     return Table(
         key,
         columns=columns,
-        indexes=tuple(_indexes(rows, names)),
+        indexes=tuple(_indexes(rows, names, reader)),
         constraints=tuple(_constraints(rows, text, columns, primary_key_of)),
         options=text.options,
         rules=tuple(sorted(("trigger", name) for name, *_ in rows["rule"])),
@@ -138,12 +139,14 @@ def _keys(rows: Rows, index: str) -> list[tuple[Any, ...]]:
     return sorted((row for row in rows["key"] if row[0] == index), key=lambda row: int(row[1]))
 
 
-def _indexes(rows: Rows, columns: Collection[str]) -> Iterator[Index]:
-    for name, unique, origin, sql, *_ in rows["index"]:
+def _indexes(rows: Rows, columns: Sequence[str], reader: Reader) -> Iterator[Index]:
+    for name, unique, origin, sql, is_partial, *_ in rows["index"]:
         if origin == "pk":
             continue
-        expressions, predicate = parse_index(sql, columns) if sql else ([], None)
-        found = [_index_key(row, expressions) for row in _keys(rows, name)]
+        keys = _keys(rows, name)
+        has_text = sql and (is_partial or any(row[2] == -2 for row in keys))
+        expressions, predicate = reader.index(sql, columns) if has_text else ([], None)
+        found = [_index_key(row, expressions) for row in keys]
         own_name = "" if sql is None else folded_ascii(name)  # SQLite numbers the index of a UNIQUE constraint
         yield Index(own_name, tuple(found), bool(unique), predicate=predicate)
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from whatspire_db.migrate.times import TimeNote
 
     from .. import references
+    from .table_reader import Reader
 else:  # not for a start that finds its stamp
     references = lazy_module("whatspire_db.migrate.engines.references")
 
@@ -44,6 +45,9 @@ SELECT c.name FROM main.sqlite_master AS t, pragma_table_xinfo(t.name, 'main') A
 WHERE t.type = 'table' AND t.name = 'migration_versions' COLLATE NOCASE
 """
 
+# Tables of a scratch database: to make one takes the longer, the more there are.
+BATCH = 100
+
 _STAMPS_MODE = 0o644  # what another user could write, a start could not believe
 
 # https://www.sqlite.org/datatype3.html, 3.1
@@ -56,6 +60,7 @@ class SqliteEngine(Engine):
     name = "sqlite"
     constraints_can_be_added = False
     builds_online = False
+    _reader: Reader | None = None  # of the look that is taken
 
     def is_in_memory(self) -> bool:
         return not any(row[1] == "main" and row[2] for row in execute(self.db, "PRAGMA database_list"))
@@ -68,25 +73,38 @@ class SqliteEngine(Engine):
         return ("" if schema == "main" else schema, self.fold(model._meta.table_name))
 
     def snapshot(self, keys: Collection[Key]) -> Schema:
-        from .catalog import snapshot  # not for a start that finds its stamp
+        return self._snapshot(self.db, keys)
 
+    def _snapshot(self, db: peewee.SqliteDatabase, keys: Collection[Key]) -> Schema:
+        from .catalog import snapshot  # not for a start that finds its stamp
+        from .table_reader import Reader
+
+        self._reader = self._reader or Reader()
         schema = Schema({})
         for name in sorted({key[0] for key in keys} | {""}):
-            schema = schema.merge(snapshot(self.db, name, keys))
+            schema = schema.merge(snapshot(db, name, keys, self._reader))
         return schema
 
     def declared(self, models: Sequence[ModelType]) -> Schema:
+        known = references.with_references(models)  # refuses what refers to no model
+        by_name = references.named_by(known)
+        schema = Schema({})
+        for start in range(0, len(models), BATCH):
+            own = models[start : start + BATCH]
+            targets = {target: None for model in own for target in references.targets_of(model, by_name)}
+            schema = schema.merge(self._declared(own, [target for target in targets if target not in own]))
+        return schema
+
+    def _declared(self, models: Sequence[ModelType], targets: Sequence[ModelType]) -> Schema:
+        """Make tables in a scratch database, with those that they refer to, and read them there."""
         scratch = peewee.SqliteDatabase(":memory:")
         try:
             self._prepare(scratch, models)
-            for model in references.with_references(models):
-                for sql in [
-                    *create_table(scratch, model),
-                    *(sql for _, sql in create_indexes(scratch, model)),
-                ]:
+            for model in [*targets, *models]:
+                indexes = (sql for _, sql in create_indexes(scratch, model)) if model in models else ()
+                for sql in [*create_table(scratch, model), *indexes]:
                     _create(scratch, model, sql)
-            keys = [self.key(model) for model in models]
-            return Schema(SqliteEngine(scratch).snapshot(keys).tables)
+            return Schema(self._snapshot(scratch, [self.key(model) for model in models]).tables)
         finally:
             scratch.close()
 
@@ -97,7 +115,7 @@ class SqliteEngine(Engine):
             load_extras(self.db, scratch.connection())
             for sql in statements:
                 execute(scratch, sql)
-            return SqliteEngine(scratch).snapshot([key]).tables[key]
+            return self._snapshot(scratch, [key]).tables[key]
         finally:
             scratch.close()
 
@@ -126,8 +144,11 @@ class SqliteEngine(Engine):
 
     @contextmanager
     def reading(self, wait_seconds: float) -> Iterator[None]:
-        with self._waiting(wait_seconds), discarded(self.db, "DEFERRED"):
-            yield
+        try:
+            with self._waiting(wait_seconds), discarded(self.db, "DEFERRED"):
+                yield
+        finally:
+            self._reader = None
 
     @contextmanager
     def _waiting(self, seconds: float) -> Iterator[None]:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from whatspire_db.light import NamedTuple
 from whatspire_db.migrate.schema import folded_ascii
 
 _TOKEN = re.compile(
@@ -39,8 +40,7 @@ _CLOCKS = ("current_date", "current_time", "current_timestamp")
 _LARGEST = 2**63 - 1  # of an integer; what is larger is a real
 
 
-@dataclass(frozen=True)
-class Token:
+class Token(NamedTuple):
     """A token of SQL.
 
     `text` is its canonical form, which SQLite reads as it reads the original: names in lower case, in quotes
@@ -318,3 +318,25 @@ def parse_index(sql: str, columns: Collection[str] | None = None) -> tuple[list[
         keys.append(_join(part, columns))
     predicate = _join(tokens[end + 2 :], columns) if len(tokens) > end + 2 else None
     return keys, predicate
+
+
+class Reader:
+    """Reads texts once each: the declared and the live schema are mostly of the same ones."""
+
+    def __init__(self) -> None:
+        self._tables: dict[tuple[str, tuple[str, ...]], TableText] = {}
+        self._indexes: dict[tuple[str, tuple[str, ...]], tuple[list[str], str | None]] = {}
+
+    def table(self, sql: str, columns: Sequence[str]) -> TableText:
+        """Return what `parse_table` returns, which is not to be changed."""
+        key = (sql, tuple(columns))
+        if key not in self._tables:
+            self._tables[key] = parse_table(sql, columns)
+        return self._tables[key]
+
+    def index(self, sql: str, columns: Sequence[str]) -> tuple[list[str], str | None]:
+        """Return what `parse_index` returns, which is not to be changed."""
+        key = (sql, tuple(columns))
+        if key not in self._indexes:
+            self._indexes[key] = parse_index(sql, columns)
+        return self._indexes[key]
