@@ -124,15 +124,18 @@ else:
 
     def _initializer(fields, has_more):
         names = tuple(fields)
-        defaults = {name: field.default for name, field in fields.items() if field.default is not MISSING}
+        needed = {name for name, field in fields.items() if field.default is MISSING and not field.default_factory}
         factories = {name: field.default_factory for name, field in fields.items() if field.default_factory}
 
         def __init__(self, *arguments, **given):
-            named = dict(zip(names, arguments, strict=False)) | given
-            values = defaults | {name: make() for name, make in factories.items() if name not in named} | named
-            if len(named) < len(arguments) + len(given) or values.keys() != fields.keys():
+            values = self.__dict__  # a default that is not given is the class's own attribute
+            values.update(zip(names, arguments, strict=False), **given)
+            are_known = fields.keys() >= values.keys() >= needed
+            if not are_known or len(values) < len(arguments) + len(given):
                 raise TypeError(f"{type(self).__name__} takes {', '.join(names)}, each once")
-            self.__dict__.update(values)
+            for name, make in factories.items():
+                if name not in values:
+                    values[name] = make()
             if has_more:
                 self.__post_init__()
 

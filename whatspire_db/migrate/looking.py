@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("whatspire_db.migrate")
 
+MANY = 300  # tables
 LOOKS = 5  # tries to see a schema that stands still
 
 
@@ -75,7 +77,8 @@ class Looking:
     @contextmanager
     def reading(self, wait_seconds: float | None = None) -> Iterator[None]:
         """Look in a transaction that is rolled back, and wait for no lock longer than the limit."""
-        with self.engine.reading(self.stamping.wait_seconds if wait_seconds is None else wait_seconds):
+        seconds = self.stamping.wait_seconds if wait_seconds is None else wait_seconds
+        with _uncollected(len(self.models) > MANY), self.engine.reading(seconds):
             yield
 
     def look(self, before: Standing | None, wait_seconds: float | None = None) -> Look:
@@ -214,6 +217,19 @@ class Looking:
             drift=[d for d in changes.drift if d.table != self._history],
             extra=[e for e in changes.extra if e.table != self._history],
         )
+
+
+@contextmanager
+def _uncollected(is_large: bool) -> Iterator[None]:
+    """Let nobody search a large look's values for garbage while it makes them: all live until its end."""
+    pauses = is_large and gc.isenabled()
+    if pauses:
+        gc.disable()
+    try:
+        yield
+    finally:
+        if pauses:
+            gc.enable()
 
 
 def warn_of_names(declared: Schema) -> None:
