@@ -155,9 +155,15 @@ else:
         raise FrozenInstanceError(f"cannot assign to or delete field {name!r}")
 
     class _StandardFields:
-        """What the standard library's `replace`, `fields` and `asdict` ask a dataclass for; made when they do."""
+        """What the standard library's `replace`, `fields` and `asdict` ask a dataclass for; made when they first do."""
+
+        made = None
 
         def __get__(self, instance, cls):
+            self.made = self.made or self._make(cls)
+            return self.made
+
+        def _make(self, cls):
             import dataclasses
 
             standard = []
