@@ -90,6 +90,7 @@ ROOMS = {
         "engines.postgres.history",
         "engines.postgres.times",
         "engines.postgres.session",
+        "engines.postgres.written",
         "engines.postgres.moments",
         "engines.postgres.stand_ins",
         "engines.postgres.scratch",

@@ -11,22 +11,27 @@ from whatspire_db.errors import ModelError, bounded
 from whatspire_db.migrate.ddl import ModelType, create_indexes, create_table, written_constraints
 from whatspire_db.migrate.schema import Table
 
+from .written import tokens
+
 # https://www.postgresql.org/docs/current/datatype-datetime.html, "Special Values"; epoch and infinity do not move.
-_MOMENT = re.compile(r"'(?:[^']|'')*\b(?:now|today|tomorrow|yesterday)\b(?:[^']|'')*'", re.IGNORECASE)
+_MOMENT = re.compile(r"\W*(?:.*\s)?(?:now|today|tomorrow|yesterday)\b(?:.*)?", re.IGNORECASE | re.DOTALL)
+# How the server shows what it took for one.
+_CONSTANT = re.compile(r"'[-+:. \d]*\d[^']*'::(?:date|time)", re.IGNORECASE)
 
 
 def refuse_moments(db: peewee.Database, model: ModelType, table: Table) -> None:
     """Refuse a model of which two tables, made one after the other, would not be alike.
 
-    :param table: the model's table as the server shows it: a text that it took for a moment stands there no longer.
+    :param table: the model's table as the server shows it: a text that it took for a moment stands there as a date.
     :raises ModelError: names the field.
     """
-    written = "\0".join(text for text in _texts(db, model))
-    if not (found := _MOMENT.findall(written)):
+    written = [t.text for text in _texts(db, model) for t in tokens(text) if t.kind == "string"]
+    if not (found := [literal for literal in written if _MOMENT.fullmatch(literal.strip("eE'"))]):
         return
-    shown = "\0".join(_shown(table))
+    shown = [t.text for text in _shown(table) for t in tokens(text) if t.kind == "string"]
+    moments = {text for text in _shown(table) if _CONSTANT.search(text)}
     for literal in dict.fromkeys(found):
-        if written.count(literal) > shown.count(literal):
+        if moments and found.count(literal) > shown.count(literal):
             raise ModelError(
                 f"{_place(model, literal)}: {bounded(literal)} is the moment of CREATE TABLE, not that of a row",
                 "write a function without quotes, like DEFAULT now() or CURRENT_DATE",

@@ -157,19 +157,22 @@ def declared_tables(
 
 def _made(engine: PostgresEngine, schema: str, batch: Batch) -> dict[Key, Table]:
     """Make the tables of a batch in pg_temp, and read them there."""
-    names = {model: _name(engine, schema, model) for model in (*batch.targets, *batch.own)}
+    names = _names(engine, schema, [*batch.targets, *batch.own])
     engine.search_first("pg_temp", schema)
     for model in batch.targets:
         _make_target(engine.db, model, names)
     stand_ins = StandIns(engine, schema, {engine.key(model): name for model, name in names.items()})
-    for model in batch.own:
-        for sql in [*create_table(engine.db, model, names), *_indexes(engine.db, model, names)]:
-            _create(engine.db, model, stand_ins.redirected(sql))
+    statements = [
+        (model, stand_ins.redirected(sql))
+        for model in batch.own
+        for sql in [*create_table(engine.db, model, names), *_indexes(engine.db, model, names)]
+    ]
     deferred = set()
     for model in batch.own:
         for column, sql in deferred_foreign_keys(engine.db, model, names):
-            _create(engine.db, model, sql)
+            statements.append((model, sql))
             deferred.add((engine.key(model), column))
+    _create_all(engine.db, statements)
     places = {name: engine.key(model) for model, name in names.items()} | stand_ins.made
     found = engine.scratch(schema, places)
     for model in batch.own:
@@ -177,10 +180,25 @@ def _made(engine: PostgresEngine, schema: str, batch: Batch) -> dict[Key, Table]
     return {engine.key(model): _optional(found[engine.key(model)], deferred) for model in batch.own}
 
 
-def _name(engine: PostgresEngine, schema: str, model: ModelType) -> str:
+def _names(engine: PostgresEngine, schema: str, models: Sequence[ModelType]) -> dict[ModelType, str]:
     # A table of another schema, which only serves as a target of references, cannot take a name of this one.
-    key = engine.key(model)
-    return key[1] if key[0] == schema else engine.fold(".".join(key))
+    keys = {model: engine.key(model) for model in models}
+    return {
+        model: key[1] if key[0] == schema else f"whatspire target {number}"
+        for number, (model, key) in enumerate(keys.items())
+    }
+
+
+def _create_all(db: peewee.Database, statements: Sequence[tuple[ModelType, str]]) -> None:
+    """Run statements as one message; where one of them fails, again each by itself, for the message to name it."""
+    try:
+        with db.atomic():
+            execute(db, ";\n".join(sql for _, sql in statements))
+    except peewee.PeeweeException as error:
+        if is_locked(error) or is_lock_table_full(error):
+            raise
+        for model, sql in statements:
+            _create(db, model, sql)
 
 
 def _indexes(db: peewee.Database, model: ModelType, names: Mapping[ModelType, str]) -> Iterator[str]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from whatspire_db.light import TYPE_CHECKING
@@ -11,17 +10,20 @@ from whatspire_db.migrate.ddl import execute, quote
 from whatspire_db.migrate.schema import Key
 from whatspire_db.sql import pinned
 
+from .written import Token, tokens
+
 if TYPE_CHECKING:
     from .engine import PostgresEngine
 
-_PART = r'(?:"(?:[^"]|"")+"|[^\W\d][\w$]*)'
-_REFERENCES = re.compile(rf"(\bREFERENCES\s+)(?:({_PART})\s*\.\s*)?({_PART})", re.IGNORECASE)
 _TARGET = pinned("""
 SELECT n.nspname, c.relname FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
 WHERE c.oid = to_regclass(%s) AND c.relpersistence <> 't'
 """)
 _COLUMNS = pinned("""
-SELECT a.attname, format_type(a.atttypid, a.atttypmod) FROM pg_attribute AS a
+SELECT a.attname, format_type(a.atttypid, a.atttypmod), (
+        SELECT quote_ident(n.nspname) || '.' || quote_ident(l.collname) FROM pg_collation AS l
+        JOIN pg_namespace AS n ON n.oid = l.collnamespace WHERE l.oid = a.attcollation AND l.collname <> 'default')
+FROM pg_attribute AS a
 WHERE a.attrelid = to_regclass(%s) AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum
 """)
 _KEYS = pinned("""
@@ -48,35 +50,53 @@ class StandIns:
 
     def redirected(self, sql: str) -> str:
         """Return DDL whose references lead to tables of the scratch place, which are made where they are missing."""
-        return _REFERENCES.sub(self._redirect, sql)
+        if "references" not in sql.lower():
+            return sql
+        written = [token for token in tokens(sql) if token.kind != "skip"]
+        parts, end = [], 0
+        for position, token in enumerate(written):
+            if token.kind == "name" and token.text.lower() == "references":
+                target = _name_after(written, position)
+                place = self._place(target) if target else None
+                if place is not None:
+                    parts += [sql[end : target[0].start], quote(place)]
+                    end = target[-1].end
+        return "".join([*parts, sql[end:]])
 
-    def _redirect(self, match: re.Match[str]) -> str:
-        head, schema, name = match.groups()
-        place = self._place(None if schema is None else _unquoted(schema), _unquoted(name))
-        return match.group() if place is None else head + quote(place)
-
-    def _place(self, schema: str | None, name: str) -> str | None:
+    def _place(self, target: Sequence[Token]) -> str | None:
+        """Return the name that a table has in the scratch place; None where the server is to say what is wrong."""
+        schema, name = (target[0].name if len(target) > 1 else None), target[-1].name
         own = self.schema if schema is None else "" if schema == self.engine.default_schema else schema
         if (own, name) in self.names:
             return self.names[own, name]
         written = quote(name) if schema is None else f"{quote(schema)}.{quote(name)}"
         found = execute(self.engine.db, _TARGET, [written]).fetchone()
         if found is None:
-            return None  # the server says what is wrong
+            return None
         key = ("" if found[0] == self.engine.default_schema else found[0], found[1])
-        place = self.engine.fold(".".join(found))
-        if place not in self.made:
+        place = next((place for place, made in self.made.items() if made == key), None)
+        if place is None:
+            place = f"whatspire stand-in {len(self.made)}"
             self._make(place, f"{quote(found[0])}.{quote(found[1])}")
             self.made[place] = key
         return place
 
     def _make(self, place: str, table: str) -> None:
         """Make a table of the same columns and unique keys, which its catalog tells to everybody."""
-        parts = [f"{quote(name)} {type_}" for name, type_ in execute(self.engine.db, _COLUMNS, [table])]
+        parts = [
+            f"{quote(name)} {type_}" + (f" COLLATE {collation}" if collation else "")
+            for name, type_, collation in execute(self.engine.db, _COLUMNS, [table])
+        ]
         for is_primary, columns in execute(self.engine.db, _KEYS, [table]):
             parts.append(f"{'PRIMARY KEY' if is_primary else 'UNIQUE'} ({', '.join(map(quote, columns))})")
         execute(self.engine.db, f"CREATE TEMPORARY TABLE {quote(place)} ({', '.join(parts)})")
 
 
-def _unquoted(name: str) -> str:
-    return name[1:-1].replace('""', '"') if name.startswith('"') else name.lower()
+def _name_after(written: Sequence[Token], position: int) -> list[Token]:
+    """Return the names of a table that is written behind a token: its schema's, if that is there, and its own."""
+    first, dot, second = [*written[position + 1 : position + 4], None, None, None][:3]
+    if first is None or first.kind != "name":
+        return []
+    if dot is not None and dot.text == "." and second is not None and second.kind == "name":
+        return [first, second]
+    return [first]
