@@ -52,6 +52,8 @@ SAME = [
     ("CHECK (a = 1)", "CHECK (a == 1)"),
     ("CHECK (a IS NULL OR a > 0x10)", "CHECK (a ISNULL OR a > 16)"),
     ("CHECK (a <> 'x')", "check (A <> 'x')"),
+    ("CHECK (a NOT NULL)", "CHECK (a IS NOT NULL)"),
+    ("CHECK (length(a) NOT NULL OR 1)", "CHECK (length(a) notnull OR 1)"),
     ('CHECK (a <> "Gone")', "CHECK (A <> 'Gone')"),
     ("DEFAULT foo", "DEFAULT 'foo'"),
     ("DEFAULT foo", 'DEFAULT "foo"'),
@@ -584,5 +586,164 @@ def test_a_reference_in_sql_to_a_model_of_another_schema(postgres: Place) -> Non
     with db.connection_context():
         db.execute_sql("CREATE SCHEMA other")
     runner = MigrationRunner(db, [model, There])
+    runner.up()
+    assert not runner.verify_schema()
+
+
+@pytest.mark.parametrize("constraint", ["UNIQUE (n) DEFERRABLE", "EXCLUDE USING btree (n WITH =) DEFERRABLE"])
+def test_a_deferrable_constraint_whose_triggers_are_disabled_is_drift(postgres: Place, constraint: str) -> None:
+    class T(pw.Model):
+        n = pw.IntegerField(null=True)
+
+        class Meta:
+            table_name = "t"
+            constraints = [SQL(f"CONSTRAINT t_n {constraint}")]
+
+    db = postgres.connect()
+    stamp(db, [T])
+    with db.connection_context():
+        db.execute_sql("ALTER TABLE t DISABLE TRIGGER ALL")
+    (drift,) = MigrationRunner(db, [T]).up().drift
+    assert "DISABLED" in str(drift.live)
+
+
+def test_a_not_null_that_is_not_valid_is_finished(postgres: Place) -> None:
+    class T(pw.Model):
+        a = pw.TextField()
+
+        class Meta:
+            table_name = "t"
+
+    db = postgres.connect()
+    with db.connection_context():
+        db.connection()
+        if (db.server_version or 0) < 180000:
+            return  # older servers know no such constraint
+        db.execute_sql("CREATE TABLE t (id serial PRIMARY KEY, a text)")
+        db.execute_sql("ALTER TABLE t ADD CONSTRAINT nn NOT NULL a NOT VALID")
+    runner = MigrationRunner(db, [T])
+    assert "validate_constraint" in {step.kind for step in runner.up().applied}
+    assert not runner.verify_schema()
+
+
+@pytest.mark.parametrize("change", ["sequence", "table"])
+def test_what_a_reference_without_columns_leads_to_is_part_of_the_mark(sqlite: Place, change: str) -> None:
+    model = table(columns="FOREIGN KEY (id) REFERENCES other (id)")
+    db = sqlite.connect()
+    with db.connection_context():
+        db.execute_sql("CREATE TABLE other (id INTEGER PRIMARY KEY, code INTEGER UNIQUE)")
+        db.execute_sql("CREATE TABLE t (id INTEGER NOT NULL PRIMARY KEY, a TEXT, FOREIGN KEY (id) REFERENCES other)")
+    stamp(db, [model])
+    with db.connection_context():
+        db.execute_sql("DROP TABLE other")
+        db.execute_sql("CREATE TABLE other (id INTEGER UNIQUE, code INTEGER PRIMARY KEY)")
+    assert [drift.kind for drift in MigrationRunner(db, [model]).up().drift] == ["foreign_key"]
+
+
+def test_names_beyond_words_are_read_whole_by_sqlite(sqlite: Place) -> None:
+    class T(pw.Model):
+        a = pw.TextField(column_name="😀x", null=True)
+        b = pw.IntegerField(column_name="€", null=True, constraints=[SQL("CHECK (€ > 0)")])
+
+        class Meta:
+            table_name = "t"
+
+    live = 'CREATE TABLE t (id INTEGER NOT NULL PRIMARY KEY, 😀x TEXT {}, € INTEGER CHECK ("€" > 0))'
+    assert not compared(sqlite, [T], live.format(""))
+    with sqlite.connect().connection_context() as context:
+        del context
+    other = Place("sqlite", sqlite.dsn + "2", sqlite.folder)
+    assert [d.kind for d in compared(other, [T], live.format("COLLATE NOCASE")).drift] == ["column_collation"]
+
+
+@pytest.mark.parametrize("unique", ["a COLLATE NOCASE, b", "a DESC, b", "a, b"])
+def test_a_missing_unique_of_a_table_is_made_as_it_is_declared(sqlite: Place, unique: str) -> None:
+    class T(pw.Model):
+        a = pw.TextField(null=True)
+        b = pw.TextField(null=True)
+
+        class Meta:
+            table_name = "t"
+            constraints = [SQL(f"UNIQUE ({unique})")]
+
+    db = sqlite.connect()
+    with db.connection_context():
+        db.execute_sql("CREATE TABLE t (id INTEGER NOT NULL PRIMARY KEY)")
+    runner = MigrationRunner(db, [T])
+    runner.up()
+    assert not runner.verify_schema()
+
+
+@pytest.mark.parametrize("text", ["DEFAULT 'x' UNIQUE", "CONSTRAINT u UNIQUE CHECK (\"unique\" <> 'UNIQUE')"])
+def test_a_new_column_with_unique_in_its_sql(sqlite: Place, text: str) -> None:
+    class T(pw.Model):
+        a = pw.TextField(column_name="unique", null=True, constraints=[SQL(text)])
+
+        class Meta:
+            table_name = "t"
+
+    db = sqlite.connect()
+    with db.connection_context():
+        db.execute_sql("CREATE TABLE t (id INTEGER NOT NULL PRIMARY KEY)")
+    runner = MigrationRunner(db, [T])
+    runner.up()
+    assert not runner.verify_schema()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "CHECK (a <> 'see REFERENCES other')",
+        "CHECK (a <> 'now' OR a = 'x') /* REFERENCES other */",
+        "DEFAULT E'now\\n'",
+    ],
+)
+def test_words_in_a_text_or_a_comment_are_no_sql(postgres: Place, text: str) -> None:
+    class T(pw.Model):
+        a = pw.TextField(null=True, constraints=[SQL(text)])
+        today = pw.TextField(null=True, constraints=[SQL("DEFAULT 'y'")], index=True)
+
+        class Meta:
+            table_name = "t"
+
+    db = postgres.connect()
+    with db.connection_context():
+        db.execute_sql("CREATE TABLE other (id int PRIMARY KEY)")
+    runner = MigrationRunner(db, [T])
+    runner.up()
+    assert not runner.verify_schema()
+
+
+@pytest.mark.parametrize("how", ["/* x */ other (id)", "-- c\n other", "Ünï (id)", '"q""uo" (id)'])
+def test_a_reference_in_sql_however_it_is_written(postgres: Place, how: str) -> None:
+    class T(pw.Model):
+        n = pw.IntegerField(null=True)
+
+        class Meta:
+            table_name = "t"
+            constraints = [SQL(f"FOREIGN KEY (n) REFERENCES {how}\n")]
+
+    db = postgres.connect()
+    with db.connection_context():
+        for name in ("other", '"Ünï"', '"q""uo"'):
+            db.execute_sql(f"CREATE TABLE {name} (id int PRIMARY KEY)")
+    runner = MigrationRunner(db, [T])
+    runner.up()
+    assert not runner.verify_schema()
+
+
+def test_long_names_and_dots_do_not_collide_in_the_scratch(postgres: Place) -> None:
+    long = "x" * 62
+    made = [
+        type(pw.Model)(f"M{n}", (pw.Model,), {"Meta": type("Meta", (), {"table_name": f"{long}{n}", "schema": "app"})})
+        for n in (1, 2)
+    ]
+    dotted = type(pw.Model)("Dotted", (pw.Model,), {"Meta": type("Meta", (), {"table_name": f"app.{long}1"[:63]})})
+    fields = {f"m{n}": pw.ForeignKeyField(model, null=True) for n, model in enumerate([*made, dotted])}
+    last = type(pw.Model)("Last", (pw.Model,), {**fields, "Meta": type("Meta", (), {"table_name": "last"})})
+    db = postgres.connect()
+    with db.connection_context():
+        db.execute_sql("CREATE SCHEMA app")
+    runner = MigrationRunner(db, [last, dotted, *made])
     runner.up()
     assert not runner.verify_schema()

@@ -26,6 +26,11 @@ _INDEX_NAME = pattern(
 _INDEXED = pattern(
     r"""\sON\s+(?:ONLY\s+)?(?:(?P<schema>"(?:[^"]|"")+"|\w+)\s*\.\s*)?(?P<table>"(?:[^"]|"")+"|\w+)""", re.IGNORECASE
 )
+_UNIQUE_OR_QUOTED = pattern(
+    r"""(?:CONSTRAINT\s+(?:"(?:[^"]|"")+"|\w+)\s+)?\bUNIQUE\b
+      |(?P<quoted>'(?:[^']|'')*'|"(?:[^"]|"")*"|`[^`]*`|\[[^\]]*\])""",
+    re.IGNORECASE | re.VERBOSE,
+)
 _PEEWEES = ("CREATE INDEX ", "CREATE UNIQUE INDEX ")  # how Peewee begins one
 _UNIQUE = pattern(r"\s*CREATE\s+UNIQUE\b", re.IGNORECASE)
 # What a table does without that is only referred to, and what can need other tables, sequences or functions.
@@ -203,9 +208,10 @@ def own_index(db: peewee.Database, model: ModelType, index: Any) -> Any:
         return index
     schema, table = (_unquoted(part) if part else None for part in match.group("schema", "table"))
     meta = model._meta
-    parents = {(m._meta.schema, m._meta.table_name) for m in model.__mro__[1:] if hasattr(m, "_meta")}
+    parents = {m._meta.table_name: m._meta.schema for m in model.__mro__[1:] if hasattr(m, "_meta")}
+    of_parent = table in parents and (schema is None or parents[table] in (None, schema))
     is_own = table == meta.table_name and (schema is None or schema == meta.schema)
-    if not meta.schema or not (is_own or (schema, table) in parents) or (is_own and schema):
+    if not meta.schema or not (is_own or of_parent) or (is_own and schema):
         return index
     if db.get_context_options().get("index_schema_prefix"):
         return index  # CREATE INDEX names the schema with the index
@@ -321,10 +327,8 @@ class _Declared(peewee.Field):
 
 
 def _without_unique(node: SQL) -> SQL:
-    # An index is made of it instead. A text with a quote in it may hold the word as part of a value.
-    if "'" in node.sql:
-        return node
-    return SQL(re.sub(r'(CONSTRAINT\s+("[^"]+"|\w+)\s+)?\bUNIQUE\b', "", node.sql, flags=re.IGNORECASE), node.params)
+    # An index is made of it instead. What stands in quotes is no keyword.
+    return SQL(_UNIQUE_OR_QUOTED.sub(lambda match: match["quoted"] or "", node.sql), node.params)
 
 
 def add_constraint(db: peewee.Database, model: ModelType, name: str, definition: str) -> str:

@@ -67,6 +67,11 @@ class Drift:
         return f"drift {self.kind} {_place(self.table, self.name)}: {shown}"
 
     @property
+    def names(self) -> set[str]:
+        """Return its name, and that of what a run finishes there."""
+        return {self.name, self.left.name} if self.left else {self.name}
+
+    @property
     def facts(self) -> Difference:
         """Return what is compared and shown, as plain values."""
         return self.kind, self.table, self.name, self.declared, self.live
@@ -200,7 +205,13 @@ def _diff_column(key: Key, declared: Column, live: Column) -> Iterator[Drift]:
         if kind == "column_default" and is_retyped and declared.is_serial and live.is_serial:
             continue  # how far its sequence goes, depends on the type
         if wanted != got:
-            yield Drift(kind, label(key), declared.name, wanted, got, key, wanted=declared, got=live)
+            drift = Drift(kind, label(key), declared.name, wanted, got, key, wanted=declared, got=live)
+            is_unproved = kind == "column_null" and declared.not_null and live.not_null
+            yield replace(drift, unfinished=_not_null(live), left=_not_null(live)) if is_unproved else drift
+
+
+def _not_null(column: Column) -> Constraint:
+    return Constraint(column.not_null_name, "not_null", f"NOT NULL {column.name}", (column.name,), valid=False)
 
 
 def _match(declared: Sequence[T], live: Sequence[T], *rules: Callable[[T, T], bool]) -> Iterator[tuple[T, T | None]]:

@@ -105,6 +105,9 @@ class Rows:
         if constraint.kind == "check":
             question = f"SELECT {self._count} FROM {source} AS whole WHERE NOT {checked(constraint)}"
             return self._number(key, question) or 0
+        if constraint.kind == "not_null":
+            question = f"SELECT {self._count} FROM {source} AS whole WHERE {quote(constraint.columns[0])} IS NULL"
+            return self._number(key, question) or 0
         if constraint.kind == "foreign_key":
             question = f"SELECT {self._count} FROM {source} AS child WHERE {self._is_orphan(constraint)}"
             return self._number(NOWHERE, question) or 0

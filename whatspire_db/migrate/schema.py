@@ -43,6 +43,7 @@ class Column:
     generated: str | None = None  # STORED (expression) or VIRTUAL (expression)
     identity: str | None = None
     not_null_valid: bool = True
+    not_null_name: str = ""  # of the constraint that is NOT VALID
 
     @property
     def is_serial(self) -> bool:
@@ -133,7 +134,7 @@ class Constraint:
     """A PRIMARY KEY, FOREIGN KEY, CHECK or EXCLUDE constraint; NOT NULL stands with the column."""
 
     name: str
-    kind: str  # primary_key, foreign_key, check, exclude
+    kind: str  # primary_key, foreign_key, check, exclude; not_null for one that is NOT VALID
     definition: str  # canonical, without NOT VALID
     columns: tuple[str, ...]
     valid: bool = True

@@ -72,7 +72,10 @@ def _are_modules(value: Any) -> bool:
 def _differences(text: str) -> tuple[tuple[str | None, ...], ...]:
     from json import loads  # only where there are any
 
-    entries = loads(text)
+    try:
+        entries = loads(text)
+    except RecursionError:
+        raise ValueError from None
     if not isinstance(entries, list):
         raise ValueError
     return tuple(map(difference_of, entries))

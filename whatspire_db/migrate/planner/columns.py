@@ -44,7 +44,7 @@ def _refuse_rewrite(draft: Draft, key: Key, column: Column) -> None:
     else:
         hint = (
             "declare it null=True and without the default, fill it in batches, then set the default: "
-            f"ALTER TABLE {label(key)} ALTER {quote(column.name)} SET DEFAULT {column.default}"
+            f"ALTER TABLE {draft.rows.table(key)} ALTER {quote(column.name)} SET DEFAULT {column.default}"
         )
     reason = f"cannot add column {name}: it would rewrite {count} under ACCESS EXCLUSIVE"
     more = f"; or raise WHATSAPP_DATABASE_MIGRATION_ONLINE_ROWS over {draft.online_rows} in a quiet hour"

@@ -68,9 +68,9 @@ def validate(draft: Draft, key: Key, name: str) -> None:
 def _refuse_scan(draft: Draft, key: Key, constraint: Constraint, lock: str) -> None:
     what, columns = constraint.kind.replace("_", " "), ", ".join(map(quote, constraint.columns))
     reason = f"cannot add {what} {title_of(key, constraint)}: it would scan {draft.size(key)} under {lock}"
-    hint = f"add it by hand in a quiet hour: ALTER TABLE {label(key)} ADD {constraint.definition}"
+    hint = f"add it by hand in a quiet hour: ALTER TABLE {draft.rows.table(key)} ADD {constraint.definition}"
     if constraint.kind == "primary_key":
-        table, name = label(key), quote(constraint.name)
+        table, name = draft.rows.table(key), quote(constraint.name)
         hint = (
             f"CREATE UNIQUE INDEX CONCURRENTLY {name} ON {table} ({columns}); make the columns NOT NULL; "
             f"ALTER TABLE {table} ADD CONSTRAINT {name} PRIMARY KEY USING INDEX {name}"

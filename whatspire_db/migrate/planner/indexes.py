@@ -6,7 +6,7 @@ from ...errors import ModelError
 from .. import ddl
 from ..costs import INSTANT
 from ..ddl import qualified, quote
-from ..schema import Index, Key, label
+from ..schema import Index, IndexKey, Key, label
 from .draft import Draft
 from .obstacles import cannot_be_unique, has_duplicates, name_is_taken
 
@@ -38,9 +38,14 @@ def create_index(draft: Draft, key: Key, index: Index, broken: Index | None = No
         )
     else:
         name = "_".join([key[1], *index.columns, "unique"])
-        columns = ", ".join(map(quote, index.columns))
+        columns = ", ".join(map(_written, index.keys))
         sql = f"CREATE UNIQUE INDEX {quote(name)} ON {draft.rows.table(key)} ({columns})"
         draft.add("create_index", key, name, [sql], draft.scans(key))
+
+
+def _written(key: IndexKey) -> str:
+    collation = f"COLLATE {key.collation}" if key.collation else ""
+    return " ".join(filter(None, [quote(key.expression), collation, key.order]))
 
 
 def _is_built_online(draft: Draft, key: Key, index: Index) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..ddl import quote
 from ..rows import checked, number_of_rows
 from ..schema import Constraint, Index, Key, label
 from .draft import Draft
@@ -61,8 +62,10 @@ def is_violated(draft: Draft, key: Key, constraint: Constraint) -> bool:
     """Tell whether rows stand against a constraint."""
     found = draft.rows.violations(key, constraint, draft.new_columns.get(key, {}))
     if found:
+        table = draft.rows.table(key)
         what, hint = {
-            "check": ("violate it", f"correct them: SELECT * FROM {label(key)} WHERE NOT {checked(constraint)}"),
+            "check": ("violate it", f"correct them: SELECT * FROM {table} WHERE NOT {checked(constraint)}"),
+            "not_null": ("have none", f"fill them: SELECT * FROM {table} WHERE {quote(constraint.columns[0])} IS NULL"),
             "foreign_key": (
                 f"refer to no row of {label(constraint.references or key)}",
                 "add the missing rows, or correct the references",
@@ -79,9 +82,9 @@ def has_duplicates(draft: Draft, key: Key, index: Index) -> bool:
     """Tell whether rows share their value in an index that is to be unique."""
     found = draft.rows.duplicates(key, index, draft.new_columns.get(key, {})) if index.unique and index.keys else 0
     if found:
-        columns = ", ".join(k.expression for k in index.keys)
+        columns = ", ".join(quote(k.column) if k.column else k.expression for k in index.keys)
         whole = number_of_rows(draft.rows.exact(key))
         reason = f"cannot make {label(key)} ({columns}) unique: {number_of_rows(found)} of {whole} share their value"
-        query = f"SELECT {columns}, count(*) FROM {label(key)} GROUP BY {columns} HAVING count(*) > 1"
+        query = f"SELECT {columns}, count(*) FROM {draft.rows.table(key)} GROUP BY {columns} HAVING count(*) > 1"
         draft.refuse("create_index", key, index.name, reason, f"find them with {query}, and keep one of each")
     return bool(found)

@@ -68,7 +68,8 @@ SELECT 'index', o.relname, json_build_object(
         'name', c.relname, 'oid', c.oid::bigint, 'method', am.amname, 'unique', i.indisunique,
         'valid', i.indisvalid AND i.indisready,
         'nulls_not_distinct', {nulls_not_distinct}, 'predicate', pg_get_expr(i.indpred, i.indrelid),
-        'options', c.reloptions, 'constraint', k.contype, 'deferrable', k.condeferrable, 'deferred', k.condeferred,
+        'options', c.reloptions, 'disabled', {disabled},
+        'constraint', k.contype, 'deferrable', k.condeferrable, 'deferred', k.condeferred,
         'keys', (
             SELECT json_agg(json_build_object(
                     'expression', pg_get_indexdef(i.indexrelid, n::int, false),
@@ -103,9 +104,7 @@ SELECT 'constraint', o.relname, json_build_object(
         'targets', (SELECT json_agg(a.attname ORDER BY p.n) FROM unnest(k.confkey) WITH ORDINALITY AS p (num, n)
             JOIN pg_catalog.pg_attribute AS a ON a.attrelid = k.confrelid AND a.attnum = p.num),
         'on_update', k.confupdtype, 'on_delete', k.confdeltype, 'match', k.confmatchtype,
-        'enforced', {enforced}, 'disabled', k.contype = 'f' AND EXISTS (
-            SELECT FROM pg_catalog.pg_trigger AS g
-            WHERE g.tgconstraint = k.oid AND g.tgenabled = ANY ('{{D,R}}')))::text
+        'enforced', {enforced}, 'disabled', {disabled})::text
     FROM own AS o
     JOIN pg_catalog.pg_constraint AS k ON k.conrelid = o.oid
     LEFT JOIN pg_catalog.pg_class AS f ON f.oid = k.confrelid
@@ -145,6 +144,8 @@ SELECT 'rule', o.relname, json_build_object('kind', x.kind, 'name', x.name)::tex
 
 _COLLATION = """(SELECT CASE WHEN n.nspname = 'pg_catalog' THEN '' ELSE quote_ident(n.nspname) || '.' END
                     FROM pg_catalog.pg_namespace AS n WHERE n.oid = l.collnamespace) || quote_ident(l.collname)"""
+_DISABLED = """EXISTS (
+            SELECT FROM pg_catalog.pg_trigger AS g WHERE g.tgconstraint = k.oid AND g.tgenabled = ANY ('{D,R}'))"""
 _PARAMETERS = """(SELECT array_to_string(a.attoptions, ', ') FROM pg_catalog.pg_attribute AS a
                         WHERE a.attrelid = i.indexrelid AND a.attnum = n)"""
 
@@ -173,6 +174,7 @@ def snapshot_query(namespace: str, version: int) -> str:
             enforced="k.conenforced" if version >= 180000 else "true",
             set_columns=_SET_COLUMNS if version >= 150000 else "NULL",
             collation=_COLLATION,
+            disabled=_DISABLED,
             parameters=_PARAMETERS if version >= 130000 else "NULL::text",
         )
     )
@@ -192,8 +194,8 @@ def texts(db: peewee.PostgresqlDatabase, query: str, params: Sequence[Any]) -> I
 def read_table(key: Key, value: Mapping[str, Any], rows: Rows, target: Callable[[Mapping[str, Any]], Key]) -> Table:
     """Return a table from its facts; `target` tells which table a foreign key's facts refer to."""
     kinds = {"r": "table", "p": "table", "v": "view", "m": "materialized view", "f": "foreign table"}
-    unproved = {c for k in rows["constraint"] if k["type"] == "n" for c in k["columns"]}
-    columns = (_column(row, row["name"] not in unproved) for row in _in_order(rows["column"], "position"))
+    unproved = {c: k["name"] for k in rows["constraint"] if k["type"] == "n" for c in k["columns"]}
+    columns = (_column(row, unproved.get(row["name"], "")) for row in _in_order(rows["column"], "position"))
     return Table(
         key,
         kinds[value["kind"]],
@@ -212,7 +214,7 @@ def _in_order(rows: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: int(row[key]))
 
 
-def _column(row: Mapping[str, Any], valid: bool) -> Column:
+def _column(row: Mapping[str, Any], unproved: str) -> Column:
     kind = {"s": "STORED", "v": "VIRTUAL"}.get(row["generated"], "")
     return Column(
         row["name"],
@@ -222,7 +224,8 @@ def _column(row: Mapping[str, Any], valid: bool) -> Column:
         row["collation"],
         f"{kind} ({row['expression']})" if kind else None,
         _identity(row),
-        valid,
+        not unproved,
+        unproved,
     )
 
 
@@ -269,7 +272,7 @@ def _index(row: Mapping[str, Any]) -> Index:
         tuple(k["expression"] for k in row["keys"] if not k["key"]),
         row["predicate"],
         row["nulls_not_distinct"],
-        " ".join(filter(None, ["UNIQUE" if row["constraint"] else "", _deferrability(row)])),
+        " ".join(filter(None, ["UNIQUE" if row["constraint"] else "", _deferrability(row), _disabled(row)])),
         tuple(sorted(row["options"] or ())),
         row["valid"],
     )
@@ -283,6 +286,10 @@ def _index_key(key: Mapping[str, Any], ordered: bool) -> IndexKey:
     return IndexKey(key["expression"], key["collation"] or "", opclass, order, key["column"])
 
 
+def _disabled(row: Mapping[str, Any]) -> str:
+    return "DISABLED" if row["disabled"] else ""  # its triggers are, and so nothing checks it
+
+
 def _deferrability(row: Mapping[str, Any]) -> str:
     if not row["deferrable"]:
         return ""
@@ -294,10 +301,10 @@ def _constraint(row: Mapping[str, Any], target: Callable[[Mapping[str, Any]], Ke
     if row["type"] == "f":
         return _foreign_key(row, columns, target(row))
     if row["type"] == "p":
-        definition = row["definition"]
+        definition = f"{row['definition']} {_disabled(row)}".rstrip()
         valid = row["valid"] and row["index_valid"]
         return Constraint(row["name"], "primary_key", definition, columns, valid, sql=definition)
-    definition = row["definition"].removesuffix(" NOT VALID")
+    definition = f"{row['definition'].removesuffix(' NOT VALID')} {_disabled(row)}".rstrip()
     kind = "check" if row["type"] == "c" else "exclude"
     return Constraint(row["name"], kind, definition, columns, row["valid"] or not row["enforced"], sql=definition)
 
@@ -312,7 +319,7 @@ def _foreign_key(row: Mapping[str, Any], columns: tuple[str, ...], target: Key) 
         f"({', '.join(map(quote, row['set_columns']))})" if row["set_columns"] else "",
         _deferrability(row),
         "" if row["enforced"] else "NOT ENFORCED",
-        "DISABLED" if row["disabled"] else "",  # its triggers are, and so nothing checks it
+        _disabled(row),
     ]
     definition = " ".join(filter(None, parts))
     return Constraint(

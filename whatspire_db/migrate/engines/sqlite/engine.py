@@ -12,7 +12,7 @@ import peewee
 
 from whatspire_db.errors import LockTimeout, ModelError, WhatspireDBError, bounded
 from whatspire_db.files import WRITABLE_BY_OTHERS, open_regular, trusted_owners
-from whatspire_db.light import TYPE_CHECKING, lazy_module
+from whatspire_db.light import TYPE_CHECKING, lazy_module, pattern
 from whatspire_db.messages import ERROR, first_line, is_locked, primary
 from whatspire_db.migrate.ddl import ModelType, create_indexes, create_table, execute, quote
 from whatspire_db.migrate.schema import Column, Constraint, Index, Key, Schema, Table, folded_ascii
@@ -45,6 +45,7 @@ SELECT c.name FROM main.sqlite_master AS t, pragma_table_xinfo(t.name, 'main') A
 WHERE t.type = 'table' AND t.name = 'migration_versions' COLLATE NOCASE
 """
 
+_REFERENCES = pattern(r'\bREFERENCES\s+(?:"([^"]+)"|([^\s(),]+))(?![^\s(),])(?!\s*\()', re.IGNORECASE)
 # Tables of a scratch database: to make one takes the longer, the more there are.
 BATCH = 100
 
@@ -199,6 +200,7 @@ class SqliteEngine(Engine):
                 cursor = self.db.cursor().execute(" UNION ALL ".join([_NO_HISTORY, *parts]))
             (version, *_), *facts = cursor
         keys = {self.key(model) for model in models}
+        keys |= {(schema, folded_ascii(name)) for schema, name in _referred(facts, keys)}
         own = sorted(fact for fact in facts if ("" if fact[0] == "main" else fact[0], folded_ascii(fact[1])) in keys)
         mark = mark_of([peewee.sqlite3.sqlite_version, *own])
         return Standing(recorded_version(version), mark, self._read_stamps(), self._stamps_file is not None)
@@ -325,6 +327,15 @@ class SqliteEngine(Engine):
     def index_condition(self, index: Index) -> str:
         parts = [f"({quote(k.column) if k.column else k.expression}) IS NOT NULL" for k in index.keys]
         return " AND ".join(parts + ([f"({index.predicate})"] if index.predicate else [])) or "1"
+
+
+def _referred(facts: Sequence[tuple[str, ...]], keys: Collection[Key]) -> Iterator[tuple[str, str]]:
+    """Yield the tables that others refer to without naming columns: what their primary key is counts."""
+    for schema, table, _, _, sql in facts:
+        place = "" if schema == "main" else schema
+        if sql and "references" in sql.lower() and (place, folded_ascii(table)) in keys:
+            for quoted, bare in _REFERENCES.findall(sql):
+                yield place, quoted or bare
 
 
 def _both_quotes(schema: str) -> tuple[str, str]:

@@ -17,7 +17,7 @@ _TOKEN = re.compile(
     r"""(?P<skip>\s+|--[^\n]*|/\*.*?(?:\*/|\Z))
       |(?P<string>[xX]?'(?:[^']|'')*')
       |(?P<quoted>"(?:[^"]|"")*"|`(?:[^`]|``)*`|\[[^\]]*\])
-      |(?P<word>[^\W\d][\w$]*)
+      |(?P<word>(?:[^\W\d]|[^\x00-\x7f])(?:[\w$]|[^\x00-\x7f])*)
       |(?P<number>0[xX][0-9a-fA-F_]+|(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(?:[eE][+-]?\d[\d_]*)?)
       |(?P<other>->>|->|\|\||<=|>=|<>|==|!=|<<|>>|.)""",
     re.VERBOSE | re.DOTALL,
@@ -34,6 +34,9 @@ raise references returning select set table then to transaction union unique upd
 _RESERVED = frozenset(_RESERVED_WORDS.split())
 # Two ways to write one thing.
 _SPELLINGS = {"!=": "<>", "==": "=", "isnull": "is null", "notnull": "is not null"}
+_OPERATORS = frozenset(
+    ["(", ",", "+", "-", "*", "/", "%", "||", "<", "<=", ">", ">=", "=", "<>", "&", "|", "~", "<<", ">>"]
+)
 _ROWIDS = frozenset(("rowid", "oid", "_rowid_"))
 _CONSTANTS = {"true": "1", "false": "0"}
 _CLOCKS = ("current_date", "current_time", "current_timestamp")
@@ -111,7 +114,7 @@ def _token(kind: str, text: str, start: int, end: int) -> Token:
     name = folded_ascii(inner)
     if kind == "string":
         return Token(kind, text, name, start, end)
-    plain = re.fullmatch(r"[^\W\d][\w$]*", name) and name not in _RESERVED
+    plain = re.fullmatch(r"(?:[^\W\d]|[^\x00-\x7f])(?:[\w$]|[^\x00-\x7f])*", name) and name not in _RESERVED
     shown = name if plain else '"' + name.replace('"', '""') + '"'
     return Token(kind, shown, name, start, end, _string(inner) if text[0] == '"' else None)
 
@@ -160,7 +163,20 @@ def canonical(sql: str | None, columns: Collection[str] | None = None) -> str | 
 
 def _join(tokens: Sequence[Token], columns: Collection[str] | None) -> str:
     tokens = _stripped(tokens)
-    return " ".join(_read(tokens, position, columns) for position in range(len(tokens)))
+    texts = [_read(tokens, position, columns) for position in range(len(tokens))]
+    for position in range(1, len(tokens) - 1):
+        if (
+            tokens[position].is_word("not")
+            and tokens[position + 1].is_word("null")
+            and _is_operand(tokens[position - 1])
+        ):
+            texts[position] = "is not"  # x NOT NULL is x IS NOT NULL
+    return " ".join(texts)
+
+
+def _is_operand(token: Token) -> bool:
+    """Tell whether a token can end what an operator stands behind."""
+    return token.text == ")" if token.kind == "other" else not (token.kind == "word" and token.text in _RESERVED)
 
 
 def _stripped(tokens: Sequence[Token]) -> Sequence[Token]:
