@@ -287,3 +287,94 @@ def test_a_file_that_cannot_get_a_history_is_stamped_beside_it(sqlite: Place) ->
     assert standing is not None
     assert standing.stamps is not None
     assert [mark for _, mark in standing.stamps.verified] == [standing.mark]
+
+
+def partitioned(*, small: bool, **more: pw.Field) -> list[type[pw.Model]]:
+    """Return models of a partitioned table and of one of its partitions."""
+    fields = {"id": pw.BigIntegerField(), "day": pw.DateField(), "name": pw.TextField(index=True), **more}
+    return [
+        model(name, table, dict(fields), primary_key=pw.CompositeKey("id", "day"))
+        for name, table in (("Metrics", "metrics"), ("Metrics1", "metrics_1"))
+    ][:: 1 if small else -1]
+
+
+@pytest.mark.parametrize("rows", [100, 10_000])
+@pytest.mark.parametrize("small", [True, False])
+def test_a_column_and_an_index_of_a_table_and_of_its_partition(postgres: Place, rows: int, small: bool) -> None:
+    db = postgres.connect()
+    run(db, *METRICS)
+    models = partitioned(small=small, more=pw.IntegerField(null=True))
+    MigrationRunner(db, models, online_rows=rows).up()
+    runner = MigrationRunner(db, models)
+    assert not runner.verify_schema()
+    assert not runner.up().applied
+
+
+def test_a_column_of_a_partition_alone_is_refused(postgres: Place) -> None:
+    db = postgres.connect()
+    run(db, *METRICS)
+    only = partitioned(small=True, more=pw.IntegerField(null=True))[1]
+    (refusal,) = MigrationRunner(db, [only]).plan().refused
+    assert "a partition of metrics" in refusal.reason
+
+
+def test_a_column_that_a_table_inherits_comes_with_its_parent(postgres: Place) -> None:
+    db = postgres.connect()
+    run(db, "CREATE TABLE up (id serial PRIMARY KEY)", "CREATE TABLE down (PRIMARY KEY (id)) INHERITS (up)")
+    names = ("up", "down")
+    models = [model(name.title(), name, {"a": pw.TextField(null=True)}) for name in names]
+    steps = MigrationRunner(db, models).up().applied
+    assert [step.table for step in steps if step.kind == "add_column"] == ["up"]
+    assert not [m for m in MigrationRunner(db, models).verify_schema().missing if m.kind == "column"]
+
+
+def test_references_in_sql_that_form_a_circle_are_refused(postgres: Place) -> None:
+    models = [
+        model("A", "a", {"b": pw.IntegerField(null=True)}, constraints=[SQL("FOREIGN KEY (b) REFERENCES b (id)")]),
+        model("B", "b", {"a": pw.IntegerField(null=True)}, constraints=[SQL("FOREIGN KEY (a) REFERENCES a (id)")]),
+    ]
+    db = postgres.connect()
+    (refusal,) = MigrationRunner(db, models).plan().refused
+    assert "which refers back to it" in refusal.reason
+
+
+def test_periods_that_do_not_overlap(postgres: Place) -> None:
+    db = postgres.connect()
+    with db.connection_context():
+        db.connection()
+        if (db.server_version or 0) < 180000:
+            return  # older servers know none
+        db.execute_sql("CREATE TABLE p (id int4range NOT NULL, at daterange NOT NULL)")
+        db.execute_sql("CREATE TABLE c (id int4range NOT NULL, at daterange NOT NULL)")
+
+    class Range(pw.Field):
+        def __init__(self, name: str) -> None:
+            super().__init__()
+            self.field_type = name
+
+    parent = model(
+        "P",
+        "p",
+        {"id": Range("int4range"), "at": Range("daterange")},
+        primary_key=False,
+        constraints=[SQL("CONSTRAINT p_key UNIQUE (id, at WITHOUT OVERLAPS)")],
+    )
+    child = model(
+        "C",
+        "c",
+        {"id": Range("int4range"), "at": Range("daterange")},
+        primary_key=False,
+        constraints=[SQL("CONSTRAINT c_p FOREIGN KEY (id, PERIOD at) REFERENCES p (id, PERIOD at)")],
+    )
+    converges(db, [parent, child])
+
+
+def test_columns_whose_checks_name_each_other_are_refused_by_sqlite(sqlite: Place) -> None:
+    fields = {
+        "a": pw.IntegerField(null=True, constraints=[pw.Check("b > 0")]),
+        "b": pw.IntegerField(null=True, constraints=[pw.Check("a > 0")]),
+    }
+    db = sqlite.connect()
+    run(db, "CREATE TABLE t (id INTEGER NOT NULL PRIMARY KEY)")
+    plan = MigrationRunner(db, [model("T", "t", fields)]).plan()
+    assert [refusal.name for refusal in plan.refused] == ["a", "b"]

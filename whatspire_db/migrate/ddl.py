@@ -349,7 +349,8 @@ def unique_index(table: str, index: Index) -> str:
 
 
 def _keys(index: Index) -> str:
-    listed = f"({', '.join(map(quote, index.columns))})"
+    periods = " WITHOUT OVERLAPS" if index.method == "gist" else ""  # the one kind of UNIQUE by such an index
+    listed = f"({', '.join(map(quote, index.columns))}{periods})"
     return f"{listed} INCLUDE ({', '.join(index.include)})" if index.include else listed
 
 

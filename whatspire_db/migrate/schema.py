@@ -177,6 +177,11 @@ class Table:
     partitioned: bool = False
     by_name: bool = False  # a declared table of which the names are known and no more
     rules: tuple[tuple[str, str], ...] = ()
+    parents: tuple[Key, ...] = ()  # tables whose columns it has too
+
+    @property
+    def is_partition(self) -> bool:
+        return any(kind == "partition" for kind, _ in self.rules)
 
 
 @dataclass(frozen=True)

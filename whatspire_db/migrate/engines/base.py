@@ -189,8 +189,11 @@ class Engine(abc.ABC):
         """Return the statements that build an index beside readers and writers, in place of a broken one."""
         return [index_sql]
 
-    def index_parts(self, key: Key, index: Index, index_sql: str) -> list[IndexPart]:
-        """Return the steps that build an index of a partitioned table beside readers and writers."""
+    def index_parts(self, key: Key, index: Index, index_sql: str, names: Mapping[Key, str]) -> list[IndexPart]:
+        """Return the steps that build an index of a partitioned table beside readers and writers.
+
+        :param names: what the index of a partition is called that has a model of its own.
+        """
         raise NotImplementedError
 
     def refuses_unique(self, key: Key, index: Index) -> WhatspireDBError | None:

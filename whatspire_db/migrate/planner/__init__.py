@@ -83,8 +83,9 @@ def _add_all(draft: Draft) -> None:
         _add_constraints(draft, keys)  # a new table may refer to one
     new = {item.table for item in draft.of_kind("table")}
     in_order = [m for m in with_references(list(draft.models.values())) if draft.engine.key(m) in new]
-    for model in in_order:
-        create_table(draft, model)
+    keys_in_order = [draft.engine.key(model) for model in in_order]
+    for position, model in enumerate(in_order):
+        create_table(draft, model, keys_in_order[position + 1 :])
     for model in in_order:
         close_cycles(draft, model)
     if draft.engine.constraints_can_be_added:

@@ -18,7 +18,9 @@ def add_columns(draft: Draft, key: Key, columns: Mapping[str, Column]) -> None:
     model, table = draft.models[key], draft.declared.tables[key]
     fields = {draft.engine.fold(f.column_name): f for f in model._meta.sorted_fields}
     rows = draft.rows.any(key)
-    ordered = sorted(columns.values(), key=lambda c: (c.generated is not None, _needs(draft, table, c, columns)))
+    inherited = {name for parent in draft.live.tables[key].parents for name in draft.new_columns.get(parent, ())}
+    own = [column for column in columns.values() if column.name not in inherited]  # the others come with the parent's
+    ordered = sorted(own, key=lambda c: (c.generated is not None, _needs(draft, table, c, columns)))
     allowed = [c for c in ordered if not _refuses_column(draft, key, table, c, rows)]
     rewriting = draft.engine.rewriting(model, allowed) if rows and allowed and not table.by_name else set()
     in_order = {column.name: column for column in ordered}
@@ -55,6 +57,11 @@ def _refuses_column(draft: Draft, key: Key, table: Table, column: Column, rows: 
     if table.by_name:
         return False  # what it is exactly is not known
     name = f"{label(key)}.{column.name}"
+    if draft.live.tables[key].is_partition:
+        parent = label(draft.live.tables[key].parents[0])
+        reason = f"cannot add column {name}: the table is a partition of {parent}"
+        draft.refuse("add_column", key, column.name, reason, f"add it to the model of {parent}, which hands it down")
+        return True
     is_key = any(c.kind == "primary_key" and column.name in c.columns for c in table.constraints)
     refused = draft.placements.refuses_column(key, column) or draft.engine.refuses_column(
         draft.models[key], column, rows, is_key
@@ -71,6 +78,12 @@ def _refuses_column(draft: Draft, key: Key, table: Table, column: Column, rows: 
         )
         draft.refuse("add_column", key, column.name, reason, hint)
         return True
+    if not draft.engine.constraints_can_be_added and (
+        other := _named_in_a_circle(table, column, draft.new_columns[key])
+    ):
+        reason = f"cannot add column {name}: its CHECK names {other}, whose CHECK names it"
+        draft.refuse("add_column", key, column.name, reason, "write one of them as a constraint of the table")
+        return True
     if not (column.not_null and column.generated and rows):
         return False
     empty = draft.rows.nulls(key, column, draft.new_columns[key])
@@ -84,6 +97,13 @@ def _needs(draft: Draft, table: Table, column: Column, new: Mapping[str, Column]
     """Count the other new columns that a new one's own CHECKs name: it comes after them."""
     own = [c for c in table.constraints if c.inline == column.name]
     return len({name for c in own for name in c.columns if name in new and name != column.name})
+
+
+def _named_in_a_circle(table: Table, column: Column, new: Mapping[str, Column]) -> str | None:
+    """Return another new column whose own CHECK names a column that names it."""
+    named = {c.inline: set(c.columns) for c in table.constraints if c.inline in new}
+    mine = named.get(column.name, set())
+    return next((other for other in sorted(mine - {column.name}) if column.name in named.get(other, ())), None)
 
 
 def _attached(draft: Draft, table: Table, new: Mapping[str, Column]) -> dict[str, list[str]]:

@@ -20,6 +20,8 @@ def create_index(draft: Draft, key: Key, index: Index, broken: Index | None = No
     kind = "add_constraint" if index.constraint else "create_index"
     if index.unique and cannot_be_unique(draft, kind, key, index.name, index.columns):
         return
+    if broken is None and _comes_with_parent(draft, key, index):
+        return
     if name_is_taken(draft, key, index.name) or has_duplicates(draft, key, index):
         return
     if index.unique and draft.live.tables[key].partitioned and (found := draft.engine.refuses_unique(key, index)):
@@ -41,6 +43,13 @@ def create_index(draft: Draft, key: Key, index: Index, broken: Index | None = No
         columns = ", ".join(map(_written, index.keys))
         sql = f"CREATE UNIQUE INDEX {quote(name)} ON {draft.rows.table(key)} ({columns})"
         draft.add("create_index", key, name, [sql], draft.scans(key))
+
+
+def _comes_with_parent(draft: Draft, key: Key, index: Index) -> bool:
+    """Tell whether a partition gets an index by that of the table that it is a partition of."""
+    live = draft.live.tables[key]
+    missing = [item for item in draft.of_kind("index") if item.table in live.parents]
+    return live.is_partition and any(isinstance(m.item, Index) and m.item.shape == index.shape for m in missing)
 
 
 def _written(key: IndexKey) -> str:
@@ -83,7 +92,9 @@ def _build_by_parts(draft: Draft, key: Key, index: Index, sql: str) -> bool:
         draft.refuse("create_index", key, index.name, reason, hint)
         return False
     lock = draft.engine.lock_of("build_index")
-    for part in draft.engine.index_parts(key, index, sql):
+    alike = [m for m in draft.of_kind("index") if isinstance(m.item, Index) and m.item.shape == index.shape]
+    names = {item.table: item.name for item in alike if item.table != key}
+    for part in draft.engine.index_parts(key, index, sql, names):
         cost = INSTANT if part.locked else draft.scans(key, online=True)
         draft.add(
             part.kind,
@@ -101,6 +112,11 @@ def _build_by_parts(draft: Draft, key: Key, index: Index, sql: str) -> bool:
 
 def _add_unique(draft: Draft, key: Key, index: Index, broken: Index | None = None) -> None:
     model, definition = draft.models[key], ddl.unique_definition(index)
+    if index.method not in ("", "btree") and draft.is_large(key):
+        reason = f"cannot create constraint {index.name}: it would scan {draft.size(key)} under ACCESS EXCLUSIVE"
+        hint = f"add it by hand in a quiet hour: ALTER TABLE {draft.rows.table(key)} ADD CONSTRAINT {definition}"
+        draft.refuse("create_index", key, index.name, reason, hint)
+        return
     if broken is None and not draft.is_large(key):
         sql = ddl.add_constraint(draft.db, model, index.name, definition)
         draft.add("add_constraint", key, index.name, [sql], draft.scans(key))

@@ -12,8 +12,11 @@ from .draft import Draft
 from .obstacles import has_target, is_unreachable, name_is_taken
 
 
-def create_table(draft: Draft, model: ModelType) -> None:
-    """Create a table with its indexes, or refuse it."""
+def create_table(draft: Draft, model: ModelType, later: Collection[Key]) -> None:
+    """Create a table with its indexes, or refuse it.
+
+    :param later: the tables that are made after it.
+    """
     key = draft.engine.key(model)
     if key in draft.live.names:
         reason = f"cannot create table {label(key)}: the name is taken by another relation"
@@ -21,6 +24,11 @@ def create_table(draft: Draft, model: ModelType) -> None:
         return
     table = draft.declared.tables[key]
     for constraint in table.constraints:
+        if constraint.references in later and not constraint.optional and draft.engine.constraints_can_be_added:
+            target = label(constraint.references or key)
+            reason = f"cannot create table {label(key)}: it refers to {target}, which refers back to it"
+            hint = "make one of the references a DeferredForeignKey, or add it when both tables are there"
+            draft.refuse("create_table", key, key[1], reason, hint)
         if has_target(draft, "create_table", key, constraint):
             is_unreachable(draft, "create_table", key, constraint)
     for name in [i.name for i in table.indexes if i.constraint] + [c.name for c in table.constraints if c.has_index]:

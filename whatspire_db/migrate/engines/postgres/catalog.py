@@ -104,7 +104,7 @@ SELECT 'constraint', o.relname, json_build_object(
         'targets', (SELECT json_agg(a.attname ORDER BY p.n) FROM unnest(k.confkey) WITH ORDINALITY AS p (num, n)
             JOIN pg_catalog.pg_attribute AS a ON a.attrelid = k.confrelid AND a.attnum = p.num),
         'on_update', k.confupdtype, 'on_delete', k.confdeltype, 'match', k.confmatchtype,
-        'enforced', {enforced}, 'disabled', {disabled})::text
+        'enforced', {enforced}, 'period', {period}, 'disabled', {disabled})::text
     FROM own AS o
     JOIN pg_catalog.pg_constraint AS k ON k.conrelid = o.oid
     LEFT JOIN pg_catalog.pg_class AS f ON f.oid = k.confrelid
@@ -118,28 +118,32 @@ SELECT 'constraint', o.relname, json_build_object(
                     FROM parents JOIN pg_catalog.pg_constraint AS p ON p.oid = parents.conparentid)
             SELECT confrelid FROM parents WHERE conparentid = 0))
 UNION ALL
-SELECT 'rule', o.relname, json_build_object('kind', x.kind, 'name', x.name)::text
+SELECT 'rule', o.relname, json_build_object('kind', x.kind, 'name', x.name,
+        'schema', n.nspname, 'table', p.relname)::text
     FROM own AS o CROSS JOIN LATERAL (
-        SELECT 'trigger' AS kind, g.tgname::text AS name FROM pg_catalog.pg_trigger AS g
+        SELECT 'trigger' AS kind, g.tgname::text AS name, NULL::oid AS parent FROM pg_catalog.pg_trigger AS g
             WHERE g.tgrelid = o.oid AND NOT g.tgisinternal AND g.tgenabled <> 'D' AND NOT EXISTS (
                 -- Citus passes TRUNCATE on by a trigger of its own.
                 SELECT FROM pg_catalog.pg_depend AS d JOIN pg_catalog.pg_extension AS e ON e.oid = d.refobjid
                 WHERE d.classid = 'pg_catalog.pg_proc'::regclass AND d.objid = g.tgfoid AND d.deptype = 'e'
                     AND e.extname = 'citus')
         UNION ALL
-        SELECT 'rule', r.rulename::text FROM pg_catalog.pg_rewrite AS r
+        SELECT 'rule', r.rulename::text, NULL FROM pg_catalog.pg_rewrite AS r
             WHERE r.ev_class = o.oid AND r.ev_enabled <> 'D'
         UNION ALL
-        SELECT 'policy', p.polname::text FROM pg_catalog.pg_policy AS p WHERE p.polrelid = o.oid AND o.relrowsecurity
+        SELECT 'policy', p.polname::text, NULL FROM pg_catalog.pg_policy AS p
+            WHERE p.polrelid = o.oid AND o.relrowsecurity
         UNION ALL
-        SELECT 'row_security', '' WHERE o.relrowsecurity
+        SELECT 'row_security', '', NULL WHERE o.relrowsecurity
         UNION ALL
-        SELECT 'partitioning', pg_get_partkeydef(o.oid) WHERE o.relkind = 'p'
+        SELECT 'partitioning', pg_get_partkeydef(o.oid), NULL WHERE o.relkind = 'p'
         UNION ALL
         SELECT CASE WHEN o.relispartition THEN 'partition' ELSE 'inheritance' END,
-                concat_ws(' ', 'of', h.inhparent::regclass::text, pg_get_expr(o.relpartbound, o.oid))
+                concat_ws(' ', 'of', h.inhparent::regclass::text, pg_get_expr(o.relpartbound, o.oid)), h.inhparent
             FROM pg_catalog.pg_inherits AS h WHERE h.inhrelid = o.oid
     ) AS x
+    LEFT JOIN pg_catalog.pg_class AS p ON p.oid = x.parent
+    LEFT JOIN pg_catalog.pg_namespace AS n ON n.oid = p.relnamespace
 """
 
 _COLLATION = """(SELECT CASE WHEN n.nspname = 'pg_catalog' THEN '' ELSE quote_ident(n.nspname) || '.' END
@@ -175,6 +179,7 @@ def snapshot_query(namespace: str, version: int) -> str:
             set_columns=_SET_COLUMNS if version >= 150000 else "NULL",
             collation=_COLLATION,
             disabled=_DISABLED,
+            period="k.conperiod" if version >= 180000 else "false",
             parameters=_PARAMETERS if version >= 130000 else "NULL::text",
         )
     )
@@ -206,6 +211,7 @@ def read_table(key: Key, value: Mapping[str, Any], rows: Rows, target: Callable[
         int(value["rows"]) if value["rows"] >= 0 else None,
         value["kind"] == "p",
         rules=tuple(sorted((row["kind"], row["name"]) for row in rows["rule"])),
+        parents=tuple(target(row) for row in rows["rule"] if row["table"]),
     )
 
 
@@ -309,10 +315,15 @@ def _constraint(row: Mapping[str, Any], target: Callable[[Mapping[str, Any]], Ke
     return Constraint(row["name"], kind, definition, columns, row["valid"] or not row["enforced"], sql=definition)
 
 
+def _listed(columns: Sequence[str], row: Mapping[str, Any]) -> str:
+    *first, last = map(quote, columns)
+    return ", ".join([*first, f"PERIOD {last}" if row["period"] else last])
+
+
 def _foreign_key(row: Mapping[str, Any], columns: tuple[str, ...], target: Key) -> Constraint:
     parts = [
-        f"FOREIGN KEY ({', '.join(map(quote, columns))})",
-        f"REFERENCES {qualified(*target)} ({', '.join(map(quote, row['targets']))})",
+        f"FOREIGN KEY ({_listed(columns, row)})",
+        f"REFERENCES {qualified(*target)} ({_listed(row['targets'], row)})",
         "MATCH FULL" if row["match"] == "f" else "",
         f"ON UPDATE {_ACTIONS[row['on_update']]}" if row["on_update"] in _ACTIONS else "",
         f"ON DELETE {_ACTIONS[row['on_delete']]}" if row["on_delete"] in _ACTIONS else "",

@@ -297,8 +297,8 @@ class PostgresEngine(Engine):
     def lock_of(self, kind: LockedWork) -> Lock:
         return _LOCKS[kind]
 
-    def index_parts(self, key: Key, index: Index, index_sql: str) -> list[IndexPart]:
-        return partitions.build_parts(self, key, index, index_sql)
+    def index_parts(self, key: Key, index: Index, index_sql: str, names: Mapping[Key, str]) -> list[IndexPart]:
+        return partitions.build_parts(self, key, index, index_sql, names)
 
     def refuses_unique(self, key: Key, index: Index) -> WhatspireDBError | None:
         lacks = partitions.lacking_key(self, key, index)

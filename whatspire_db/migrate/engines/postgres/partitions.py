@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from whatspire_db.errors import ModelError
@@ -78,14 +78,16 @@ def lacking_key(engine: PostgresEngine, key: Key, index: Index) -> str | None:
     return None
 
 
-def build_parts(engine: PostgresEngine, key: Key, index: Index, index_sql: str) -> list[IndexPart]:
+def build_parts(
+    engine: PostgresEngine, key: Key, index: Index, index_sql: str, known: Mapping[Key, str]
+) -> list[IndexPart]:
     """Return the steps that give a partitioned table an index, from where an earlier run was broken off.
 
     https://www.postgresql.org/docs/current/ddl-partitioning.html, 5.12.2.2: the index ON ONLY the table, which is
     INVALID at first; CONCURRENTLY on each partition; ATTACH each, with the last of which it becomes valid.
     """
     nodes = tree(engine, key)
-    names = {node.text: _name(node, nodes[0], index) for node in nodes}
+    names = {node.text: known.get(_key(engine, node.key)) or _name(node, nodes[0], index) for node in nodes}
     places = {node.text: qualified(node.key[0], names[node.text]) for node in nodes}
     rows = execute(engine.db, _THERE, [list(places.values())]).fetchall()
     found = {place: There(*facts) for place, *facts in rows}
