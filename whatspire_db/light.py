@@ -124,18 +124,19 @@ else:
 
     def _initializer(fields, has_more):
         names = tuple(fields)
-        needed = {name for name, field in fields.items() if field.default is MISSING and not field.default_factory}
+        defaults = {name: field.default for name, field in fields.items() if field.default is not MISSING}
         factories = {name: field.default_factory for name, field in fields.items() if field.default_factory}
 
         def __init__(self, *arguments, **given):
-            values = self.__dict__  # a default that is not given is the class's own attribute
+            values = self.__dict__
             values.update(zip(names, arguments, strict=False), **given)
-            are_known = fields.keys() >= values.keys() >= needed
-            if not are_known or len(values) < len(arguments) + len(given):
-                raise TypeError(f"{type(self).__name__} takes {', '.join(names)}, each once")
+            is_doubled = len(values) < len(arguments) + len(given)
             for name, make in factories.items():
                 if name not in values:
                     values[name] = make()
+            values.update(defaults | values)
+            if is_doubled or values.keys() != fields.keys():
+                raise TypeError(f"{type(self).__name__} takes {', '.join(names)}, each once")
             if has_more:
                 self.__post_init__()
 
