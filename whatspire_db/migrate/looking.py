@@ -153,7 +153,7 @@ class Looking:
         """Return the declared schema, what the live one differs in, and what would mend the drift."""
         from .mending import Mending, drifted_tables  # only for verify --sql
 
-        declared, live = self.declared(), self.snapshot()
+        declared, live = self.declared(), self._judged()
         changes = self._asked_for(self.changes(declared, live))
         order = [self.engine.key(model) for model in with_references(self.all_models)]
         tables = drifted_tables(changes, declared, live, order)

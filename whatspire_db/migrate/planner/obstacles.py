@@ -82,9 +82,10 @@ def has_duplicates(draft: Draft, key: Key, index: Index) -> bool:
     """Tell whether rows share their value in an index that is to be unique."""
     found = draft.rows.duplicates(key, index, draft.new_columns.get(key, {})) if index.unique and index.keys else 0
     if found:
-        columns = ", ".join(quote(k.column) if k.column else k.expression for k in index.keys)
+        columns = ", ".join(k.expression for k in index.keys)
+        written = ", ".join(quote(k.column) if k.column else k.expression for k in index.keys)
         whole = number_of_rows(draft.rows.exact(key))
         reason = f"cannot make {label(key)} ({columns}) unique: {number_of_rows(found)} of {whole} share their value"
-        query = f"SELECT {columns}, count(*) FROM {draft.rows.table(key)} GROUP BY {columns} HAVING count(*) > 1"
+        query = f"SELECT {written}, count(*) FROM {draft.rows.table(key)} GROUP BY {written} HAVING count(*) > 1"
         draft.refuse("create_index", key, index.name, reason, f"find them with {query}, and keep one of each")
     return bool(found)
