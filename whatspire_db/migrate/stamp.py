@@ -10,7 +10,7 @@ from operator import is_
 import peewee
 
 from ..errors import WhatspireDBError
-from ..light import Any, dataclass, replace
+from ..light import Any, NamedTuple, dataclass, replace
 from ..peewee_compat import field_types
 from .ddl import ModelType, create_indexes, create_table, deferred_foreign_keys
 
@@ -160,25 +160,39 @@ def _with_targets(models: Sequence[ModelType]) -> list[ModelType]:
     return list(seen)
 
 
-def _text(db: peewee.Database, model: ModelType) -> str:
-    """Return a model's DDL. It is kept with the model, for to render it takes longer than all the rest of a start.
+class Rendered(NamedTuple):
+    """A model's DDL: the statements of its table, its indexes by name, and by column the references that come last."""
 
-    Threads may ask at once, for one engine or for both: what is kept is replaced as a whole.
+    table: list[str]
+    indexes: list[tuple[str, str]]
+    deferred: list[tuple[str, str]]
+
+
+def rendered(db: peewee.Database, model: ModelType) -> Rendered:
+    """Return a model's DDL, which is not to be changed.
+
+    It is kept with the model, for to render it takes longer than all the rest of a start. Threads may ask at once, for
+    one engine or for both: what is kept is replaced as a whole.
     """
-    texts = vars(model._meta).get(_KEPT_DDL, {})
+    return _kept(db, model)[1]
+
+
+def _text(db: peewee.Database, model: ModelType) -> str:
+    return _kept(db, model)[2]
+
+
+def _kept(db: peewee.Database, model: ModelType) -> tuple[list[Any], Rendered, str]:
+    """Return what a model's DDL was made of, the DDL, and all that the model declares as one text."""
+    texts: dict[type, tuple[list[Any], Rendered, str]] = vars(model._meta).get(_KEPT_DDL, {})
     kept = texts.get(type(db))
     parts = _parts(db, model)
     if kept is None or len(kept[0]) != len(parts) or not all(map(is_, kept[0], parts)):
         meta = model._meta
-        ddl = [
-            (meta.schema or "", meta.table_name, sorted(getattr(meta, "extensions", ()))),
-            create_table(db, model),
-            list(create_indexes(db, model)),
-            deferred_foreign_keys(db, model),
-        ]
-        kept = (_parts(db, model), repr(ddl))  # rendering lets peewee fill caches of its own
+        place = (meta.schema or "", meta.table_name, sorted(getattr(meta, "extensions", ())))
+        ddl = Rendered(create_table(db, model), list(create_indexes(db, model)), deferred_foreign_keys(db, model))
+        kept = (_parts(db, model), ddl, repr([place, *ddl]))  # rendering lets peewee fill caches of its own
         vars(model._meta)[_KEPT_DDL] = {**texts, type(db): kept}
-    return str(kept[1])
+    return kept
 
 
 def _parts(db: peewee.Database, model: ModelType) -> list[Any]:

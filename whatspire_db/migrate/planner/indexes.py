@@ -7,6 +7,7 @@ from .. import ddl
 from ..costs import INSTANT
 from ..ddl import qualified, quote
 from ..schema import Index, IndexKey, Key, label
+from ..stamp import rendered
 from .draft import Draft
 from .obstacles import cannot_be_unique, has_duplicates, name_is_taken
 
@@ -28,7 +29,7 @@ def create_index(draft: Draft, key: Key, index: Index, broken: Index | None = No
         reason = f"cannot make {label(key)} ({', '.join(index.columns)}) unique: {found.fact}"
         draft.refuse("create_index", key, index.name, reason, found.hint)
         return
-    statements = {draft.engine.fold(name): sql for name, sql in ddl.create_indexes(draft.db, model)}
+    statements = {draft.engine.fold(name): sql for name, sql in rendered(draft.db, model).indexes}
     if index.name in statements:
         _build(draft, key, index, statements[index.name], broken)
     elif index.constraint:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from .. import ddl
 from ..costs import INSTANT
 from ..ddl import ModelType
 from ..schema import Key, Table, label
+from ..stamp import rendered
 from .draft import Draft
 from .obstacles import has_target, is_unreachable, name_is_taken
 
@@ -37,9 +37,9 @@ def create_table(draft: Draft, model: ModelType, later: Collection[Key]) -> None
     if _waits_for_unique_key(draft, key, table, referenced):
         return
     lock = draft.engine.lock_of("add_foreign_key") if referenced else None
-    statements = ddl.create_table(draft.db, model)
-    draft.add("create_table", key, label(key), statements, INSTANT, lock=lock, targets=sorted(referenced))
-    for name, sql in ddl.create_indexes(draft.db, model):
+    ddl = rendered(draft.db, model)
+    draft.add("create_table", key, label(key), ddl.table, INSTANT, lock=lock, targets=sorted(referenced))
+    for name, sql in ddl.indexes:
         if not name_is_taken(draft, key, name):
             draft.add("create_index", key, name, [sql], INSTANT, lock="none")
 
@@ -48,7 +48,7 @@ def close_cycles(draft: Draft, model: ModelType) -> None:
     """Add the references of a new table to tables that come after it."""
     key = draft.engine.key(model)
     if draft.engine.constraints_can_be_added:
-        for column, sql in ddl.deferred_foreign_keys(draft.db, model):
+        for column, sql in rendered(draft.db, model).deferred:
             draft.add("add_constraint", key, column, [sql], INSTANT, lock="none")
 
 

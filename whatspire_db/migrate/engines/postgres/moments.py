@@ -8,8 +8,9 @@ from collections.abc import Iterator
 import peewee
 
 from whatspire_db.errors import ModelError, bounded
-from whatspire_db.migrate.ddl import ModelType, create_indexes, create_table, written_constraints
+from whatspire_db.migrate.ddl import ModelType, written_constraints
 from whatspire_db.migrate.schema import Table
+from whatspire_db.migrate.stamp import rendered
 
 from .written import tokens
 
@@ -40,8 +41,9 @@ def refuse_moments(db: peewee.Database, model: ModelType, table: Table) -> None:
 
 def _texts(db: peewee.Database, model: ModelType) -> Iterator[str]:
     if any(map(_MOMENT.search, written_constraints(model))) or model._meta.indexes:
-        yield from create_table(db, model)
-        yield from (sql for _, sql in create_indexes(db, model))
+        ddl = rendered(db, model)
+        yield from ddl.table
+        yield from (sql for _, sql in ddl.indexes)
 
 
 def _shown(table: Table) -> Iterator[str]:

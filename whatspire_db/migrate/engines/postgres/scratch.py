@@ -24,7 +24,7 @@ from whatspire_db.migrate.ddl import (
     unqualified,
 )
 from whatspire_db.migrate.schema import Key, Schema, Table
-from whatspire_db.migrate.stamp import declared_text
+from whatspire_db.migrate.stamp import declared_text, rendered
 from whatspire_db.sql import pinned
 
 from ..base import discarded
@@ -163,9 +163,7 @@ def _made(engine: PostgresEngine, schema: str, batch: Batch) -> dict[Key, Table]
         _make_target(engine.db, model, names)
     stand_ins = StandIns(engine, schema, {engine.key(model): name for model, name in names.items()})
     statements = [
-        (model, stand_ins.redirected(sql))
-        for model in batch.own
-        for sql in [*create_table(engine.db, model, names), *_indexes(engine.db, model, names)]
+        (model, stand_ins.redirected(sql)) for model in batch.own for sql in _statements(engine.db, model, names)
     ]
     deferred = set()
     for model in batch.own:
@@ -187,6 +185,15 @@ def _names(engine: PostgresEngine, schema: str, models: Sequence[ModelType]) -> 
         model: key[1] if key[0] == schema else f"whatspire target {number}"
         for number, (model, key) in enumerate(keys.items())
     }
+
+
+def _statements(db: peewee.Database, model: ModelType, names: Mapping[ModelType, str]) -> list[str]:
+    """Return the statements that make a table and its indexes under the names of the scratch place."""
+    concerned = (model, *model._meta.refs.values())
+    if all(names.get(m, m._meta.table_name) == m._meta.table_name and not m._meta.schema for m in concerned):
+        ddl = rendered(db, model)
+        return [*ddl.table, *(unqualified(sql) for _, sql in ddl.indexes)]
+    return [*create_table(db, model, names), *_indexes(db, model, names)]
 
 
 def _create_all(db: peewee.Database, statements: Sequence[tuple[ModelType, str]]) -> None:

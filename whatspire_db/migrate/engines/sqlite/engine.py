@@ -14,9 +14,9 @@ from whatspire_db.errors import LockTimeout, ModelError, WhatspireDBError, bound
 from whatspire_db.files import WRITABLE_BY_OTHERS, open_regular, trusted_owners
 from whatspire_db.light import TYPE_CHECKING, lazy_module, pattern
 from whatspire_db.messages import ERROR, first_line, is_locked, primary
-from whatspire_db.migrate.ddl import ModelType, create_indexes, create_table, execute, quote
+from whatspire_db.migrate.ddl import ModelType, execute, quote
 from whatspire_db.migrate.schema import Column, Constraint, Index, Key, Schema, Table, folded_ascii
-from whatspire_db.migrate.stamp import BYTES, Stamps, Standing, mark_of, recorded_version
+from whatspire_db.migrate.stamp import BYTES, Stamps, Standing, mark_of, recorded_version, rendered
 from whatspire_db.peewee_compat import load_extras, peewee_errors
 
 from ..base import LOOK_SECONDS, Engine, T, discarded
@@ -102,8 +102,8 @@ class SqliteEngine(Engine):
         try:
             self._prepare(scratch, models)
             for model in [*targets, *models]:
-                indexes = (sql for _, sql in create_indexes(scratch, model)) if model in models else ()
-                for sql in [*create_table(scratch, model), *indexes]:
+                ddl = rendered(self.db, model)
+                for sql in [*ddl.table, *(sql for _, sql in ddl.indexes if model in models)]:
                     _create(scratch, model, sql)
             return Schema(self._snapshot(scratch, [self.key(model) for model in models]).tables)
         finally:
