@@ -21,7 +21,7 @@ from tests.conftest import Place, Server, postgres_programs
 from tests.migrate.mended import mending, run
 from whatspire_db import MigrationRunner, Settings, backup
 
-QUIET = settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+QUIET = settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck), database=None)
 
 # A field class with its arguments; a CHECK on its column, one of which PostgreSQL shows in two ways; defaults.
 FIELDS: dict[str, tuple[type[pw.Field], dict[str, Any], list[str], list[str]]] = {
