@@ -263,3 +263,68 @@ def test_random_drift_is_reported_as_it_was_made_and_mended(postgres: Place) -> 
         assert not MigrationRunner(db, chosen).verify_schema()
 
     law()
+
+
+class Keyed(pw.Model):
+    k = pw.TextField()
+    b = pw.IntegerField()
+    name = pw.CharField(max_length=20)
+    note = pw.TextField(null=True, constraints=[SQL("DEFAULT 'Foo'")])
+    word = pw.TextField(null=True)
+
+    class Meta:
+        table_name = "keyed"
+        primary_key = False
+        constraints = [
+            SQL("PRIMARY KEY (k, b)"),
+            SQL("CONSTRAINT small CHECK (name <> 'X')"),
+            SQL("CONSTRAINT to_far FOREIGN KEY (b) REFERENCES far (id)"),
+            SQL("CONSTRAINT to_near FOREIGN KEY (b) REFERENCES near (id)"),
+            SQL("UNIQUE (word, note)"),
+        ]
+
+
+# Of each part of the table: as it is declared, as it may be instead, and the drift that this is.
+PARTS = {
+    "k": ("k TEXT NOT NULL", "k TEXT NOT NULL COLLATE RTRIM", ("column_collation", "k")),
+    "b": ("b INTEGER NOT NULL", "b INTEGER", ("column_null", "b")),
+    "name": ("name VARCHAR(20) NOT NULL", "name VARCHAR(21) NOT NULL", ("column_type", "name")),
+    "note": ("note TEXT DEFAULT 'Foo'", "note TEXT DEFAULT Foo2", ("column_default", "note")),
+    "word": ("word TEXT", "word TEXT DEFAULT x", ("column_default", "word")),
+    "key": ("PRIMARY KEY (k, b)", "PRIMARY KEY (k DESC, b COLLATE NOCASE)", ("primary_key", "k, b")),
+    "check": ("CONSTRAINT small CHECK (name != 'X')", "CONSTRAINT small CHECK (name != 'x')", ("check", "small")),
+    "far": (
+        "CONSTRAINT to_far FOREIGN KEY (b) REFERENCES far",
+        "CONSTRAINT to_far FOREIGN KEY (b) REFERENCES far ON DELETE CASCADE",
+        ("foreign_key", "to_far"),
+    ),
+    "near": (
+        "CONSTRAINT to_near FOREIGN KEY (b) REFERENCES near (id)",
+        "CONSTRAINT to_near FOREIGN KEY (b) REFERENCES near (id) DEFERRABLE INITIALLY DEFERRED",
+        ("foreign_key", "to_near"),
+    ),
+}
+
+
+def test_random_drift_of_sqlite_is_reported_as_it_was_made_and_mended(tmp_path: Path) -> None:
+    counter = iter(range(1000))
+
+    @settings(QUIET, max_examples=25)
+    @given(st.sets(st.sampled_from(sorted(PARTS))))
+    def law(drifted: set[str]) -> None:
+        place = Place("sqlite", str(tmp_path / f"{next(counter)}.db"), tmp_path)
+        chosen = [Far, Near, Keyed]
+        parts = [PARTS[part][part in drifted] for part in PARTS]
+        with closing(sqlite3.connect(place.dsn)) as connection:
+            for table in ("far", "near"):
+                connection.execute(f"CREATE TABLE {table} ({KEY})")
+            connection.execute(f"CREATE TABLE keyed ({', '.join(parts)}, UNIQUE (word, note))")
+        db = place.connect()
+        changes = MigrationRunner(db, chosen).verify_schema()
+        assert ({(d.kind, d.name) for d in changes.drift}, changes.missing) == ({PARTS[p][2] for p in drifted}, [])
+        db.close()
+        if drifted:
+            assert run(place, str(mending(place, chosen))) == ""
+        in_sync(place, tuple(chosen))
+
+    law()
