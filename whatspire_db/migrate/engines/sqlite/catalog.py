@@ -14,7 +14,7 @@ from whatspire_db.errors import ModelError
 from whatspire_db.migrate.ddl import execute, quote
 from whatspire_db.migrate.schema import Column, Constraint, Index, IndexKey, Key, Schema, Table, folded_ascii
 
-from .table_reader import Reader, Reference, TableText, canonical, canonical_default
+from .table_reader import Reader, Reference, TableText, canonical, canonical_default, parse_index
 
 # {0} is the schema's name. One row a fact: what it is, of which table, and its values.
 _SNAPSHOT = """
@@ -64,7 +64,7 @@ def snapshot(db: peewee.SqliteDatabase, schema: str, keys: Collection[Key], read
     tables, others = {}, []
     for name, of_table in rows.items():
         if "table" in of_table and (schema, name) in keys:
-            tables[schema, name] = _table((schema, name), of_table, partial(_primary_key_of, rows), reader)
+            tables[schema, name] = _known_table((schema, name), of_table, partial(_primary_key_of, rows), reader)
         elif "table" in of_table and not _is_shadow(name, rows):
             others.append((schema, name))
     names = {(schema, n): folded_ascii(r["name"][0][0]) for n, r in rows.items() if "name" in r}
@@ -80,6 +80,16 @@ def _is_shadow(name: str, rows: dict[str, Rows]) -> bool:
 def _primary_key_of(rows: dict[str, Rows], table: str) -> tuple[str, ...]:
     """Return the columns of a table's primary key; none where it has none, or is not there."""
     return _primary_key(rows[table]) if table in rows else ()
+
+
+def _known_table(key: Key, rows: Rows, primary_key_of: Callable[[str], tuple[str, ...]], reader: Reader) -> Table:
+    """Return a table from its rows; for rows that were there before, as mostly those of the declared one, the same."""
+    if any(row[4] is None for row in rows["reference"]):  # what its columns are is for another table to say
+        return _table(key, rows, primary_key_of, reader)
+    facts = (key, tuple((what, tuple(rows[what])) for what in sorted(rows)))
+    if facts not in reader.tables:
+        reader.tables[facts] = _table(key, rows, primary_key_of, reader)
+    return reader.tables[facts]
 
 
 def _table(key: Key, rows: Rows, primary_key_of: Callable[[str], tuple[str, ...]], reader: Reader) -> Table:
@@ -100,7 +110,7 @@ def _table(key: Key, rows: Rows, primary_key_of: Callable[[str], tuple[str, ...]
     return Table(
         key,
         columns=columns,
-        indexes=tuple(_indexes(rows, names, reader)),
+        indexes=tuple(_indexes(rows, names)),
         constraints=tuple(_constraints(rows, text, columns, primary_key_of)),
         options=text.options,
         rules=tuple(sorted(("trigger", name) for name, *_ in rows["rule"])),
@@ -127,7 +137,7 @@ def _column(row: tuple[Any, ...], text: TableText, is_rowid: bool) -> Column:
     collation = text.collations.get(lower)
     return Column(
         lower,
-        re.sub(r"\s*([(,)])\s*", r"\1", " ".join(type_.lower().split())),
+        type_.lower() if type_.isalnum() else re.sub(r"\s*([(,)])\s*", r"\1", " ".join(type_.lower().split())),
         bool(not_null) or is_rowid,
         canonical_default(default),
         None if collation == "binary" else collation,
@@ -139,13 +149,13 @@ def _keys(rows: Rows, index: str) -> list[tuple[Any, ...]]:
     return sorted((row for row in rows["key"] if row[0] == index), key=lambda row: int(row[1]))
 
 
-def _indexes(rows: Rows, columns: Sequence[str], reader: Reader) -> Iterator[Index]:
+def _indexes(rows: Rows, columns: Sequence[str]) -> Iterator[Index]:
     for name, unique, origin, sql, is_partial, *_ in rows["index"]:
         if origin == "pk":
             continue
         keys = _keys(rows, name)
         has_text = sql and (is_partial or any(row[2] == -2 for row in keys))
-        expressions, predicate = reader.index(sql, columns) if has_text else ([], None)
+        expressions, predicate = parse_index(sql, columns) if has_text else ([], None)
         found = [_index_key(row, expressions) for row in keys]
         own_name = "" if sql is None else folded_ascii(name)  # SQLite numbers the index of a UNIQUE constraint
         yield Index(own_name, tuple(found), bool(unique), predicate=predicate)

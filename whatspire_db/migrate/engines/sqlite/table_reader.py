@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from whatspire_db.light import NamedTuple
-from whatspire_db.migrate.schema import folded_ascii
+from whatspire_db.migrate.schema import Table, folded_ascii
 
 _TOKEN = re.compile(
     r"""(?P<skip>\s+|--[^\n]*|/\*.*?(?:\*/|\Z))
@@ -341,7 +341,7 @@ class Reader:
 
     def __init__(self) -> None:
         self._tables: dict[tuple[str, tuple[str, ...]], TableText] = {}
-        self._indexes: dict[tuple[str, tuple[str, ...]], tuple[list[str], str | None]] = {}
+        self.tables: dict[object, Table] = {}  # whole tables, by all that SQLite says of them
 
     def table(self, sql: str, columns: Sequence[str]) -> TableText:
         """Return what `parse_table` returns, which is not to be changed."""
@@ -349,10 +349,3 @@ class Reader:
         if key not in self._tables:
             self._tables[key] = parse_table(sql, columns)
         return self._tables[key]
-
-    def index(self, sql: str, columns: Sequence[str]) -> tuple[list[str], str | None]:
-        """Return what `parse_index` returns, which is not to be changed."""
-        key = (sql, tuple(columns))
-        if key not in self._indexes:
-            self._indexes[key] = parse_index(sql, columns)
-        return self._indexes[key]
