@@ -747,3 +747,26 @@ def test_long_names_and_dots_do_not_collide_in_the_scratch(postgres: Place) -> N
     runner = MigrationRunner(db, [last, dotted, *made])
     runner.up()
     assert not runner.verify_schema()
+
+
+def test_a_moment_in_an_index_that_is_built_online_is_the_same_in_every_session(postgres: Place) -> None:
+    class Stamped(pw.Field):
+        field_type = "timestamptz"
+
+    class T(pw.Model):
+        at = Stamped(null=True)
+
+        class Meta:
+            table_name = "t"
+            indexes = [SQL("CREATE INDEX t_late ON t (at) WHERE at > '2024-01-01 00:00'")]
+
+    there = Place("postgres", f"{postgres.dsn} options='-c TimeZone=Europe/Berlin'", postgres.folder)
+    db = there.connect()
+    with db.connection_context():
+        db.execute_sql("CREATE TABLE t (id serial PRIMARY KEY, at timestamptz)")
+        db.execute_sql("INSERT INTO t (at) VALUES (now()), (now())")
+        zone = db.execute_sql("SHOW TimeZone").fetchone()
+        steps = MigrationRunner(db, [T], online_rows=1).up().applied
+        assert [step.online for step in steps if step.name == "t_late"] == [True]
+        assert db.execute_sql("SHOW TimeZone").fetchone() == zone
+    assert not MigrationRunner(postgres.connect(), [T]).verify_schema()
