@@ -239,7 +239,7 @@ SQLITE = {
     "primary key that is no rowid": (
         remade("PRIMARY KEY", "PRIMARY KEY DESC"), "table", "thing", "plain", "PRIMARY KEY DESC",
     ),
-    "check with a quoted number": (remade("a > 0", "a > '0'"), "check", "thing_a_positive", "a > 0", 'a > "0"'),
+    "check with a quoted number": (remade("a > 0", 'a > "0"'), "check", "thing_a_positive", "a > 0", "a > '0'"),
     "autoincrement": (remade("PRIMARY KEY", "PRIMARY KEY AUTOINCREMENT"), "table", "thing", "plain", "AUTOINCREMENT"),
     "strict": (remade(SQLITE_THING, SQLITE_THING.replace("VARCHAR(20)", "TEXT").replace("DECIMAL(10, 2)", "REAL") + " STRICT"),
                "table", "thing", "plain", "STRICT"),
