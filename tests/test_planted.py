@@ -80,6 +80,40 @@ def test_planted_code_does_not_run_in_a_migration_with_nothing_to_do(
     assert done.returncode in EXITS, done.stderr
 
 
+# Drift for each form of script: a type, a default, a CHECK, NOT NULL, indexes and keys, with rows to check.
+DRIFT = """
+ALTER TABLE api_keys DROP CONSTRAINT api_keys_pkey, ALTER role TYPE varchar(60), ALTER is_active SET DEFAULT false;
+ALTER TABLE api_keys ADD PRIMARY KEY (key_hash);
+ALTER TABLE events ALTER type DROP NOT NULL;
+DROP INDEX idx_webhook_configs_session_id, idx_events_type;
+CREATE INDEX idx_webhook_configs_session_id ON webhook_configs (session_id DESC);
+CREATE INDEX idx_events_type ON events (session_id);
+INSERT INTO api_keys (id, key_hash, role, created_at, is_active) VALUES ('1', 'h', 'read', now(), true);
+INSERT INTO events VALUES ('1', 't', 's', '{}', now(), now());
+"""
+
+
+def test_planted_code_does_not_run_in_what_mends_drift(postgres: Place) -> None:
+    up(postgres)
+    psql(postgres.dsn, DRIFT)
+    script = postgres.run("verify", "--sql").stdout
+    hostile = "public, pg_catalog"
+    with planted(postgres.dsn) as here:
+        found = replace(postgres, dsn=f"{postgres.dsn} search_path='{hostile}'").run("verify", "--sql")
+        assert here.is_harmless()
+        assert "compared by names alone" in found.stderr  # what may be another role's does not run
+        psql(postgres.dsn, f"SET client_min_messages = warning; SET search_path = {hostile};\n{script}")
+        assert here.is_harmless()
+    assert postgres.run("verify").returncode == 0
+
+
+def test_planted_code_does_not_run_in_the_search_for_schemas(hostile: tuple[Place, Planted]) -> None:
+    place, here = hostile
+    done = place.run("up", "--each-schema", "public")
+    assert here.is_harmless()
+    assert done.returncode in EXITS, done.stderr
+
+
 def test_planted_code_does_not_run_in_a_health_check(hostile: tuple[Place, Planted]) -> None:
     place, here = hostile
     done = place.run(module="whatspire_db.health")

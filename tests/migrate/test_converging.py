@@ -9,27 +9,10 @@ import pytest
 from peewee import SQL
 
 from tests.conftest import Place, Server
+from tests.migrate.models import converges, model, run
 from whatspire_db import MigrationRefused, MigrationRunner, ModelError
 from whatspire_db.dsn.postgres import parse_postgres
 from whatspire_db.models.service import MigrationVersion
-
-
-def model(name: str, table: str, fields: dict[str, pw.Field], **meta: object) -> type[pw.Model]:
-    return type(pw.Model)(name, (pw.Model,), {**fields, "Meta": type("Meta", (), {"table_name": table, **meta})})
-
-
-def run(db: pw.Database, *statements: str) -> None:
-    with db.connection_context():
-        for sql in statements:
-            db.execute_sql(sql, None) if isinstance(db, pw.SqliteDatabase) else db.cursor().execute(sql)
-
-
-def converges(db: pw.Database, models: list[type[pw.Model]]) -> None:
-    MigrationRunner(db, models).up()
-    runner = MigrationRunner(db, models)
-    assert not runner.verify_schema()
-    assert not runner.up().applied
-
 
 # Names
 
@@ -224,8 +207,17 @@ def test_a_unique_index_without_the_partition_key_is_refused(postgres: Place) ->
     unique = metric(indexes=((("id", "name"), True),))
     for rows in (100, 10_000):
         (refusal,) = MigrationRunner(db, [unique], online_rows=rows).plan().refused
-        assert "the index lacks day, which metrics is partitioned by" in refusal.reason
+        assert "it lacks day, which metrics is partitioned by" in refusal.reason
     converges(db, [metric(indexes=((("id", "name", "day"), True),))])
+
+
+def test_a_primary_key_without_the_partition_key_is_refused(postgres: Place) -> None:
+    db = postgres.connect()
+    run(db, *METRICS, "ALTER TABLE metrics DROP CONSTRAINT metrics_pkey")
+    fields = {"id": pw.BigIntegerField(primary_key=True), "day": pw.DateField(), "name": pw.TextField()}
+    (refusal,) = MigrationRunner(db, [model("Metrics", "metrics", fields)]).plan().refused
+    assert "it lacks day, which metrics is partitioned by" in refusal.reason
+    assert not MigrationRunner(db, [metric()]).plan().refused
 
 
 # Adoption
@@ -352,29 +344,32 @@ def test_periods_that_do_not_overlap(postgres: Place) -> None:
             super().__init__()
             self.field_type = name
 
-    parent = model(
-        "P",
-        "p",
-        {"id": Range("int4range"), "at": Range("daterange")},
-        primary_key=False,
-        constraints=[SQL("CONSTRAINT p_key UNIQUE (id, at WITHOUT OVERLAPS)")],
-    )
-    child = model(
-        "C",
-        "c",
-        {"id": Range("int4range"), "at": Range("daterange")},
-        primary_key=False,
-        constraints=[SQL("CONSTRAINT c_p FOREIGN KEY (id, PERIOD at) REFERENCES p (id, PERIOD at)")],
-    )
+    def of_ranges(name: str, constraint: str) -> type[pw.Model]:
+        fields = {"id": Range("int4range"), "at": Range("daterange")}
+        return model(name, name, fields, primary_key=False, constraints=[SQL(constraint)])
+
+    parent = of_ranges("p", "CONSTRAINT p_key UNIQUE (id, at WITHOUT OVERLAPS)")
+    child = of_ranges("c", "CONSTRAINT c_p FOREIGN KEY (id, PERIOD at) REFERENCES p (id, PERIOD at)")
     converges(db, [parent, child])
 
 
-def test_columns_whose_checks_name_each_other_are_refused_by_sqlite(sqlite: Place) -> None:
-    fields = {
-        "a": pw.IntegerField(null=True, constraints=[pw.Check("b > 0")]),
-        "b": pw.IntegerField(null=True, constraints=[pw.Check("a > 0")]),
-    }
+def checked(names: dict[str, str]) -> type[pw.Model]:
+    """Return a model of columns each of which has a CHECK that names another column."""
+    return model(
+        "T", "t", {a: pw.IntegerField(null=True, constraints=[pw.Check(f"{b} > 0")]) for a, b in names.items()}
+    )
+
+
+@pytest.mark.parametrize("circle", [{"a": "b", "b": "a"}, {"a": "b", "b": "c", "c": "a"}])
+def test_columns_whose_checks_name_each_other_are_refused_by_sqlite(sqlite: Place, circle: dict[str, str]) -> None:
     db = sqlite.connect()
     run(db, "CREATE TABLE t (id INTEGER NOT NULL PRIMARY KEY)")
-    plan = MigrationRunner(db, [model("T", "t", fields)]).plan()
-    assert [refusal.name for refusal in plan.refused] == ["a", "b"]
+    plan = MigrationRunner(db, [checked(circle)]).plan()
+    assert sorted(refusal.name for refusal in plan.refused) == sorted(circle)
+    assert all("name each other" in refusal.reason for refusal in plan.refused)
+
+
+def test_columns_whose_checks_form_a_chain_come_in_its_order(place: Place) -> None:
+    db = place.connect()
+    run(db, f"CREATE TABLE t (id {'INTEGER NOT NULL' if place.is_sqlite else 'serial'} PRIMARY KEY)")
+    converges(db, [checked({"a": "b", "b": "c", "c": "d", "d": "d"})])

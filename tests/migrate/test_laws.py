@@ -218,7 +218,7 @@ class Mixed(pw.Model):
         ]
 
 
-# Of each kind: what is done, and the drift that is to be reported.
+# For each kind of drift: the statements that cause it, and what verify must report.
 KINDS = {
     "type": (["ALTER TABLE mixed ALTER tall TYPE varchar(9)"], ("column_type", "tall")),
     "length": (['ALTER TABLE mixed ALTER name TYPE varchar(21) COLLATE "C"'], ("column_type", "name")),

@@ -15,6 +15,7 @@ import pytest
 from peewee import sqlite3
 
 from tests.conftest import Place
+from tests.migrate.models import model
 from tests.servers import eventually
 from whatspire_db import LockTimeout, MigrationRunner, ModelError
 from whatspire_db.health import check_health
@@ -154,14 +155,10 @@ def test_killed_build_leaves_no_session_that_waits(postgres: Place) -> None:
 # Tables that are made a few at a time
 
 
-def model(name: str, fields: dict[str, pw.Field], **meta: Any) -> type[pw.Model]:
-    return type(name, (pw.Model,), {**fields, "Meta": type("Meta", (), {"table_name": name.lower(), **meta})})
-
-
 def tangle() -> list[type[pw.Model]]:
     """Return models that refer to each other in every way, and that no batch holds together."""
-    hub = model("Hub", {"code": pw.CharField(unique=True), "size": pw.IntegerField(default=1)})
-    pair = model("Pair", {"a": pw.TextField(), "b": pw.IntegerField()}, primary_key=pw.CompositeKey("a", "b"))
+    hub = model("Hub", "hub", {"code": pw.CharField(unique=True), "size": pw.IntegerField(default=1)})
+    pair = model("Pair", "pair", {"a": pw.TextField(), "b": pw.IntegerField()}, primary_key=pw.CompositeKey("a", "b"))
     models, last = [hub, pair], hub
     for number in range(90):
         fields: dict[str, pw.Field] = {
@@ -175,7 +172,7 @@ def tangle() -> list[type[pw.Model]]:
             "counted": pw.IntegerField(constraints=[pw.SQL("DEFAULT nextval('hub_id_seq')")]),
         }
         written = [pw.SQL("FOREIGN KEY (a, b) REFERENCES pair (a, b)"), pw.Check("b > 0")]
-        last = model(f"T{number}", fields, constraints=written)
+        last = model(f"T{number}", f"t{number}", fields, constraints=written)
         models.append(last)
     first = models[2]
     first._meta.add_field("end", pw.ForeignKeyField(last, null=True, backref="first", deferrable="INITIALLY DEFERRED"))
@@ -217,8 +214,8 @@ def test_batch_holds_few_locks(postgres: Place, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_reference_to_what_is_not_unique_is_refused_over_batches(postgres: Place) -> None:
-    hub = model("Hub", {"code": pw.CharField()})
-    many = [model(f"T{n}", {"hub": pw.ForeignKeyField(hub, field="code", null=True)}) for n in range(60)]
+    hub = model("Hub", "hub", {"code": pw.CharField()})
+    many = [model(f"T{n}", f"t{n}", {"hub": pw.ForeignKeyField(hub, field="code", null=True)}) for n in range(60)]
     db = postgres.connect()
     with db.connection_context(), db.bind_ctx([hub, *many]), pytest.raises(ModelError, match="makes no table"):
         MigrationRunner(db, [hub, *many]).plan()
@@ -237,7 +234,7 @@ def test_runs_that_start_together_look_once(postgres: Place, monkeypatch: pytest
 
     monkeypatch.setattr(PostgresEngine, "declared", counting)
     db = postgres.connect()
-    models = [model("Alone", {"a": pw.TextField()})]
+    models = [model("Alone", "alone", {"a": pw.TextField()})]
     with db.bind_ctx(models):
         MigrationRunner(db, models).up()
         looks.clear()

@@ -611,18 +611,22 @@ def test_a_signal_ends_it_and_what_was_finished_is_said(place: Place, number: in
     assert process.returncode == code, err
     kind, name = ("files", "t/001.db") if place.is_sqlite else ("schemas", "t_001")
     assert f"error: {name}: {did}" in err
+    # One of the three may have changed its database, and not ended, when the signal comes.
+    migrated = 2 if f"4 {kind}: 2 migrated" in err else 3
     assert err.splitlines()[-2:] == [
-        f"error: {did}: 4 {kind}: 3 migrated, 1 interrupted",
+        f"error: {did}: 4 {kind}: {migrated} migrated, {4 - migrated} interrupted",
         "hint:  nothing is half done; run it again",
     ]
     if output:
-        assert [(len(d.get("applied", ())), d.get("exit")) for d in json.loads(out)] == [
-            *[(1, None), (0, code), (1, None), (1, None)]
-        ]
+        entries = json.loads(out)
+        assert (entries[1].get("applied", []), entries[1]["exit"]) == ([], code)
+        assert [len(entry["applied"]) for entry in entries if "exit" not in entry] == [1] * migrated
     else:
-        assert sum(": 1 step, version " in line for line in out.splitlines()) == 3
-    (last,) = [line for line in run(place, *many).stdout.splitlines() if line.startswith(f"4 {kind}: ")]
-    assert sorted(last.split(": ")[1].split(", ")) == ["1 migrated", "3 with nothing to do"]
+        assert sum(": 1 step, version " in line for line in out.splitlines()) == migrated
+    again = run(place, *many)
+    assert again.returncode == 0
+    assert done_in(place) == {0, 1, 2, 3}
+    assert run(place, *many).stdout.splitlines()[-1].startswith(f"4 {kind}: 4 with nothing to do")
 
 
 def done_in(place: Place, number: int = 4) -> set[int]:

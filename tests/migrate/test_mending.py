@@ -221,7 +221,7 @@ ROWS_IN_THE_WAY = {
     "sqlite": (['"b" INTEGER NOT NULL', '"b" INTEGER'], "UPDATE thing SET b = NULL", "IS NULL"),
     "postgres": (["ALTER TABLE thing ALTER b DROP NOT NULL"], "UPDATE thing SET b = NULL", "IS NULL"),
     "sqlite unique": (None, "UPDATE thing SET name = 'same'", "HAVING count(*) > 1"),
-    "postgres unique": (None, "UPDATE thing SET name = 'same'", "HAVING count(*) > 1"),
+    "postgres unique": (None, "UPDATE thing SET name = 'same'", "HAVING pg_catalog.count(*) OPERATOR(pg_catalog.>) 1"),
     "sqlite check": (["a > 0", "a < 9"], "UPDATE thing SET a = -1", "WHERE NOT (a > 0)"),
     "postgres check": (
         ["ALTER TABLE thing DROP CONSTRAINT thing_b, ADD CONSTRAINT thing_b CHECK (b <> 8)"],

@@ -11,7 +11,7 @@ from peewee import SQL, Context, Entity, ForeignKeyField, Model
 from .. import peewee_compat
 from ..errors import ModelError
 from ..light import TYPE_CHECKING, Any, pattern
-from .schema import Column, Index
+from .schema import Column, Index, IndexKey, folded_ascii
 
 if TYPE_CHECKING:
     from playhouse.migrate import Operation, SchemaMigrator
@@ -23,9 +23,9 @@ _INDEX_NAME = pattern(
         (?:(?:"[^"]+"|\w+)\.)?(?:"((?:[^"]|"")+)"|`([^`]+)`|\[([^\]]+)\]|(\w+))""",
     re.IGNORECASE | re.VERBOSE,
 )
-_INDEXED = pattern(
-    r"""\sON\s+(?:ONLY\s+)?(?:(?P<schema>"(?:[^"]|"")+"|\w+)\s*\.\s*)?(?P<table>"(?:[^"]|"")+"|\w+)""", re.IGNORECASE
-)
+_NAME = r'(?:"(?:[^"]|"")+"|(?:\w|[^\x00-\x7f])+)'
+_INDEXED = pattern(rf"\sON\s+(?P<place>(?:ONLY\s+)?(?:(?P<schema>{_NAME})\s*\.\s*)?(?P<table>{_NAME}))", re.IGNORECASE)
+_REFERENCES = pattern(rf"\bREFERENCES\s+(?:{_NAME}\s*\.\s*)?({_NAME})", re.IGNORECASE)
 _UNIQUE_OR_QUOTED = pattern(
     r"""(?:CONSTRAINT\s+(?:"(?:[^"]|"")+"|\w+)\s+)?\bUNIQUE\b
       |(?P<quoted>'(?:[^']|'')*'|"(?:[^"]|"")*"|`[^`]*`|\[[^\]]*\])""",
@@ -126,7 +126,7 @@ def create_table(db: peewee.Database, model: ModelType, names: Mapping[ModelType
 
 def _create_sequences(db: peewee.Database, model: ModelType) -> list[str]:
     return [
-        "CREATE SEQUENCE IF NOT EXISTS " + qualified(*["", *peewee_compat.sequence_parts(f)][-2:])
+        "CREATE SEQUENCE IF NOT EXISTS " + ".".join(quote(part) for part in peewee_compat.sequence_parts(f) if part)
         for f in model._meta.sorted_fields
         if f.sequence and db.sequences
     ]
@@ -215,12 +215,23 @@ def own_index(db: peewee.Database, model: ModelType, index: Any) -> Any:
         return index
     if db.get_context_options().get("index_schema_prefix"):
         return index  # CREATE INDEX names the schema with the index
-    start, end = match.start("schema") if schema else match.start("table"), match.end("table")
-    return SQL(text[:start] + qualified(meta.schema, meta.table_name) + text[end:], index.params)
+    return SQL(index_on(text, qualified(meta.schema, meta.table_name)), index.params)
+
+
+def index_on(index_sql: str, table: str) -> str:
+    """Return CREATE INDEX for another table, which is given as it stands in SQL."""
+    match = _INDEXED.search(index_sql)
+    assert match is not None
+    return index_sql[: match.start("place")] + table + index_sql[match.end("place") :]
+
+
+def referenced_tables(sql: str) -> Iterator[str]:
+    """Yield the names of the tables that SQL refers to by REFERENCES, without their schemas."""
+    return map(_unquoted, _REFERENCES.findall(sql))
 
 
 def _unquoted(name: str) -> str:
-    return name[1:-1].replace('""', '"') if name.startswith('"') else name.lower()
+    return name[1:-1].replace('""', '"') if name.startswith('"') else folded_ascii(name)
 
 
 def is_unique_index(index_sql: str) -> bool:
@@ -357,6 +368,17 @@ def _keys(index: Index) -> str:
 def quote(name: str) -> str:
     """Quote an identifier as both engines take it."""
     return '"' + name.replace('"', '""') + '"'
+
+
+def quote_text(text: str) -> str:
+    """Quote a text as both engines take it; PostgreSQL with standard_conforming_strings."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def key_of_index(key: IndexKey) -> str:
+    """Return a plain column of an index as SQL, with its collation and its order."""
+    collation = f"COLLATE {key.collation}" if key.collation else ""
+    return " ".join(filter(None, [quote(key.expression), collation, key.order]))
 
 
 def qualified(schema: str | None, name: str) -> str:

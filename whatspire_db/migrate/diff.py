@@ -6,14 +6,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
-from .schema import Column, Constraint, Index, Key, Schema, Table, label
+from .schema import Column, Constraint, Difference, Index, Key, Schema, Table, label
 
 if TYPE_CHECKING:
     from .renaming import Renaming
 
 T = TypeVar("T", Index, Constraint)
-# What drifted, in the order of Drift's own fields: kind, table, name, declared, live.
-Difference = tuple[str, str, str, str | None, str | None]
 # The kinds of drift in which texts of expressions are compared.
 EXPRESSIONS = ("check", "exclude", "index", "column_generated")
 

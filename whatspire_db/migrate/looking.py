@@ -158,7 +158,7 @@ class Looking:
         order = [self.engine.key(model) for model in with_references(self.all_models)]
         tables = drifted_tables(changes, declared, live, order)
         found = self.engine.fixes(tables, self.by_key, live) if tables else []
-        return declared, Mending.of_changes(changes, found)
+        return declared, Mending.of_changes(changes, found, self.engine.script_settings())
 
     @property
     def by_key(self) -> dict[Key, ModelType]:
@@ -221,7 +221,7 @@ class Looking:
 
 @contextmanager
 def _uncollected(is_large: bool) -> Iterator[None]:
-    """Let nobody search a large look's values for garbage while it makes them: all live until its end."""
+    """Pause the garbage collector during a large look: it would scan values that all live until the end."""
     pauses = is_large and gc.isenabled()
     if pauses:
         gc.disable()

@@ -105,22 +105,25 @@ class Mending:
 
     changes: Changes
     fixes: tuple[Fix, ...] = ()
+    settings: tuple[str, ...] = ()  # at the head of the script, so that it means the same in every session
 
     def of(self, drift: Drift) -> list[str]:
         """Return the statements and comments for one drift; those that mend it along with other drift are in each."""
         return [sql for fix in self.fixes if any(drift is one for one in fix.drift) for sql in fix.sql]
 
     def __str__(self) -> str:
-        return "\n".join([*self._heading(), *(line for fix in self._in_order() for line in _lines(fix))])
+        settings = map(_ended, self.settings) if any(fix.is_safe for fix in self.fixes) else ()
+        return "\n".join([*self._heading(), *settings, *(line for fix in self._in_order() for line in _lines(fix))])
 
     def _in_order(self) -> list[Fix]:
         return sorted(self.fixes, key=lambda fix: fix.rank)
 
     @classmethod
-    def of_changes(cls, changes: Changes, fixes: Sequence[Fix]) -> Mending:
+    def of_changes(cls, changes: Changes, fixes: Sequence[Fix], settings: Sequence[str] = ()) -> Mending:
         """Return what mends changes, with a comment for each drift that no fix mends."""
         mended = [id(drift) for fix in fixes for drift in fix.drift]
-        return cls(changes, (*fixes, *(unknown(drift) for drift in changes.drift if id(drift) not in mended)))
+        others = [unknown(drift) for drift in changes.drift if id(drift) not in mended]
+        return cls(changes, (*fixes, *others), tuple(settings))
 
     def _heading(self) -> Iterator[str]:
         yield from (comment(str(renaming)) for renaming in self.changes.renamed)

@@ -114,6 +114,7 @@ class Plan:
     notes: tuple[str, ...] = ()  # what running clients will notice of the steps
     adoption: tuple[Step, ...] = ()  # nothing is pending, but `up` makes the history of a database that has none
     renamed: tuple[Renaming, ...] = ()  # columns that may have been renamed: a remark, and no reason to refuse
+    settings: tuple[str, ...] = ()  # at the head of a script, so that it means the same in every session
 
     def __bool__(self) -> bool:
         return bool(self.pending or self.refused)
@@ -147,10 +148,11 @@ class Plan:
 
         All that can be is in one transaction; what is done online follows it.
         """
-        if self.refused:
+        if self.refused or not self.pending:
             return ""
         at_once, online = ([f"{sql};\n" for step in steps for sql in step.sql] for steps in (self.at_once, self.online))
-        return "".join([*(["BEGIN;\n", *at_once, "COMMIT;\n"] if at_once else []), *online])
+        settings = [f"{sql};\n" for sql in self.settings]
+        return "".join([*settings, *(["BEGIN;\n", *at_once, "COMMIT;\n"] if at_once else []), *online])
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -124,7 +124,8 @@ class Rows:
             pairs = zip(constraint.columns, constraint.referenced_columns, strict=True)
             columns = self.live.tables[target].columns if target in self.live.tables else {}
             same = " AND ".join(
-                f"parent.{quote(there)} {self._equals(columns.get(there))} child.{quote(here)}" for here, there in pairs
+                f"parent.{quote(there)} {self.engine.equals(columns.get(there))} child.{quote(here)}"
+                for here, there in pairs
             )
             conditions.append(f"NOT EXISTS (SELECT 1 FROM {self.table(target)} AS parent WHERE {same})")
         return " AND ".join(conditions)
@@ -139,9 +140,6 @@ class Rows:
     @property
     def _row_number(self) -> str:
         return f"{self.engine.function('row_number')}() OVER ()"
-
-    def _equals(self, column: Column | None) -> str:
-        return self.engine.equals(column) if column else "="
 
     def _number(self, key: Key, sql: str) -> int | None:
         """Ask a number; None where the question itself cannot be asked, for the step then shows what is wrong."""

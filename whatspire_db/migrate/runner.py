@@ -16,7 +16,7 @@ from ..connection.database import Pooling
 from ..connection.patience import Patience
 from ..dsn.redaction import shown
 from ..errors import ConfigError, MigrationRefused, ModelError, WhatspireDBError
-from ..light import TYPE_CHECKING, Any, TypeVar
+from ..light import TYPE_CHECKING, Any, TypeVar, replace
 from ..messages import database_failed, in_words
 from ..models.base import is_own, registered_models
 from ..models.service import MigrationVersion
@@ -132,7 +132,7 @@ class MigrationRunner:
         with self._connection():
             look = self._looking.look(self._stamping.standing())
             warn_of_names(look.declared)
-            return look.plan
+            return replace(look.plan, settings=self.engine.script_settings())
 
     @_patient
     def verify_schema(self) -> Changes:

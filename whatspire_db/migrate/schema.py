@@ -9,6 +9,8 @@ from ..light import dataclass, field, replace
 
 # (schema, name); the schema is "" for the one that unqualified names mean.
 Key = tuple[str, str]
+# What drifted: kind, table, name, declared, live.
+Difference = tuple[str, str, str, str | None, str | None]
 
 
 class OwnSequence(str):

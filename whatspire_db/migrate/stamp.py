@@ -13,15 +13,12 @@ from ..errors import WhatspireDBError
 from ..light import Any, NamedTuple, dataclass, replace
 from ..peewee_compat import field_types
 from .ddl import ModelType, create_indexes, create_table, deferred_foreign_keys
+from .schema import Difference
 
 KEPT = 8  # declared schemas a database: some releases of a few services that share it
 BYTES = 1 << 16  # many times what so many take
 _KEPT_DDL = "whatspire_ddl"
 _FORMAT = 2  # rises when the comparison itself changes, so that nobody trusts what an older one verified
-
-
-# What drifted, in the order of Drift's own fields: kind, table, name, declared, live.
-Difference = tuple[str, str, str, str | None, str | None]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from ..models.service import MigrationVersion
 from .ddl import ModelType
 from .engines.base import Engine
 from .plan import Plan
-from .stamp import Difference, ForeignHistory, Stamps, Standing, fingerprint
+from .schema import Difference
+from .stamp import ForeignHistory, Stamps, Standing, fingerprint
 
 if TYPE_CHECKING:
     from .diff import Drift

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import peewee
 
 from ..errors import LockTimeout, MigrationRefused, RightMissing, StepFailed, WhatspireDBError
+from ..messages import first_line
 from .applying import Applying, naming_what_is_pending
 from .engines.base import Engine
 from .failures import right_missing
@@ -87,12 +88,13 @@ class Upgrade:
         try:
             with self.engine.lock(self.wait_seconds):
                 adopted = self._adopt(look)
-        except (LockTimeout, peewee.PeeweeException):  # another start does
+        except (LockTimeout, peewee.PeeweeException) as error:  # the next start does
+            logger.info("this database is in sync, and was not adopted: %s", first_line(error))
             adopted = None
         return adopted or self._nothing_to_do(look)
 
     def _adopt(self, look: Look, *, looked_alone: bool = False) -> Done | None:
-        """Make the history of a database that is in sync and record it there; None where that is not to be."""
+        """Create the history of a database in sync and record a version; None if that is not wanted or fails."""
         if not look.plan.adoption:
             return None
         work = replace(look, plan=replace(look.plan, pending=look.plan.adoption, adoption=()))

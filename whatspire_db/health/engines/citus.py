@@ -1,4 +1,4 @@
-"""What a health check says of a PostgreSQL server that is a node of a Citus cluster: which one, and who is inactive."""
+"""The part of a health check for a node of a Citus cluster: its role, and which nodes are inactive."""
 
 from __future__ import annotations
 

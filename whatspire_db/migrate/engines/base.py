@@ -13,11 +13,11 @@ from whatspire_db.errors import LockTimeout, ModelError, WhatspireDBError
 from whatspire_db.light import TYPE_CHECKING, Any, TypeVar, dataclass
 from whatspire_db.peewee_compat import peewee_errors
 
-from ..ddl import ModelType, create_indexes, execute
+from ..ddl import ModelType, execute
 from ..plan import Step
 from ..progress import Progress
 from ..schema import Column, Constraint, Index, Key, Schema, Table
-from ..stamp import Stamps, Standing
+from ..stamp import Stamps, Standing, rendered
 
 if TYPE_CHECKING:
     from ..mending import DriftedTable, Fix
@@ -192,12 +192,12 @@ class Engine(abc.ABC):
     def index_parts(self, key: Key, index: Index, index_sql: str, names: Mapping[Key, str]) -> list[IndexPart]:
         """Return the steps that build an index of a partitioned table beside readers and writers.
 
-        :param names: what the index of a partition is called that has a model of its own.
+        :param names: the names of the indexes on tables that have a model of their own.
         """
         raise NotImplementedError
 
-    def refuses_unique(self, key: Key, index: Index) -> WhatspireDBError | None:
-        """Return why a table cannot have a unique index, and what to do; None where it can."""
+    def refuses_unique(self, key: Key, columns: Sequence[str]) -> WhatspireDBError | None:
+        """Return why a partitioned table cannot be unique by some columns, and what to do; None where it can."""
         return None
 
     @abc.abstractmethod
@@ -298,9 +298,13 @@ class Engine(abc.ABC):
         """Return the engine's own operator, as a query writes it; those of a query bind alike, from the left."""
         return symbol
 
-    def equals(self, column: Column) -> str:
-        """Return the operator that compares a column of one table with one of another for equality."""
+    def equals(self, column: Column | None) -> str:
+        """Return the operator that compares a column of one table with one of another for equality; None is unknown."""
         return "="
+
+    def script_settings(self) -> tuple[str, ...]:
+        """Return the statements at the head of a script: in whatever session it runs, it then means the same."""
+        return ()
 
     @abc.abstractmethod
     def index_condition(self, index: Index) -> str:
@@ -311,9 +315,9 @@ class Engine(abc.ABC):
         return False
 
     def settled(self, table: Table) -> Table:
-        """Return a table with its expressions as the engine shows them once more.
+        """Return a table whose expressions were read back from what the engine shows, and shown again.
 
-        What it shows of an expression need not be what it shows when it reads that text back.
+        An engine may show an expression differently once it has read its own text back, as after a restore.
         """
         return table
 
@@ -347,7 +351,7 @@ def declared_names(engine: Engine, models: Sequence[ModelType]) -> Schema:
         columns = [
             Column(engine.fold(f.column_name), None, not f.null or f.name in keys) for f in model._meta.sorted_fields
         ]
-        indexes = [Index(engine.fold(name), ()) for name, _ in create_indexes(engine.db, model)]
+        indexes = [Index(engine.fold(name), ()) for name, _ in rendered(engine.db, model).indexes]
         key = engine.key(model)
         tables[key] = Table(key, columns={c.name: c for c in columns}, indexes=tuple(indexes), by_name=True)
     return Schema(tables)

@@ -10,9 +10,8 @@ import peewee
 from whatspire_db.errors import ModelError
 from whatspire_db.light import pattern
 
-from ..ddl import ModelType, written_constraints
+from ..ddl import ModelType, referenced_tables, written_constraints
 
-_REFERENCES = pattern(r'\bREFERENCES\s+(?:(?:"[^"]+"|\w+)\.)?(?:"([^"]+)"|(\w+))', re.IGNORECASE)
 _SEQUENCES = pattern(r"\bnextval\s*\(\s*'((?:[^']|'')+)'", re.IGNORECASE)
 
 
@@ -90,5 +89,4 @@ def names_in_text(model: ModelType) -> Iterator[str]:
 def references_in_text(model: ModelType) -> Iterator[str]:
     """Yield the names of the tables that a model's constraints refer to in SQL."""
     for text in written_constraints(model):
-        for quoted, bare in _REFERENCES.findall(text):
-            yield quoted or bare
+        yield from referenced_tables(text)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ..costs import INSTANT
 from ..ddl import ModelType, quote
@@ -11,7 +11,7 @@ from ..engines.base import Engine
 from ..engines.references import with_references
 from ..ownership import foreign_tables
 from ..plan import Plan, Refusal
-from ..schema import Constraint, Index, Key, Schema, Table, label
+from ..schema import Constraint, Index, Schema, Table, label
 from .columns import add_columns
 from .constraints import add_constraint, validate
 from .draft import Draft
@@ -77,10 +77,7 @@ def _add_all(draft: Draft) -> None:
         add_columns(draft, key, columns)
     for item in draft.of_kind("index"):
         create_index(draft, item.table, item.item)  # type: ignore[arg-type]
-    wanted = [(i.table, i.item) for i in draft.of_kind("constraint") if isinstance(i.item, Constraint)]
-    keys = [(key, constraint) for key, constraint in wanted if constraint.kind == "primary_key"]
-    if draft.engine.constraints_can_be_added:
-        _add_constraints(draft, keys)  # a new table may refer to one
+    _add_constraints(draft, lambda constraint: constraint.kind == "primary_key")  # a new table may refer to one
     new = {item.table for item in draft.of_kind("table")}
     in_order = [m for m in with_references(list(draft.models.values())) if draft.engine.key(m) in new]
     keys_in_order = [draft.engine.key(model) for model in in_order]
@@ -88,13 +85,17 @@ def _add_all(draft: Draft) -> None:
         create_table(draft, model, keys_in_order[position + 1 :])
     for model in in_order:
         close_cycles(draft, model)
-    if draft.engine.constraints_can_be_added:
-        _add_constraints(draft, [pair for pair in wanted if pair not in keys])
+    _add_constraints(draft, lambda constraint: constraint.kind != "primary_key")
 
 
-def _add_constraints(draft: Draft, wanted: Sequence[tuple[Key, Constraint]]) -> None:
+def _add_constraints(draft: Draft, is_meant: Callable[[Constraint], bool]) -> None:
+    """Plan to add the missing constraints of some kinds, on an engine that adds any to a table that stands."""
+    if not draft.engine.constraints_can_be_added:
+        return
+    wanted = [(i.table, i.item) for i in draft.of_kind("constraint") if isinstance(i.item, Constraint)]
     for key, constraint in sorted(wanted, key=lambda pair: _RANKS[pair[1].kind]):
-        add_constraint(draft, key, constraint)
+        if is_meant(constraint):
+            add_constraint(draft, key, constraint)
 
 
 def _finish(draft: Draft, drift: Drift) -> bool:

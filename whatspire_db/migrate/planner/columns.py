@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from .. import ddl
 from ..costs import Cost, Size
@@ -20,10 +20,12 @@ def add_columns(draft: Draft, key: Key, columns: Mapping[str, Column]) -> None:
     rows = draft.rows.any(key)
     inherited = {name for parent in draft.live.tables[key].parents for name in draft.new_columns.get(parent, ())}
     own = [column for column in columns.values() if column.name not in inherited]  # the others come with the parent's
-    ordered = sorted(own, key=lambda c: (c.generated is not None, _needs(draft, table, c, columns)))
-    allowed = [c for c in ordered if not _refuses_column(draft, key, table, c, rows)]
+    ordered, circle = _in_order(table, sorted(own, key=lambda column: column.generated is not None))
+    if not draft.engine.constraints_can_be_added:
+        _refuse_circle(draft, key, circle)
+    allowed = [c for c in (*ordered, *circle) if not _refuses_column(draft, key, table, c, rows)]
     rewriting = draft.engine.rewriting(model, allowed) if rows and allowed and not table.by_name else set()
-    in_order = {column.name: column for column in ordered}
+    in_order = {column.name: column for column in (*ordered, *circle)}
     attached = {} if draft.engine.constraints_can_be_added else _attached(draft, table, in_order)
     for column in allowed:
         if column.name in rewriting and draft.is_large(key):
@@ -78,12 +80,6 @@ def _refuses_column(draft: Draft, key: Key, table: Table, column: Column, rows: 
         )
         draft.refuse("add_column", key, column.name, reason, hint)
         return True
-    if not draft.engine.constraints_can_be_added and (
-        other := _named_in_a_circle(table, column, draft.new_columns[key])
-    ):
-        reason = f"cannot add column {name}: its CHECK names {other}, whose CHECK names it"
-        draft.refuse("add_column", key, column.name, reason, "write one of them as a constraint of the table")
-        return True
     if not (column.not_null and column.generated and rows):
         return False
     empty = draft.rows.nulls(key, column, draft.new_columns[key])
@@ -93,17 +89,23 @@ def _refuses_column(draft: Draft, key: Key, table: Table, column: Column, rows: 
     return bool(empty)
 
 
-def _needs(draft: Draft, table: Table, column: Column, new: Mapping[str, Column]) -> int:
-    """Count the other new columns that a new one's own CHECKs name: it comes after them."""
-    own = [c for c in table.constraints if c.inline == column.name]
-    return len({name for c in own for name in c.columns if name in new and name != column.name})
+def _in_order(table: Table, columns: Sequence[Column]) -> tuple[list[Column], list[Column]]:
+    """Put new columns behind those that their own CHECKs name; return also those that name each other in a circle."""
+    new = {column.name for column in columns}
+    needs = {name: {c for check in table.constraints if check.inline == name for c in check.columns} for name in new}
+    ordered: list[Column] = []
+    left = list(columns)
+    while ready := [c for c in left if needs[c.name] & new <= {c.name, *(one.name for one in ordered)}]:
+        ordered += ready
+        left = [column for column in left if column not in ready]
+    return ordered, left
 
 
-def _named_in_a_circle(table: Table, column: Column, new: Mapping[str, Column]) -> str | None:
-    """Return another new column whose own CHECK names a column that names it."""
-    named = {c.inline: set(c.columns) for c in table.constraints if c.inline in new}
-    mine = named.get(column.name, set())
-    return next((other for other in sorted(mine - {column.name}) if column.name in named.get(other, ())), None)
+def _refuse_circle(draft: Draft, key: Key, columns: Sequence[Column]) -> None:
+    for column in columns:
+        others = ", ".join(other.name for other in columns if other is not column)
+        reason = f"cannot add column {label(key)}.{column.name}: its CHECK and those of {others} name each other"
+        draft.refuse("add_column", key, column.name, reason, "write them as constraints of the table")
 
 
 def _attached(draft: Draft, table: Table, new: Mapping[str, Column]) -> dict[str, list[str]]:

@@ -6,7 +6,7 @@ from ...errors import ModelError
 from .. import ddl
 from ..costs import INSTANT
 from ..ddl import qualified, quote
-from ..schema import Index, IndexKey, Key, label
+from ..schema import Index, Key, label
 from ..stamp import rendered
 from .draft import Draft
 from .obstacles import cannot_be_unique, has_duplicates, name_is_taken
@@ -25,10 +25,6 @@ def create_index(draft: Draft, key: Key, index: Index, broken: Index | None = No
         return
     if name_is_taken(draft, key, index.name) or has_duplicates(draft, key, index):
         return
-    if index.unique and draft.live.tables[key].partitioned and (found := draft.engine.refuses_unique(key, index)):
-        reason = f"cannot make {label(key)} ({', '.join(index.columns)}) unique: {found.fact}"
-        draft.refuse("create_index", key, index.name, reason, found.hint)
-        return
     statements = {draft.engine.fold(name): sql for name, sql in rendered(draft.db, model).indexes}
     if index.name in statements:
         _build(draft, key, index, statements[index.name], broken)
@@ -41,7 +37,7 @@ def create_index(draft: Draft, key: Key, index: Index, broken: Index | None = No
         )
     else:
         name = "_".join([key[1], *index.columns, "unique"])
-        columns = ", ".join(map(_written, index.keys))
+        columns = ", ".join(map(ddl.key_of_index, index.keys))
         sql = f"CREATE UNIQUE INDEX {quote(name)} ON {draft.rows.table(key)} ({columns})"
         draft.add("create_index", key, name, [sql], draft.scans(key))
 
@@ -49,13 +45,13 @@ def create_index(draft: Draft, key: Key, index: Index, broken: Index | None = No
 def _comes_with_parent(draft: Draft, key: Key, index: Index) -> bool:
     """Tell whether a partition gets an index by that of the table that it is a partition of."""
     live = draft.live.tables[key]
-    missing = [item for item in draft.of_kind("index") if item.table in live.parents]
-    return live.is_partition and any(isinstance(m.item, Index) and m.item.shape == index.shape for m in missing)
+    return live.is_partition and any(parent in _missing_alike(draft, index) for parent in live.parents)
 
 
-def _written(key: IndexKey) -> str:
-    collation = f"COLLATE {key.collation}" if key.collation else ""
-    return " ".join(filter(None, [quote(key.expression), collation, key.order]))
+def _missing_alike(draft: Draft, index: Index) -> dict[Key, str]:
+    """Return the names of the missing indexes that do the same, by their tables."""
+    missing = draft.of_kind("index")
+    return {m.table: m.name for m in missing if isinstance(m.item, Index) and m.item.shape == index.shape}
 
 
 def _is_built_online(draft: Draft, key: Key, index: Index) -> bool:
@@ -93,9 +89,7 @@ def _build_by_parts(draft: Draft, key: Key, index: Index, sql: str) -> bool:
         draft.refuse("create_index", key, index.name, reason, hint)
         return False
     lock = draft.engine.lock_of("build_index")
-    alike = [m for m in draft.of_kind("index") if isinstance(m.item, Index) and m.item.shape == index.shape]
-    names = {item.table: item.name for item in alike if item.table != key}
-    for part in draft.engine.index_parts(key, index, sql, names):
+    for part in draft.engine.index_parts(key, index, sql, _missing_alike(draft, index)):
         cost = INSTANT if part.locked else draft.scans(key, online=True)
         draft.add(
             part.kind,

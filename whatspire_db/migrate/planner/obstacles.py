@@ -31,7 +31,7 @@ def has_target(draft: Draft, kind: str, key: Key, constraint: Constraint) -> boo
     found = draft.live.tables.get(target) if target is not None else None
     if target is None or (target in draft.declared.tables and found is None) or target in draft.live.others:
         return True
-    if found.kind == "table" if found is not None else draft.engine.has_table(target):
+    if draft.engine.has_table(target) if found is None else found.kind == "table":
         return True
     what = "does not exist" if found is None else f"is a {found.kind}"
     hint = "give the model of that table to the migration too" if found is None else "make it a table first"
@@ -50,8 +50,10 @@ def is_unreachable(draft: Draft, kind: str, key: Key, constraint: Constraint) ->
 
 
 def cannot_be_unique(draft: Draft, kind: str, key: Key, name: str, columns: Sequence[str]) -> bool:
-    """Tell whether the rows of a table are in places that no unique key of these columns can span."""
+    """Tell whether a table, as it is divided into partitions or among nodes, can have no such unique key."""
     found = draft.placements.refuses_unique(key, columns)
+    if found is None and draft.live.tables[key].partitioned:
+        found = draft.engine.refuses_unique(key, columns)
     if found:
         reason = f"cannot make {label(key)} ({', '.join(columns)}) unique: {found.fact}"
         draft.refuse(kind, key, name, reason, found.hint)

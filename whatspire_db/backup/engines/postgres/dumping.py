@@ -125,7 +125,7 @@ def _require_all_rows(reading: Session) -> None:
 
 
 def _accepted(reading: Session, accept_torn: bool) -> dict[str, Any]:
-    """Return what a manifest tells of tables that no dump reads as of one moment.
+    """Return what the manifest records about distributed tables, which no dump reads as of one moment.
 
     :raises BackupTorn: when there are some, unless `accept_torn`.
     """

@@ -1,1 +1,3 @@
 """Migrations of PostgreSQL."""
+
+NAME_BYTES = 63  # of a name: NAMEDATALEN - 1

@@ -22,7 +22,7 @@ from whatspire_db.migrate.stamp import Stamps, Standing, declared_text
 from whatspire_db.sql import pinned
 
 from ..base import LOOK_SECONDS, Engine, IndexPart, T, discarded
-from . import history
+from . import NAME_BYTES, history
 from .limits import lock_limit
 
 if TYPE_CHECKING:
@@ -114,8 +114,8 @@ class PostgresEngine(Engine):
         return self._default
 
     def fold(self, name: str) -> str:
-        # NAMEDATALEN - 1 bytes; a character that does not fit is dropped whole.
-        return name.encode()[:63].decode(errors="ignore")
+        # A character that does not fit is dropped whole.
+        return name.encode()[:NAME_BYTES].decode(errors="ignore")
 
     def key(self, model: ModelType) -> Key:
         schema = model._meta.schema or ""
@@ -300,10 +300,10 @@ class PostgresEngine(Engine):
     def index_parts(self, key: Key, index: Index, index_sql: str, names: Mapping[Key, str]) -> list[IndexPart]:
         return partitions.build_parts(self, key, index, index_sql, names)
 
-    def refuses_unique(self, key: Key, index: Index) -> WhatspireDBError | None:
-        lacks = partitions.lacking_key(self, key, index)
-        hint = "add that to the index, or declare it without unique"
-        return WhatspireDBError(f"the index lacks {lacks}", hint) if lacks else None
+    def refuses_unique(self, key: Key, columns: Sequence[str]) -> WhatspireDBError | None:
+        lacks = partitions.lacking_key(self, key, columns)
+        hint = "add that to it, or declare it without unique"
+        return WhatspireDBError(f"it lacks {lacks}", hint) if lacks else None
 
     def online_build(self, index_sql: str, broken: str | None) -> list[str]:
         return online.build_statements(index_sql, broken)
@@ -331,7 +331,7 @@ class PostgresEngine(Engine):
     def path_after(self, *schemas: str) -> str:
         """Return the search_path behind other schemas, as SET takes it."""
         path = self.ask(pinned("SELECT current_setting('search_path')"))
-        return ", ".join(filter(None, [*map(quote, filter(None, schemas)), path]))
+        return ", ".join(filter(None, [*map(quote, filter(None, schemas)), path])) or "''"
 
     def search_first(self, *schemas: str) -> None:
         if any(schemas):
@@ -366,7 +366,10 @@ class PostgresEngine(Engine):
         if not schema:
             return (sql,)
         set_path = "SET LOCAL search_path TO "
-        return (set_path + self.path_after(schema), sql, set_path + (self.path_after() or "''"))
+        return (set_path + self.path_after(schema), sql, set_path + self.path_after())
+
+    def script_settings(self) -> tuple[str, ...]:
+        return (f"SET search_path TO {self.path_after()}", *session.statements())
 
     def function(self, name: str) -> str:
         return f"pg_catalog.{name}"
@@ -374,9 +377,9 @@ class PostgresEngine(Engine):
     def operator(self, symbol: str) -> str:
         return f"OPERATOR(pg_catalog.{symbol})"
 
-    def equals(self, column: Column) -> str:
+    def equals(self, column: Column | None) -> str:
         # An extension's type has its operators where the extension stands, which search_path leads to.
-        builtin = self.ask(_IS_BUILTIN, [column.type]) if column.type else False
+        builtin = self.ask(_IS_BUILTIN, [column.type]) if column and column.type else False
         return self.operator("=") if builtin else "="
 
     def index_condition(self, index: Index) -> str:

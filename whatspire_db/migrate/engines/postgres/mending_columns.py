@@ -6,20 +6,16 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import peewee
-
-from whatspire_db.messages import first_line
 from whatspire_db.migrate.ddl import execute, quote
 from whatspire_db.migrate.diff import Drift
 from whatspire_db.migrate.mending import Fix, comment, unsafe
 from whatspire_db.migrate.schema import Column, Key
 from whatspire_db.sql import pinned
 
-from ..base import discarded
+from .probing import alters_by_rewriting
 from .scripts import Reference, Site, guard, literal, transaction
 
 _OWN_SEQUENCE = pinned("SELECT pg_get_serial_sequence(%s, %s)")
-_SHAPE = pinned("SELECT pg_relation_filenode('pg_temp.whatspire_probe')")
 # What names a column in its own text, which a change of the type would have to rewrite.
 _USERS = pinned("""
 SELECT DISTINCT CASE WHEN d.classid = 'pg_rewrite'::regclass THEN format('view %%s', r.ev_class::regclass)
@@ -226,7 +222,8 @@ class _Sequences:
             yield f"SELECT pg_catalog.setval({sequence}, last_value, is_called) FROM {before}"
         used = f"pg_catalog.max({self._column})"
         reached = f"pg_catalog.pg_sequence_last_value(CAST({sequence} AS pg_catalog.regclass))"
-        found = f"HAVING {used} > coalesce({reached}, 0)"
+        above = self.site.engine.operator(">")
+        found = f"HAVING CAST({used} AS pg_catalog.int8) {above} coalesce({reached}, 0)"
         yield f"SELECT pg_catalog.setval({sequence}, {used}) FROM {self.site.name} {found}"
 
     def _counting(self) -> str:
@@ -253,7 +250,8 @@ def _type(site: Site, wanted: Column, got: Column, kinds: set[str]) -> _Part:
     collation = f" COLLATE {wanted.collation}" if wanted.collation else ""
     plain = f"ALTER {name} TYPE {wanted.type}{collation}"
     zoned = all(_ZONES.match(str(c.type)) for c in (wanted, got)) and wanted.type != got.type
-    tried = [(action, _tried(site, action, got)) for action in (plain, f"{plain} USING {name}::{wanted.type}")]
+    actions = (plain, f"{plain} USING {name}::{wanted.type}")
+    tried = [(action, alters_by_rewriting(site.engine, site.table.key, action)) for action in actions]
     action, outcome = next(((action, out) for action, out in tried if isinstance(out, bool)), tried[-1])
     if not isinstance(outcome, bool):
         return _Part(why_not=f"{got.type} was tried to be made {wanted.type} in an empty table: {outcome}")
@@ -265,21 +263,6 @@ def _type(site: Site, wanted: Column, got: Column, kinds: set[str]) -> _Part:
     if got.is_serial and wanted.is_serial and wanted.type in _SIZES and (own := _Sequences(site, wanted, got)._own()):
         sql.append(f"ALTER SEQUENCE {own} AS {wanted.type}")
     return _Part(sql, remarks)
-
-
-def _tried(site: Site, action: str, got: Column) -> bool | str:
-    """Return whether an action rewrites a table, tried on an empty one of the same columns, or why it fails."""
-    engine = site.engine
-    try:
-        with discarded(engine.db):
-            execute(engine.db, "SET LOCAL TimeZone TO 'UTC'")
-            execute(engine.db, f"CREATE TEMPORARY TABLE whatspire_probe (LIKE {site.name})")
-            engine.search_first("pg_temp", site.table.key[0])
-            before = engine.ask(_SHAPE)
-            execute(engine.db, f"ALTER TABLE pg_temp.whatspire_probe {action}")
-            return bool(before != engine.ask(_SHAPE))
-    except peewee.PeeweeException as error:
-        return first_line(error)
 
 
 def _widens(old: str, new: str) -> bool:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from whatspire_db.light import Any
+from whatspire_db.light import Any, TypeVar
 from whatspire_db.migrate.ddl import (
-    create_indexes,
     execute,
     index_named,
     qualified,
@@ -17,6 +16,7 @@ from whatspire_db.migrate.ddl import (
 from whatspire_db.migrate.diff import Drift
 from whatspire_db.migrate.mending import RUN_UP_FIRST, Fix, comment, unknown, unsafe
 from whatspire_db.migrate.schema import Constraint, Index, Key, Table
+from whatspire_db.migrate.stamp import rendered
 from whatspire_db.sql import pinned
 
 from . import online
@@ -24,15 +24,21 @@ from .scripts import Reference, Site, guard, literal, transaction, without_tail
 
 DEFERRABLE = ("NOT DEFERRABLE", "DEFERRABLE", "INITIALLY DEFERRED", "INITIALLY IMMEDIATE")
 _REPLICA_IDENTITY = pinned("SELECT indisreplident, indisclustered FROM pg_index WHERE indexrelid = to_regclass(%s)")
-_VALID = "SELECT FROM pg_catalog.pg_index WHERE indexrelid = pg_catalog.to_regclass({0}) AND indisvalid"
+_VALID = pinned("SELECT FROM pg_index WHERE indexrelid = to_regclass({0}) AND indisvalid")
+T = TypeVar("T")
 KEPT = "the foreign keys that need it are dropped and made again in the same transaction: {}"
+
+
+def _sides(drift: Drift, kind: type[T]) -> tuple[T, T]:
+    """Return the declared and the live thing that differ."""
+    assert isinstance(drift.wanted, kind)
+    assert isinstance(drift.got, kind)
+    return drift.wanted, drift.got
 
 
 def index(site: Site, drift: Drift) -> Fix:
     """Return what puts an index as declared in the place of a live one; there is always one of the two."""
-    wanted, got = drift.wanted, drift.got
-    assert isinstance(wanted, Index)
-    assert isinstance(got, Index)
+    wanted, got = _sides(drift, Index)
     if site.table.lacks_columns_of(wanted):
         return unsafe([drift], "a column of the index is missing", RUN_UP_FIRST)
     if wanted.constraint and wanted.shape == got.shape and got.valid and not got.constraint:
@@ -89,7 +95,7 @@ def _made(site: Site, wanted: Index, name: str) -> str | None:
     if wanted.constraint:
         return unique_index(site.name, wanted).replace(quote(wanted.name), quote(name), 1)
     model = site.model
-    statements = {site.engine.fold(n): sql for n, sql in create_indexes(site.engine.db, model)} if model else {}
+    statements = {site.engine.fold(n): sql for n, sql in rendered(site.engine.db, model).indexes} if model else {}
     sql = statements.get(wanted.name)
     return index_named(sql, name) if sql else None
 
@@ -113,8 +119,10 @@ def _no_duplicates(site: Site, wanted: Index) -> tuple[str, ...]:
 
 def _unique(site: Site, keys: Sequence[str], condition: str, title: str) -> tuple[str, ...]:
     listed = ", ".join(keys)
-    found = f"SELECT {listed}, count(*) FROM {site.name} WHERE {condition} GROUP BY {listed} HAVING count(*) > 1"
-    message = f"{site.name} has rows that share their value in what is to be unique: {title}"
+    count = f"{site.engine.function('count')}(*)"
+    several = f"{count} {site.engine.operator('>')} 1"
+    found = f"SELECT {listed}, {count} FROM {site.name} WHERE {condition} GROUP BY {listed} HAVING {several}"
+    message = f"{site.name} has duplicate values in what must be unique: {title}"
     return comment(f"rows in the way: {found}"), guard(found, message, f"find them: {found}")
 
 
@@ -135,9 +143,7 @@ def _swap(site: Site, statements: Sequence[str], temporary: str, references: Seq
 
 def primary_key(site: Site, drift: Drift) -> Fix:
     """Return what gives a table the declared primary key: its index is built first, beside readers and writers."""
-    wanted, got = drift.wanted, drift.got
-    assert isinstance(wanted, Constraint)
-    assert isinstance(got, Constraint)
+    wanted, got = _sides(drift, Constraint)
     if site.table.lacks_columns_of(wanted):
         return unsafe([drift], "a column of the primary key is missing", RUN_UP_FIRST)
     if wanted.definition == got.definition:
@@ -170,9 +176,7 @@ def primary_key(site: Site, drift: Drift) -> Fix:
 
 def check(site: Site, drift: Drift) -> Fix:
     """Return what puts a CHECK in the place of another one: for new rows at once, then for those that are there."""
-    wanted, got = drift.wanted, drift.got
-    assert isinstance(wanted, Constraint)
-    assert isinstance(got, Constraint)
+    wanted, got = _sides(drift, Constraint)
     if site.table.lacks_columns_of(wanted):
         return unsafe([drift], "a column of the constraint is missing", RUN_UP_FIRST)
     expression, tail = without_tail(wanted.definition, "NO INHERIT", "NOT ENFORCED")
@@ -182,9 +186,7 @@ def check(site: Site, drift: Drift) -> Fix:
 
 def foreign_key(site: Site, drift: Drift) -> Fix:
     """Return what puts a foreign key in the place of another one."""
-    wanted, got = drift.wanted, drift.got
-    assert isinstance(wanted, Constraint)
-    assert isinstance(got, Constraint)
+    wanted, got = _sides(drift, Constraint)
     target = wanted.references or site.table.key
     if site.table.lacks_columns_of(wanted) or _lacks(site, target, wanted):
         return unsafe([drift], "what it refers to is missing", RUN_UP_FIRST)
@@ -207,7 +209,9 @@ def _lacks(site: Site, target: Key, wanted: Constraint) -> bool:
 def _orphans(site: Site, wanted: Constraint, target: Key) -> str:
     pairs = list(zip(map(quote, wanted.columns), map(quote, wanted.referenced_columns), strict=True))
     given = " AND ".join(f"here.{column} IS NOT NULL" for column, _ in pairs)
-    equal = " AND ".join(f"there.{key} = here.{column}" for column, key in pairs)
+    columns = site.live.tables[target].columns if target in site.live.tables else {}
+    same = [site.engine.equals(columns.get(key)) for key in wanted.referenced_columns]
+    equal = " AND ".join(f"there.{key} {is_} here.{column}" for (column, key), is_ in zip(pairs, same, strict=True))
     absent = f"NOT EXISTS (SELECT FROM {qualified(*target)} AS there WHERE {equal})"
     return f"SELECT * FROM {site.name} AS here WHERE {given} AND {absent}"
 
@@ -236,9 +240,7 @@ def _within(site: Site, wanted: Constraint, sql: Sequence[str]) -> tuple[str, ..
 
 def exclude(site: Site, drift: Drift) -> Fix:
     """Return what puts an EXCLUDE constraint in the place of another one, whose index takes its time."""
-    wanted, got = drift.wanted, drift.got
-    assert isinstance(wanted, Constraint)
-    assert isinstance(got, Constraint)
+    wanted, got = _sides(drift, Constraint)
     if site.table.lacks_columns_of(wanted):
         return unsafe([drift], "a column of the constraint is missing", RUN_UP_FIRST)
     said = comment("readers and writers wait while its index is built; rows that conflict with each other stop it")
@@ -248,9 +250,7 @@ def exclude(site: Site, drift: Drift) -> Fix:
 
 def table(site: Site, drift: Drift) -> Fix:
     """Return what makes a table permanent, or unlogged."""
-    wanted, got = drift.wanted, drift.got
-    assert isinstance(wanted, Table)
-    assert isinstance(got, Table)
+    wanted, got = _sides(drift, Table)
     if wanted.kind != got.kind:
         hint = "move what it holds by hand, or change the model"
         return unsafe([drift], f"it is a {got.kind}, and a {wanted.kind} is declared", hint)

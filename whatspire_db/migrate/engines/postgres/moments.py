@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import peewee
 
@@ -26,13 +26,13 @@ def refuse_moments(db: peewee.Database, model: ModelType, table: Table) -> None:
     :param table: the model's table as the server shows it: a text that it took for a moment stands there as a date.
     :raises ModelError: names the field.
     """
-    written = [t.text for text in _texts(db, model) for t in tokens(text) if t.kind == "string"]
-    if not (found := [literal for literal in written if _MOMENT.fullmatch(literal.strip("eE'"))]):
+    found = [literal for literal in _literals(_texts(db, model)) if _MOMENT.fullmatch(literal.strip("eE'"))]
+    texts = list(_shown(table)) if found else []
+    if not any(map(_CONSTANT.search, texts)):
         return
-    shown = [t.text for text in _shown(table) for t in tokens(text) if t.kind == "string"]
-    moments = {text for text in _shown(table) if _CONSTANT.search(text)}
+    shown = _literals(texts)
     for literal in dict.fromkeys(found):
-        if moments and found.count(literal) > shown.count(literal):
+        if found.count(literal) > shown.count(literal):
             raise ModelError(
                 f"{_place(model, literal)}: {bounded(literal)} is the moment of CREATE TABLE, not that of a row",
                 "write a function without quotes, like DEFAULT now() or CURRENT_DATE",
@@ -44,6 +44,10 @@ def _texts(db: peewee.Database, model: ModelType) -> Iterator[str]:
         ddl = rendered(db, model)
         yield from ddl.table
         yield from (sql for _, sql in ddl.indexes)
+
+
+def _literals(texts: Iterable[str]) -> list[str]:
+    return [token.text for text in texts for token in tokens(text) if token.kind == "string"]
 
 
 def _shown(table: Table) -> Iterator[str]:

@@ -131,10 +131,9 @@ def _set_for_a_build(db: peewee.PostgresqlDatabase) -> Iterator[None]:
     """
     before = execute(db, _BUILD_SETTINGS).fetchone()
     pairs = [(name, value) for name, value in zip(_FOR_A_BUILD, before, strict=False) if value is not None]
-    meaning = session.current(db) if before else {}
+    meaning = session.current(db)
     try:
-        if meaning:
-            session.set_all(db, session.PINNED)
+        session.set_all(db, session.PINNED)
         for name, _ in pairs:
             _set_if_possible(db, name, _FOR_A_BUILD[name])
         yield
@@ -142,8 +141,7 @@ def _set_for_a_build(db: peewee.PostgresqlDatabase) -> Iterator[None]:
         if not db.is_closed() and db.is_connection_usable():
             for name, value in pairs:
                 _set_if_possible(db, name, value)
-            if meaning:
-                session.set_all(db, meaning)
+            session.set_all(db, meaning)
 
 
 def _set_if_possible(db: peewee.PostgresqlDatabase, name: str, value: str) -> None:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from whatspire_db.errors import ModelError
 from whatspire_db.light import TYPE_CHECKING
-from whatspire_db.migrate.ddl import execute, qualified, quote
+from whatspire_db.migrate.ddl import execute, index_named, index_on, qualified
 from whatspire_db.migrate.schema import Index, Key
 from whatspire_db.sql import pinned
 
 from ..base import IndexPart
+from . import NAME_BYTES, online
 
 if TYPE_CHECKING:
     from .engine import PostgresEngine
@@ -38,7 +38,6 @@ SELECT t, i.indrelid::regclass::text, i.indisvalid, EXISTS (
         SELECT FROM pg_inherits AS h WHERE h.inhrelid = i.indexrelid)
 FROM unnest(%s::text[]) AS t JOIN pg_index AS i ON i.indexrelid = to_regclass(t)
 """)
-NAME_BYTES = 63
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class Node:
 
 @dataclass(frozen=True)
 class There:
-    """An index that has the name of one that is to be built."""
+    """An existing index that already has the name of one to be built."""
 
     table: str
     is_valid: bool
@@ -67,13 +66,13 @@ def tree(engine: PostgresEngine, key: Key) -> list[Node]:
     return [Node((row[0], row[1]), row[4], row[2], row[3], tuple(row[5] or ())) for row in rows]
 
 
-def lacking_key(engine: PostgresEngine, key: Key, index: Index) -> str | None:
-    """Return what of a partition key a unique index lacks; None where it has all of it."""
+def lacking_key(engine: PostgresEngine, key: Key, columns: Sequence[str]) -> str | None:
+    """Return what of a partition key some columns lack; None where they have all of it."""
     for node in tree(engine, key):
         for column in node.columns if node.is_partitioned else ():
             if column is None:
                 return f"the expression that {node.text} is partitioned by"
-            if column not in index.columns:
+            if column not in columns:
                 return f"{column}, which {node.text} is partitioned by"
     return None
 
@@ -112,28 +111,18 @@ def _key(engine: PostgresEngine, key: Key) -> Key:
 
 
 def _made(node: Node, name: str, place: str, index_sql: str, there: There | None) -> Iterator[IndexPart]:
-    table = qualified(*node.key)
+    table, named = qualified(*node.key), index_named(index_sql, name)
     if node.is_partitioned:
         if there is None:
-            yield IndexPart("create_index", node.key, name, (_of(index_sql, name, f"ONLY {table}"),), locked=table)
+            yield IndexPart("create_index", node.key, name, (index_on(named, f"ONLY {table}"),), locked=table)
         return
     if there is not None and there.is_valid:
         return
     if there is not None and there.is_attached:  # it cannot be dropped
         yield IndexPart("create_index", node.key, name, (f"REINDEX INDEX CONCURRENTLY {place}",))
         return
-    drop = () if there is None else (f"DROP INDEX CONCURRENTLY IF EXISTS {place}",)
-    build = _of(index_sql, name, table, "CONCURRENTLY ")
-    yield IndexPart("create_index", node.key, name, (*drop, build), builds=place)
-
-
-def _of(index_sql: str, name: str, table: str, how: str = "") -> str:
-    """Return CREATE INDEX for another table, under another name."""
-    part = r'(?:"(?:[^"]|"")+"|\w+)'
-    head = rf"(CREATE\s+(?:UNIQUE\s+)?INDEX\s+){part}(\s+ON\s+)(?:ONLY\s+)?(?:{part}\s*\.\s*)?{part}"
-    return re.sub(
-        head, lambda match: f"{match[1]}{how}{quote(name)}{match[2]}{table}", index_sql, count=1, flags=re.IGNORECASE
-    )
+    statements = online.build_statements(index_on(named, table), place if there else None)
+    yield IndexPart("create_index", node.key, name, tuple(statements), builds=place)
 
 
 def _name(node: Node, root: Node, index: Index) -> str:

@@ -1,8 +1,9 @@
-"""PostgreSQL: what a new column does to a table, found out by trying it on another one."""
+"""PostgreSQL: what a change does to a table, found out by trying it on an empty one."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import peewee
 
@@ -10,7 +11,7 @@ from whatspire_db.errors import WhatspireDBError
 from whatspire_db.light import TYPE_CHECKING
 from whatspire_db.messages import first_line, sqlstate
 from whatspire_db.migrate.ddl import ModelType, add_canonical_column, execute, qualified
-from whatspire_db.migrate.schema import Column
+from whatspire_db.migrate.schema import Column, Key
 from whatspire_db.sql import pinned
 
 from ..base import discarded
@@ -18,33 +19,50 @@ from ..base import discarded
 if TYPE_CHECKING:
     from .engine import PostgresEngine
 
-_FILE = pinned("SELECT pg_relation_filenode('pg_temp.whatspire_probe')")
+PROBE = "whatspire_probe"
+_FILE = pinned(f"SELECT pg_relation_filenode('pg_temp.{PROBE}')")
 INTEGRITY_VIOLATION = "23"  # the class of NOT NULL, CHECK and the like
 
 
 def rewriting(engine: PostgresEngine, model: ModelType, columns: Sequence[Column]) -> set[str]:
-    """Return the names of those columns whose addition rewrites the table: a copy of it then gets a new file."""
-    rewritten = set()
-    schema = engine.key(model)[0]
+    """Return the names of those columns whose addition rewrites the table."""
+    with _empty_copy(engine, engine.key(model)[0], model._meta.table_name) as rewrites:
+        return {c.name for c in columns if rewrites(add_canonical_column(engine.db, model, c, PROBE))}
+
+
+def alters_by_rewriting(engine: PostgresEngine, key: Key, action: str) -> bool | str:
+    """Return whether an action of ALTER TABLE rewrites a table, or why it fails."""
+    try:
+        with _empty_copy(engine, *key) as rewrites:
+            return rewrites(f"ALTER TABLE pg_temp.{PROBE} {action}")
+    except peewee.PeeweeException as error:
+        return first_line(error)
+
+
+@contextmanager
+def _empty_copy(engine: PostgresEngine, schema: str, table: str) -> Iterator[Callable[[str], bool]]:
+    """Make an empty table of the same columns, and yield what runs a statement on it and tells if it got a new file."""
+
+    def rewrites(sql: str) -> bool:
+        before = engine.ask(_FILE)
+        execute(engine.db, sql)
+        return bool(before != engine.ask(_FILE))
+
     with discarded(engine.db):
-        execute(engine.db, f"CREATE TEMPORARY TABLE whatspire_probe (LIKE {qualified(schema, model._meta.table_name)})")
+        execute(engine.db, "SET LOCAL TimeZone TO 'UTC'")
+        execute(engine.db, f"CREATE TEMPORARY TABLE {PROBE} (LIKE {qualified(schema, table)})")
         engine.search_first("pg_temp", schema)
-        for column in columns:
-            before = engine.ask(_FILE)
-            execute(engine.db, add_canonical_column(engine.db, model, column, "whatspire_probe"))
-            if before != engine.ask(_FILE):
-                rewritten.add(column.name)
-    return rewritten
+        yield rewrites
 
 
 def refused_by_its_type(engine: PostgresEngine, model: ModelType, column: Column) -> WhatspireDBError | None:
     """Return why a row that is there already cannot take a new column: its domain refuses what the row would hold."""
     try:
         with discarded(engine.db):
-            execute(engine.db, "CREATE TEMPORARY TABLE whatspire_probe ()")
-            execute(engine.db, "INSERT INTO pg_temp.whatspire_probe DEFAULT VALUES")
+            execute(engine.db, f"CREATE TEMPORARY TABLE {PROBE} ()")
+            execute(engine.db, f"INSERT INTO pg_temp.{PROBE} DEFAULT VALUES")
             engine.search_first("pg_temp", engine.key(model)[0])
-            execute(engine.db, add_canonical_column(engine.db, model, column, "whatspire_probe"))
+            execute(engine.db, add_canonical_column(engine.db, model, column, PROBE))
     except peewee.PeeweeException as error:
         if not (sqlstate(error) or "").startswith(INTEGRITY_VIOLATION):
             raise

@@ -7,15 +7,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from whatspire_db.light import TYPE_CHECKING
-from whatspire_db.migrate.ddl import ModelType, execute, qualified
+from whatspire_db.migrate.ddl import ModelType, execute, qualified, quote_text
 from whatspire_db.migrate.mending import DriftedTable
 from whatspire_db.migrate.schema import Schema
 from whatspire_db.sql import pinned
 
+from . import NAME_BYTES
+
 if TYPE_CHECKING:
     from .engine import PostgresEngine
 
-NAME_BYTES = 63
 LOCK_SECONDS = 5  # a statement that waits for its lock holds up all that come after it
 _REFERRING = pinned("""
 SELECT format('%%I.%%I', n.nspname, c.relname), quote_ident(k.conname), pg_get_constraintdef(k.oid), k.convalidated
@@ -26,7 +27,7 @@ WHERE k.contype = 'f' AND k.conparentid = 0 AND k.conindid = to_regclass(%s) ORD
 
 def literal(text: str) -> str:
     """Return a text as SQL, whatever standard_conforming_strings says."""
-    quoted = "'" + text.replace("'", "''") + "'"
+    quoted = quote_text(text)
     return "E" + quoted.replace("\\", "\\\\") if "\\" in text else quoted
 
 
@@ -133,11 +134,10 @@ class Site:
         """
         if not self.table.key[0]:
             return tuple(sql)
-        path = f"search_path TO {self.engine.path_after(self.table.key[0])}"
+        path, before = (f"search_path TO {self.engine.path_after(*schemas)}" for schemas in ([self.table.key[0]], []))
         if local:
-            before = f"SET LOCAL search_path TO {self.engine.path_after() or literal('')}"
-            return (f"SET LOCAL {path}", *sql, before)
-        return (f"SET {path}", *sql, "RESET search_path")
+            return (f"SET LOCAL {path}", *sql, f"SET LOCAL {before}")
+        return (f"SET {path}", *sql, f"SET {before}")
 
 
 def without_tail(definition: str, *tails: str) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""PostgreSQL: settings of a session that change what DDL means, or how the server shows it, are set alike for all."""
+"""PostgreSQL: the session settings that change what DDL means or how the server shows it, and one value for each."""
 
 from __future__ import annotations
 
@@ -20,6 +20,16 @@ PINNED = {
     "standard_conforming_strings": "on",
     "transform_null_equals": "off",
 }
+# Those that decide how a script's constants are read.
+_READING = (
+    "TimeZone",
+    "DateStyle",
+    "IntervalStyle",
+    "lc_monetary",
+    "array_nulls",
+    "standard_conforming_strings",
+    "transform_null_equals",
+)
 _PIN = pinned(
     "SELECT set_config(name, value, %s) FROM ROWS FROM (unnest(%s::text[]), unnest(%s::text[])) AS s (name, value)"
 )
@@ -34,6 +44,11 @@ def pin(db: peewee.PostgresqlDatabase) -> None:
 def set_all(db: peewee.PostgresqlDatabase, settings: dict[str, str]) -> None:
     """Set what a session has, until it is set again."""
     execute(db, _PIN, [False, list(settings), list(settings.values())])
+
+
+def statements() -> list[str]:
+    """Return what makes any session read a script as a migration's own session would."""
+    return [f"SET {name} TO '{PINNED[name]}'" for name in _READING]
 
 
 def current(db: peewee.PostgresqlDatabase) -> dict[str, str]:

@@ -14,7 +14,7 @@ from whatspire_db.errors import ModelError
 from whatspire_db.migrate.ddl import execute, quote
 from whatspire_db.migrate.schema import Column, Constraint, Index, IndexKey, Key, Schema, Table, folded_ascii
 
-from .table_reader import Reader, Reference, TableText, canonical, canonical_default, parse_index
+from .table_reader import Reference, TableText, canonical, canonical_default, parse_index, parse_table
 
 # {0} is the schema's name. One row a fact: what it is, of which table, and its values.
 _SNAPSHOT = """
@@ -48,11 +48,11 @@ SELECT 'reference', t.name, f.id, f.seq, f."table", f."from", f."to", f.on_updat
 Rows = dict[str, list[tuple[Any, ...]]]
 
 
-def snapshot(db: peewee.SqliteDatabase, schema: str, keys: Collection[Key], reader: Reader) -> Schema:
+def snapshot(db: peewee.SqliteDatabase, schema: str, keys: Collection[Key], known: dict[object, Table]) -> Schema:
     """Return what stands in one file of a connection.
 
     :param schema: the name that it is attached under; "" is the main one.
-    :param reader: reads the texts, each once for as long as it lives.
+    :param known: the tables that were read before, by all that SQLite says of them; what is read is added.
     :raises ModelError: when no file is attached so.
     """
     attached = {folded_ascii(row[1]) for row in execute(db, "PRAGMA database_list")} if schema else {schema}
@@ -64,7 +64,7 @@ def snapshot(db: peewee.SqliteDatabase, schema: str, keys: Collection[Key], read
     tables, others = {}, []
     for name, of_table in rows.items():
         if "table" in of_table and (schema, name) in keys:
-            tables[schema, name] = _known_table((schema, name), of_table, partial(_primary_key_of, rows), reader)
+            tables[schema, name] = _known_table((schema, name), of_table, partial(_primary_key_of, rows), known)
         elif "table" in of_table and not _is_shadow(name, rows):
             others.append((schema, name))
     names = {(schema, n): folded_ascii(r["name"][0][0]) for n, r in rows.items() if "name" in r}
@@ -82,17 +82,19 @@ def _primary_key_of(rows: dict[str, Rows], table: str) -> tuple[str, ...]:
     return _primary_key(rows[table]) if table in rows else ()
 
 
-def _known_table(key: Key, rows: Rows, primary_key_of: Callable[[str], tuple[str, ...]], reader: Reader) -> Table:
-    """Return a table from its rows; for rows that were there before, as mostly those of the declared one, the same."""
-    if any(row[4] is None for row in rows["reference"]):  # what its columns are is for another table to say
-        return _table(key, rows, primary_key_of, reader)
+def _known_table(
+    key: Key, rows: Rows, primary_key_of: Callable[[str], tuple[str, ...]], known: dict[object, Table]
+) -> Table:
+    """Return a table from its rows; the declared and the live one mostly have the same rows, which are read once."""
+    if any(row[4] is None for row in rows["reference"]):  # it depends on another table, whose key that reference means
+        return _table(key, rows, primary_key_of)
     facts = (key, tuple((what, tuple(rows[what])) for what in sorted(rows)))
-    if facts not in reader.tables:
-        reader.tables[facts] = _table(key, rows, primary_key_of, reader)
-    return reader.tables[facts]
+    if facts not in known:
+        known[facts] = _table(key, rows, primary_key_of)
+    return known[facts]
 
 
-def _table(key: Key, rows: Rows, primary_key_of: Callable[[str], tuple[str, ...]], reader: Reader) -> Table:
+def _table(key: Key, rows: Rows, primary_key_of: Callable[[str], tuple[str, ...]]) -> Table:
     """Return a table from its rows of the snapshot."""
     kind, sql, virtual = rows["table"][0][:3]
     if kind == "view" or virtual:
@@ -104,7 +106,7 @@ def _table(key: Key, rows: Rows, primary_key_of: Callable[[str], tuple[str, ...]
             options=tuple(o.partition(" using ")[2] for o in options),
         )
     names = [folded_ascii(row[0]) for row in rows["column"]]
-    text = reader.table(sql, names)
+    text = parse_table(sql, names)
     alias = _rowid_alias(rows)
     columns = {name: _column(row, text, name == alias) for name, row in zip(names, rows["column"], strict=True)}
     return Table(

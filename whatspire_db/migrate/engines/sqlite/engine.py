@@ -12,9 +12,9 @@ import peewee
 
 from whatspire_db.errors import LockTimeout, ModelError, WhatspireDBError, bounded
 from whatspire_db.files import WRITABLE_BY_OTHERS, open_regular, trusted_owners
-from whatspire_db.light import TYPE_CHECKING, lazy_module, pattern
+from whatspire_db.light import TYPE_CHECKING, lazy_module
 from whatspire_db.messages import ERROR, first_line, is_locked, primary
-from whatspire_db.migrate.ddl import ModelType, execute, quote
+from whatspire_db.migrate.ddl import ModelType, execute, quote, quote_text, referenced_tables
 from whatspire_db.migrate.schema import Column, Constraint, Index, Key, Schema, Table, folded_ascii
 from whatspire_db.migrate.stamp import BYTES, Stamps, Standing, mark_of, recorded_version, rendered
 from whatspire_db.peewee_compat import load_extras, peewee_errors
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from whatspire_db.migrate.times import TimeNote
 
     from .. import references
-    from .table_reader import Reader
 else:  # not for a start that finds its stamp
     references = lazy_module("whatspire_db.migrate.engines.references")
 
@@ -45,8 +44,7 @@ SELECT c.name FROM main.sqlite_master AS t, pragma_table_xinfo(t.name, 'main') A
 WHERE t.type = 'table' AND t.name = 'migration_versions' COLLATE NOCASE
 """
 
-_REFERENCES = pattern(r'\bREFERENCES\s+(?:"([^"]+)"|([^\s(),]+))(?![^\s(),])(?!\s*\()', re.IGNORECASE)
-# Tables of a scratch database: to make one takes the longer, the more there are.
+# Tables in a scratch database: the more there are, the longer SQLite takes to create one.
 BATCH = 100
 
 _STAMPS_MODE = 0o644  # what another user could write, a start could not believe
@@ -61,7 +59,10 @@ class SqliteEngine(Engine):
     name = "sqlite"
     constraints_can_be_added = False
     builds_online = False
-    _reader: Reader | None = None  # of the look that is taken
+
+    def __init__(self, db: peewee.Database, trust_source: bool = False) -> None:
+        super().__init__(db, trust_source)
+        self._known: dict[object, Table] = {}  # tables that the look under way has read
 
     def is_in_memory(self) -> bool:
         return not any(row[1] == "main" and row[2] for row in execute(self.db, "PRAGMA database_list"))
@@ -78,29 +79,32 @@ class SqliteEngine(Engine):
 
     def _snapshot(self, db: peewee.SqliteDatabase, keys: Collection[Key]) -> Schema:
         from .catalog import snapshot  # not for a start that finds its stamp
-        from .table_reader import Reader
 
-        self._reader = self._reader or Reader()
         schema = Schema({})
         for name in sorted({key[0] for key in keys} | {""}):
-            schema = schema.merge(snapshot(db, name, keys, self._reader))
+            schema = schema.merge(snapshot(db, name, keys, self._known))
         return schema
 
     def declared(self, models: Sequence[ModelType]) -> Schema:
-        known = references.with_references(models)  # refuses what refers to no model
-        by_name = references.named_by(known)
+        all_models = references.with_references(models)
+        by_name = references.named_by(all_models)
+        known = {self.key(model) for model in all_models}
         schema = Schema({})
         for start in range(0, len(models), BATCH):
             own = models[start : start + BATCH]
             targets = {target: None for model in own for target in references.targets_of(model, by_name)}
-            schema = schema.merge(self._declared(own, [target for target in targets if target not in own]))
+            schema = schema.merge(self._declared(own, [target for target in targets if target not in own], known))
         return schema
 
-    def _declared(self, models: Sequence[ModelType], targets: Sequence[ModelType]) -> Schema:
-        """Make tables in a scratch database, with those that they refer to, and read them there."""
+    def _declared(self, models: Sequence[ModelType], targets: Sequence[ModelType], known: Collection[Key]) -> Schema:
+        """Make tables in a scratch database, with those that they refer to, and read them there.
+
+        :param known: the tables that have a model.
+        """
         scratch = peewee.SqliteDatabase(":memory:")
         try:
-            self._prepare(scratch, models)
+            self._prepare(scratch, [*models, *targets])
+            self._add_strangers(scratch, models, known)
             for model in [*targets, *models]:
                 ddl = rendered(self.db, model)
                 for sql in [*ddl.table, *(sql for _, sql in ddl.indexes if model in models)]:
@@ -128,20 +132,23 @@ class SqliteEngine(Engine):
     def _prepare(self, scratch: peewee.SqliteDatabase, models: Sequence[ModelType]) -> None:
         """Give the scratch database what the live one has: functions, collations, extensions, schemas."""
         load_extras(self.db, scratch.connection())
-        for schema in sorted({self.key(m)[0] for m in references.with_references(models)} - {""}):
+        for schema in sorted({self.key(m)[0] for m in models} - {""}):
             scratch.attach(":memory:", schema)
-        for schema, name in sorted(self._strangers(models)):
-            # REFERENCES p means the primary key of p, whoever made it. What cannot be made has none to tell.
+
+    def _add_strangers(
+        self, scratch: peewee.SqliteDatabase, models: Sequence[ModelType], known: Collection[Key]
+    ) -> None:
+        """Give the scratch database the live tables that models refer to in SQL and that have no model.
+
+        REFERENCES p means the primary key of p, whoever made it. A table that cannot be made here is left out.
+        """
+        named = {(self.key(m)[0], self.fold(name)) for m in models for name in references.references_in_text(m)}
+        for schema, name in sorted(named.difference(known)):
             master = f"{quote(schema or 'main')}.sqlite_master"
             sql = self.ask(f"SELECT sql FROM {master} WHERE type = 'table' AND name = ? COLLATE NOCASE", [name])
             with suppress(peewee.PeeweeException):
                 if sql:
                     execute(scratch, re.sub(r"(?i)^CREATE TABLE ", f"CREATE TABLE {quote(schema or 'main')}.", sql))
-
-    def _strangers(self, models: Sequence[ModelType]) -> set[Key]:
-        """Return the tables without a model that models refer to in SQL."""
-        named = {(self.key(m)[0], self.fold(name)) for m in models for name in references.references_in_text(m)}
-        return named - {self.key(m) for m in references.with_references(models)}
 
     @contextmanager
     def reading(self, wait_seconds: float) -> Iterator[None]:
@@ -149,7 +156,7 @@ class SqliteEngine(Engine):
             with self._waiting(wait_seconds), discarded(self.db, "DEFERRED"):
                 yield
         finally:
-            self._reader = None
+            self._known = {}
 
     @contextmanager
     def _waiting(self, seconds: float) -> Iterator[None]:
@@ -330,17 +337,16 @@ class SqliteEngine(Engine):
 
 
 def _referred(facts: Sequence[tuple[str, ...]], keys: Collection[Key]) -> Iterator[tuple[str, str]]:
-    """Yield the tables that others refer to without naming columns: what their primary key is counts."""
+    """Yield the tables that others refer to: a reference without columns means their primary key."""
     for schema, table, _, _, sql in facts:
         place = "" if schema == "main" else schema
-        if sql and "references" in sql.lower() and (place, folded_ascii(table)) in keys:
-            for quoted, bare in _REFERENCES.findall(sql):
-                yield place, quoted or bare
+        if sql and (place, folded_ascii(table)) in keys:
+            yield from ((place, name) for name in referenced_tables(sql))
 
 
 def _both_quotes(schema: str) -> tuple[str, str]:
     name = schema or "main"
-    return "'" + name.replace("'", "''") + "'", quote(name)
+    return quote_text(name), quote(name)
 
 
 def _own_text(path: str) -> str:

@@ -9,10 +9,11 @@ import peewee
 
 from whatspire_db.light import TYPE_CHECKING
 from whatspire_db.messages import first_line
-from whatspire_db.migrate.ddl import ModelType, create_indexes, create_table, execute, quote
+from whatspire_db.migrate.ddl import ModelType, execute, quote, quote_text
 from whatspire_db.migrate.diff import Drift
 from whatspire_db.migrate.mending import RUN_UP_FIRST, DriftedTable, Fix, unsafe
 from whatspire_db.migrate.schema import Column, Constraint, Index, Key, Schema, Table, label
+from whatspire_db.migrate.stamp import rendered
 
 from .rebuild import CannotBeMade, composed
 
@@ -37,11 +38,6 @@ _REFERRING = """
 SELECT DISTINCT t.name FROM main.sqlite_master AS t, pragma_foreign_key_list(t.name, 'main') AS f
 WHERE t.type = 'table' AND t.sql NOT LIKE 'create virtual%' AND f."table" = ? COLLATE NOCASE
 """
-
-
-def literal(text: str) -> str:
-    """Return a text as SQL."""
-    return "'" + text.replace("'", "''") + "'"
 
 
 @dataclass(frozen=True)
@@ -92,7 +88,7 @@ def _declared_index(engine: SqliteEngine, table: DriftedTable, model: ModelType,
     assert isinstance(drift.wanted, Index)
     if table.lacks_columns_of(drift.wanted):
         return None
-    made = {engine.fold(name): sql for name, sql in create_indexes(engine.db, model)}
+    made = {engine.fold(name): sql for name, sql in rendered(engine.db, model).indexes}
     return made.get(drift.wanted.name)
 
 
@@ -130,9 +126,9 @@ def _check(what: str, condition: str) -> str:
 
 
 def _all_there(table: str, names: Sequence[str]) -> str:
-    listed = ", ".join(map(literal, names))
+    listed = ", ".join(map(quote_text, names))
     return (
-        f"(SELECT count(*) FROM main.sqlite_master WHERE tbl_name = {literal(table)} COLLATE NOCASE "
+        f"(SELECT count(*) FROM main.sqlite_master WHERE tbl_name = {quote_text(table)} COLLATE NOCASE "
         f"AND type IN ('index', 'trigger') AND name COLLATE NOCASE IN ({listed})) = {len(names)}"
     )
 
@@ -150,7 +146,7 @@ def _rebuild(engine: SqliteEngine, table: DriftedTable, model: ModelType, live: 
         indexes[name] = sql
     try:
         probe = _Probe(engine, table, tuple(indexes.values()))
-        declared = create_table(engine.db, model)[-1]
+        declared = rendered(engine.db, model).table[-1]
         sql, made = composed(belongings.name, declared, belongings.sql, table, probe)
     except (CannotBeMade, peewee.PeeweeException) as error:
         first = str(error) if isinstance(error, CannotBeMade) else first_line(error)
@@ -222,19 +218,19 @@ class _Script:
             yield "PRAGMA foreign_keys = ON"
 
     def _both_names(self) -> str:
-        return f"{literal(self.belongings.name)}, {literal(self.before)}"
+        return f"{quote_text(self.belongings.name)}, {quote_text(self.before)}"
 
     def _as_seen(self) -> Iterator[str]:
         """Yield conditions: nobody has changed the table since, and no row is deleted along with it."""
         yield "(SELECT foreign_keys FROM pragma_foreign_keys) = 0"
-        columns = ", ".join(map(literal, self.belongings.columns))
-        found = f"FROM pragma_table_xinfo({literal(self.before)}, 'main')"
+        columns = ", ".join(map(quote_text, self.belongings.columns))
+        found = f"FROM pragma_table_xinfo({quote_text(self.before)}, 'main')"
         count = len(self.belongings.columns)
         yield f"(SELECT count(*) = {count} AND sum(name IN ({columns})) = {count} {found})"
         names = [*self.belongings.indexes, *self.belongings.triggers]
         yield _all_there(self.before, names)
         yield (
-            f"(SELECT count(*) FROM main.sqlite_master WHERE tbl_name = {literal(self.before)} COLLATE NOCASE "
+            f"(SELECT count(*) FROM main.sqlite_master WHERE tbl_name = {quote_text(self.before)} COLLATE NOCASE "
             f"AND type IN ('index', 'trigger') AND sql IS NOT NULL) = {len(names)}"
         )
 
@@ -260,7 +256,7 @@ class _Script:
     def _sequence(self, name: str) -> Iterator[str]:
         """Yield what gives the new table the highest key that was ever used."""
         if all("AUTOINCREMENT" in table.options for table in (self.table.live, self.made)):
-            old, new = literal(self.before), literal(self.belongings.name)
+            old, new = quote_text(self.before), quote_text(self.belongings.name)
             there = f"SELECT 1 FROM main.sqlite_sequence WHERE name = {old}"
             yield f"DELETE FROM main.sqlite_sequence WHERE name = {new} AND EXISTS ({there})"
             (key,) = (c.columns for c in self.made.constraints if c.kind == "primary_key")
@@ -282,7 +278,7 @@ class _Script:
 
 
 def _violations(tables: Sequence[str]) -> str:
-    counts = [f"(SELECT count(*) FROM pragma_foreign_key_check({literal(table)}))" for table in tables]
+    counts = [f"(SELECT count(*) FROM pragma_foreign_key_check({quote_text(table)}))" for table in tables]
     return " + ".join(counts) or "0"
 
 

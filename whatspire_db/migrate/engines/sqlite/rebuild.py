@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from whatspire_db.migrate.ddl import quote
+from whatspire_db.migrate.ddl import key_of_index, quote
 from whatspire_db.migrate.diff import diff
 from whatspire_db.migrate.mending import DriftedTable
 from whatspire_db.migrate.schema import Constraint, Index, Schema, Table
@@ -114,11 +114,7 @@ def _extra_constraints(table: DriftedTable, live: Parts, has_key: bool) -> Itera
 
 
 def _unique(index: Index) -> str:
-    keys = (
-        " ".join(filter(None, [quote(k.expression), f"COLLATE {k.collation}" if k.collation else "", k.order]))
-        for k in index.keys
-    )
-    return f"UNIQUE ({', '.join(keys)})"
+    return f"UNIQUE ({', '.join(map(key_of_index, index.keys))})"
 
 
 def _differences(table: DriftedTable, made: Table) -> Iterator[str]:

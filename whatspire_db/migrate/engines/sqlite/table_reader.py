@@ -11,7 +11,8 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from whatspire_db.light import NamedTuple
-from whatspire_db.migrate.schema import Table, folded_ascii
+from whatspire_db.migrate.ddl import quote_text
+from whatspire_db.migrate.schema import folded_ascii
 
 _TOKEN = re.compile(
     r"""(?P<skip>\s+|--[^\n]*|/\*.*?(?:\*/|\Z))
@@ -34,9 +35,6 @@ raise references returning select set table then to transaction union unique upd
 _RESERVED = frozenset(_RESERVED_WORDS.split())
 # Two ways to write one thing.
 _SPELLINGS = {"!=": "<>", "==": "=", "isnull": "is null", "notnull": "is not null"}
-_OPERATORS = frozenset(
-    ["(", ",", "+", "-", "*", "/", "%", "||", "<", "<=", ">", ">=", "=", "<>", "&", "|", "~", "<<", ">>"]
-)
 _ROWIDS = frozenset(("rowid", "oid", "_rowid_"))
 _CONSTANTS = {"true": "1", "false": "0"}
 _CLOCKS = ("current_date", "current_time", "current_timestamp")
@@ -116,11 +114,7 @@ def _token(kind: str, text: str, start: int, end: int) -> Token:
         return Token(kind, text, name, start, end)
     plain = re.fullmatch(r"(?:[^\W\d]|[^\x00-\x7f])(?:[\w$]|[^\x00-\x7f])*", name) and name not in _RESERVED
     shown = name if plain else '"' + name.replace('"', '""') + '"'
-    return Token(kind, shown, name, start, end, _string(inner) if text[0] == '"' else None)
-
-
-def _string(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
+    return Token(kind, shown, name, start, end, quote_text(inner) if text[0] == '"' else None)
 
 
 def _number(text: str) -> str:
@@ -147,7 +141,7 @@ def canonical_default(sql: str | None) -> str | None:
             return None
         if only.kind == "quoted" or (only.kind == "word" and not only.is_word(*_CONSTANTS, *_CLOCKS)):
             written = sql[only.start : only.end]
-            return only.literal or _string(written if only.kind == "word" else written[1:-1])
+            return only.literal or quote_text(written if only.kind == "word" else written[1:-1])
         return _CONSTANTS.get(only.text, only.text) if only.kind == "word" else only.text
     return _join(tokens, ())
 
@@ -155,8 +149,8 @@ def canonical_default(sql: str | None) -> str | None:
 def canonical(sql: str | None, columns: Collection[str] | None = None) -> str | None:
     """Return an expression in a form that does not depend on quotes, space, case and outer parentheses.
 
-    :param columns: the table's columns in lower case: what stands in double quotes and is none of them is a string;
-        default: all of it are names.
+    :param columns: the table's columns in lower case: anything else in double quotes is a string. Default: everything
+        in double quotes is a name.
     """
     return None if sql is None else _join(tokenize(sql), columns)
 
@@ -175,7 +169,7 @@ def _join(tokens: Sequence[Token], columns: Collection[str] | None) -> str:
 
 
 def _is_operand(token: Token) -> bool:
-    """Tell whether a token can end what an operator stands behind."""
+    """Tell whether a postfix operator can follow a token."""
     return token.text == ")" if token.kind == "other" else not (token.kind == "word" and token.text in _RESERVED)
 
 
@@ -244,12 +238,10 @@ def parse_table(sql: str, columns: Collection[str] | None = None) -> TableText:
 
     :param columns: the table's columns in lower case.
     """
-    tokens = tokenize(sql)
-    start = _open(tokens)
-    end = _group_end(tokens, start)
+    elements, tail = parts_of(sql)
     table = TableText()
-    options = [" ".join(t.text.upper() for t in part) for part in _split(tokens[end + 1 :])]
-    for element in _split(tokens[start + 1 : end]):
+    options = [" ".join(t.text.upper() for t in part) for part in _split(tail)]
+    for element in elements:
         options += _oddities(element)
         column = None if is_constraint(element) else element[0].name
         _read_element(sql, element, column, table, columns)
@@ -334,18 +326,3 @@ def parse_index(sql: str, columns: Collection[str] | None = None) -> tuple[list[
         keys.append(_join(part, columns))
     predicate = _join(tokens[end + 2 :], columns) if len(tokens) > end + 2 else None
     return keys, predicate
-
-
-class Reader:
-    """Reads texts once each: the declared and the live schema are mostly of the same ones."""
-
-    def __init__(self) -> None:
-        self._tables: dict[tuple[str, tuple[str, ...]], TableText] = {}
-        self.tables: dict[object, Table] = {}  # whole tables, by all that SQLite says of them
-
-    def table(self, sql: str, columns: Sequence[str]) -> TableText:
-        """Return what `parse_table` returns, which is not to be changed."""
-        key = (sql, tuple(columns))
-        if key not in self._tables:
-            self._tables[key] = parse_table(sql, columns)
-        return self._tables[key]
