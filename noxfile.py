@@ -40,7 +40,7 @@ def docs(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run the tests of the README's command, or those that are named: `nox -s tests -- tests/test_pool.py`."""
-    session.run(*PYTEST, *session.posargs)
+    session.run(*PYTEST, *session.posargs, env={"WHATSPIRE_TEST_EXAMPLES": "25"})
 
 
 @nox.session

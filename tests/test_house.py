@@ -93,6 +93,7 @@ ROOMS = {
         "engines.postgres.written",
         "engines.postgres.moments",
         "engines.postgres.stand_ins",
+        "engines.postgres.fileless",
         "engines.postgres.scratch",
         "engines.postgres.settling",
         "engines.postgres.probing",

@@ -131,10 +131,11 @@ else:
             values = self.__dict__
             values.update(zip(names, arguments, strict=False), **given)
             is_doubled = len(values) < len(arguments) + len(given)
-            for name, make in factories.items():
-                if name not in values:
-                    values[name] = make()
-            values.update(defaults | values)
+            if len(values) < len(names):
+                for name, make in factories.items():
+                    if name not in values:
+                        values[name] = make()
+                values.update(defaults | values)
             if is_doubled or values.keys() != fields.keys():
                 raise TypeError(f"{type(self).__name__} takes {', '.join(names)}, each once")
             if has_more:

@@ -8,6 +8,7 @@ import resource
 import shutil
 import subprocess
 import sys
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -101,10 +102,10 @@ def test_any_number_of_pages_in_a_manifest_is_no_failure_of_the_program(sqlite: 
 
 def least(place: Place, *arguments: str) -> int:
     """Return how much memory the program itself takes for a command, in MiB, to some steps."""
-    for mebis in range(100, 1200, 20):
-        if run_in(place, mebis, *arguments).returncode == 0:
-            return mebis
-    pytest.fail("no limit is enough")
+    steps = range(100, 1200, 20)
+    enough = bisect_left(steps, True, key=lambda mebis: run_in(place, mebis, *arguments).returncode == 0)
+    assert enough < len(steps), "no limit is enough"
+    return steps[enough]
 
 
 def run_in(place: Place, mebis: int, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 from peewee import sqlite3
 
 from tests.conftest import Place
-from tests.migrate.models import model
+from tests.migrate.models import converges, model, run
 from tests.servers import eventually
 from whatspire_db import LockTimeout, MigrationRunner, ModelError
 from whatspire_db.health import check_health
@@ -106,6 +107,12 @@ def test_question_leaves_no_limit_in_the_session(postgres: Place) -> None:
         runner = MigrationRunner(db)
         runner.up(), runner.plan(), runner.version()
         assert db.execute_sql("SHOW lock_timeout").fetchone() == ("7s",)
+
+
+def test_no_look_is_compiled(postgres: Place) -> None:
+    engine = PostgresEngine(postgres.connect())
+    with engine.db.connection_context(), engine.reading(1):
+        assert engine.ask("SHOW jit") == "off"
 
 
 def test_killed_look_leaves_no_session_that_waits(postgres: Place) -> None:
@@ -211,6 +218,65 @@ def test_batch_holds_few_locks(postgres: Place, monkeypatch: pytest.MonkeyPatch)
         MigrationRunner(db, models).plan()
     assert len(held) > 3
     assert max(held) <= 1.5 * LOCKS
+
+
+# What it counts outlives the look, which is rolled back.
+COUNT_FILES = """
+CREATE SEQUENCE files;
+CREATE FUNCTION count_files() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN
+    PERFORM nextval('files') FROM pg_event_trigger_ddl_commands() WHERE pg_relation_filenode(objid) IS NOT NULL;
+END $$;
+CREATE EVENT TRIGGER count_files ON ddl_command_end EXECUTE FUNCTION count_files();
+"""
+KEY = {"id": pw.BigIntegerField(primary_key=True), "name": pw.TextField(index=True), "kind": pw.TextField(unique=True)}
+
+
+@pytest.mark.parametrize(
+    ("fields", "meta", "makes_files"),
+    [
+        (KEY, {}, False),
+        ({**KEY, "boss": pw.ForeignKeyField("self", null=True)}, {}, False),
+        ({"a": pw.TextField(), "b": pw.TextField()}, {"primary_key": pw.CompositeKey("b", "a")}, False),
+        ({"name": pw.TextField()}, {"primary_key": False}, True),
+        (KEY, {"constraints": [pw.SQL("CHECK (id > 0) NO INHERIT")]}, True),
+        (KEY, {"constraints": [pw.SQL("UNIQUE (name) DEFERRABLE")]}, True),
+        (KEY, {"table_settings": ["WITH (fillfactor = 70)"]}, True),
+    ],
+    ids=["plain", "to itself", "two keys", "no key", "no inherit", "unique", "settings"],
+)
+def test_a_look_makes_files_only_where_it_must(
+    postgres: Place, fields: dict[str, pw.Field], meta: dict[str, Any], makes_files: bool
+) -> None:
+    db = postgres.connect()
+    with db.connection_context():
+        thing = model("Thing", "thing", {name: deepcopy(field) for name, field in fields.items()}, **meta)
+        converges(db, [thing])
+        db.execute_sql("CREATE TABLE made (id bigint)")
+        run(db, COUNT_FILES)
+        runner = MigrationRunner(db, [thing])
+        assert not runner.verify_schema()
+        assert db.execute_sql("SELECT is_called FROM files").fetchone() == (makes_files,)
+
+
+@pytest.mark.parametrize("name", ["named", 'a "name"', "n" * 70])
+def test_a_unique_index_that_is_plain_in_the_database_is_seen(postgres: Place, name: str) -> None:
+    db = postgres.connect()
+    thing = model("Thing", "thing", {"id": pw.BigIntegerField(primary_key=True), "kind": pw.TextField()})
+    thing.add_index(thing.kind, unique=True, name=name)
+    with db.connection_context():
+        converges(db, [thing])
+        kept = name.replace('"', '""')[:63]
+        run(db, f'DROP INDEX "{kept}"', f'CREATE INDEX "{kept}" ON thing (kind)')
+        (drift,) = MigrationRunner(db, [thing]).verify_schema().drift
+        assert (drift.kind, drift.declared, drift.live) == ("index", "UNIQUE btree (kind)", "btree (kind)")
+
+
+def test_a_reference_to_a_unique_column_is_one_in_any_form(postgres: Place) -> None:
+    db = postgres.connect()
+    parent = model("Parent", "parent", {"id": pw.BigIntegerField(primary_key=True), "kind": pw.TextField(unique=True)})
+    child = model("Child", "child", {"parent": pw.ForeignKeyField(parent, field="kind")})
+    with db.connection_context():
+        converges(db, [parent, child])
 
 
 def test_reference_to_what_is_not_unique_is_refused_over_batches(postgres: Place) -> None:

@@ -227,7 +227,7 @@ def index_on(index_sql: str, table: str) -> str:
 
 def referenced_tables(sql: str) -> Iterator[str]:
     """Yield the names of the tables that SQL refers to by REFERENCES, without their schemas."""
-    return map(_unquoted, _REFERENCES.findall(sql))
+    return map(_unquoted, _REFERENCES.findall(sql) if "references" in sql.lower() else ())
 
 
 def _unquoted(name: str) -> str:

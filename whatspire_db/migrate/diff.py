@@ -150,7 +150,7 @@ def diff(declared: Schema, live: Schema, constraints_can_be_added: bool) -> Chan
         elif found.kind != table.kind:
             drift = Drift("table", label(key), label(key), table.kind, found.kind, key, wanted=table, got=found)
             changes.drift.append(drift)
-        else:
+        elif found is not table:  # as it is where the engine told the same of both
             _diff_table(table, found, changes, constraints_can_be_added)
     changes.extra += [Extra("table", label(key), key[1]) for key in live.others if key not in declared.tables]
     return changes

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("whatspire_db.migrate")
 
-MANY = 300  # tables
 LOOKS = 5  # tries to see a schema that stands still
 
 
@@ -78,7 +76,7 @@ class Looking:
     def reading(self, wait_seconds: float | None = None) -> Iterator[None]:
         """Look in a transaction that is rolled back, and wait for no lock longer than the limit."""
         seconds = self.stamping.wait_seconds if wait_seconds is None else wait_seconds
-        with _uncollected(len(self.models) > MANY), self.engine.reading(seconds):
+        with self.engine.reading(seconds):
             yield
 
     def look(self, before: Standing | None, wait_seconds: float | None = None) -> Look:
@@ -217,19 +215,6 @@ class Looking:
             drift=[d for d in changes.drift if d.table != self._history],
             extra=[e for e in changes.extra if e.table != self._history],
         )
-
-
-@contextmanager
-def _uncollected(is_large: bool) -> Iterator[None]:
-    """Pause the garbage collector during a large look: it would scan values that all live until the end."""
-    pauses = is_large and gc.isenabled()
-    if pauses:
-        gc.disable()
-    try:
-        yield
-    finally:
-        if pauses:
-            gc.enable()
 
 
 def warn_of_names(declared: Schema) -> None:

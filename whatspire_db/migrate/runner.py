@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -44,6 +45,7 @@ T = TypeVar("T")
 LOCK_TIMEOUT_SECONDS = LOOK_SECONDS
 # An index on so many rows is built in some 10 ms, about as long as a commit takes; writers wait no longer than that.
 ONLINE_ROWS = 10_000
+MANY = 300  # tables
 
 
 def _patient(verb: Callable[[MigrationRunner], T]) -> Callable[[MigrationRunner], T]:
@@ -52,9 +54,26 @@ def _patient(verb: Callable[[MigrationRunner], T]) -> Callable[[MigrationRunner]
     @functools.wraps(verb)
     def run(self: MigrationRunner) -> T:
         self._patience = Patience(self.lock_timeout, self.wait_for_server)
-        return self._patience.run(lambda: verb(self), self._let_go)
+        try:
+            with _uncollected(len(self.models) > MANY):
+                return self._patience.run(lambda: verb(self), self._let_go)
+        finally:
+            self.engine.forget()
 
     return run
+
+
+@contextmanager
+def _uncollected(is_large: bool) -> Iterator[None]:
+    """Pause the garbage collector during a large run: it would scan values that all live until the end."""
+    pauses = is_large and gc.isenabled()
+    if pauses:
+        gc.disable()
+    try:
+        yield
+    finally:
+        if pauses:
+            gc.enable()
 
 
 class MigrationRunner:

@@ -139,8 +139,9 @@ class Upgrade:
         :param looked_alone: the look was taken under the lock, so no other run can have changed the schema since.
         """
         declared, plan = look.declared, look.plan
-        self.engine.wait_for_builds(sorted({s.repairs for s in plan.pending if s.repairs}), self.wait_seconds)
-        now = self.stamping.standing()
+        builds = sorted({s.repairs for s in plan.pending if s.repairs})
+        self.engine.wait_for_builds(builds, self.wait_seconds)
+        now = look.after if looked_alone and not builds else self.stamping.standing()
         if not _is_as_seen(look, now, looked_alone):
             with self.looking.reading():
                 plan = self.looking.plan(declared)

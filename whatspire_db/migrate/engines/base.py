@@ -69,6 +69,7 @@ class Engine(abc.ABC):
     def __init__(self, db: peewee.Database, trust_source: bool = False) -> None:
         self.db = db
         self.trust_source = trust_source  # run code that other roles left in the database
+        self._keys: dict[ModelType, Key] = {}
 
     def ask(self, sql: str, params: Sequence[Any] | None = None) -> Any:
         """Return the first value of the first row."""
@@ -90,9 +91,15 @@ class Engine(abc.ABC):
     def fold(self, name: str) -> str:
         """Return a name as the engine keeps and compares it."""
 
-    @abc.abstractmethod
     def key(self, model: ModelType) -> Key:
-        """Return where a model's table stands."""
+        """Return where a model's table stands, as a run asks many times."""
+        if model not in self._keys:
+            self._keys[model] = self.place(model)
+        return self._keys[model]
+
+    @abc.abstractmethod
+    def place(self, model: ModelType) -> Key:
+        """Find out where a model's table stands."""
 
     @abc.abstractmethod
     def snapshot(self, keys: Collection[Key]) -> Schema:
@@ -115,6 +122,10 @@ class Engine(abc.ABC):
 
         :param wait_seconds: no statement in it waits longer for a lock.
         """
+
+    def forget(self) -> None:
+        """Let go of what was kept for the rest of a run."""
+        self._keys = {}
 
     @abc.abstractmethod
     def locked_out(self, models: Sequence[ModelType], wait_seconds: float) -> LockTimeout:

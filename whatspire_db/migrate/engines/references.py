@@ -80,8 +80,8 @@ def targets_of(model: ModelType, by_name: Mapping[str, Sequence[ModelType]]) -> 
 
 def names_in_text(model: ModelType) -> Iterator[str]:
     """Yield the names of the tables and sequences that a model's constraints name in SQL."""
-    yield from references_in_text(model)
     for text in written_constraints(model):
+        yield from referenced_tables(text)
         for written in _SEQUENCES.findall(text):
             yield written.replace("''", "'").rpartition(".")[2].strip('"')
 

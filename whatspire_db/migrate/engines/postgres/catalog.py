@@ -72,17 +72,19 @@ SELECT 'index', o.relname, json_build_object(
         'constraint', k.contype, 'deferrable', k.condeferrable, 'deferred', k.condeferred,
         'keys', (
             SELECT json_agg(json_build_object(
-                    'expression', pg_get_indexdef(i.indexrelid, n::int, false),
+                    'expression', CASE WHEN i.indkey[n - 1] = 0 THEN pg_get_indexdef(i.indexrelid, n::int, false)
+                        ELSE quote_ident(a.attname) END,
                     'key', n <= i.indnkeyatts,
-                    'column', (SELECT a.attname FROM pg_catalog.pg_attribute AS a
-                        WHERE a.attrelid = i.indrelid AND a.attnum = i.indkey[n - 1] AND a.attnum <> 0),
+                    'column', a.attname,
                     'opclass', (SELECT p.opcname FROM pg_catalog.pg_opclass AS p
                         WHERE p.oid = i.indclass[n - 1] AND NOT (p.opcdefault AND {parameters} IS NULL)),
                     'parameters', {parameters},
                     'collation', (SELECT {collation} FROM pg_catalog.pg_collation AS l
                         WHERE l.oid = i.indcollation[n - 1] AND l.collname <> 'default'),
                     'option', CASE WHEN n <= i.indnkeyatts THEN i.indoption[n - 1] END) ORDER BY n)
-            FROM generate_series(1, i.indnatts) AS n))::text
+            FROM generate_series(1, i.indnatts) AS n
+            LEFT JOIN pg_catalog.pg_attribute AS a
+                ON a.attrelid = i.indrelid AND a.attnum = i.indkey[n - 1] AND a.attnum <> 0))::text
     FROM own AS o
     JOIN pg_catalog.pg_index AS i ON i.indrelid = o.oid
     JOIN pg_catalog.pg_class AS c ON c.oid = i.indexrelid

@@ -103,6 +103,7 @@ class PostgresEngine(Engine):
     def __init__(self, db: peewee.PostgresqlDatabase, trust_source: bool = False) -> None:
         super().__init__(db, trust_source)
         self._default: str | None = None
+        self._strangers: dict[object, list[trust.Stranger]] | None = None  # found by the look under way
 
     @property
     def default_schema(self) -> str:
@@ -117,7 +118,7 @@ class PostgresEngine(Engine):
         # A character that does not fit is dropped whole.
         return name.encode()[:NAME_BYTES].decode(errors="ignore")
 
-    def key(self, model: ModelType) -> Key:
+    def place(self, model: ModelType) -> Key:
         schema = model._meta.schema or ""
         return ("" if schema == self.default_schema else schema, self.fold(model._meta.table_name))
 
@@ -174,7 +175,13 @@ class PostgresEngine(Engine):
         if self.trust_source:
             return []
         tables = [qualified(self.key(m)[0] or self.default_schema, self.key(m)[1]) for m in models]
-        return trust.strangers(self.db, trust.words_of(declared_text(self.db, models)), tables)
+        words = trust.words_of(declared_text(self.db, models))
+        if self._strangers is None:
+            return trust.strangers(self.db, words, tables)
+        asked = (frozenset(words), frozenset(tables))
+        if asked not in self._strangers:
+            self._strangers[asked] = trust.strangers(self.db, words, tables)
+        return self._strangers[asked]
 
     def refuses_everything(self, live: Schema) -> WhatspireDBError | None:
         return citus.elsewhere(self.db) if citus.EXTENSION in live.extensions else None
@@ -206,7 +213,11 @@ class PostgresEngine(Engine):
         with discarded(self.db):
             locking.bound_look(self.db, wait_seconds)
             session.pin(self.db)
-            yield
+            self._strangers = {}
+            try:
+                yield
+            finally:
+                self._strangers = None
 
     def locked_out(self, models: Sequence[ModelType], wait_seconds: float) -> LockTimeout:
         tables = [qualified(m._meta.schema, self.fold(m._meta.table_name)) for m in models]

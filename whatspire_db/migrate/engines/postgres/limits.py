@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 
 import peewee
@@ -13,13 +13,20 @@ from whatspire_db.sql import pinned
 
 # lock_timeout is not among them: each statement that waits for a lock has a limit of its own.
 _NAMES = "'{idle_in_transaction_session_timeout,idle_session_timeout,statement_timeout,transaction_timeout}'"
-_CURRENT = f"SELECT name, current_setting(name) FROM pg_settings WHERE name = ANY ({_NAMES})"
+# A server knows those of its version. The view pg_settings would make a row of each of some 380 settings.
+_KNOWN = f"FROM unnest({_NAMES}::text[]) AS s (name) WHERE current_setting(name, true) IS NOT NULL"
+_CURRENT = f"SELECT name, current_setting(name) {_KNOWN}"
 # Its parameter: whether for the transaction alone.
-LIFT = f"SELECT set_config(name, '0', %s) FROM pg_settings WHERE name = ANY ({_NAMES})"
+LIFT = f"SELECT set_config(name, '0', %s) {_KNOWN}"
 # Behind a pooler, whose server process is not the one that answered first, a session's settings are not ours to change.
-_LIFT_IN_OWN_SESSION = (
-    f"SELECT set_config(name, '0', false) FROM pg_settings WHERE name = ANY ({_NAMES}) AND pg_backend_pid() = %s"
-)
+_LIFT_IN_OWN_SESSION = f"SELECT set_config(name, '0', false) {_KNOWN} AND pg_backend_pid() = %s"
+
+_SET = "SELECT set_config(name, value, %s) FROM ROWS FROM (unnest(%s::text[]), unnest(%s::text[])) AS s (name, value)"
+
+
+def set_all(db: peewee.PostgresqlDatabase, settings: Mapping[str, str], *, in_transaction: bool = False) -> None:
+    """Set what a session has, until it is set again or, if so wanted, until the transaction ends."""
+    execute(db, pinned(_SET), [in_transaction, list(settings), list(settings.values())])
 
 
 def lock_limit(wait_seconds: float) -> str:
@@ -41,12 +48,11 @@ def lift_in_own_session(connection: Any) -> None:
 @contextmanager
 def lifted(db: peewee.PostgresqlDatabase) -> Iterator[None]:
     """Let the session of this thread live, idle or not, as long as the block takes."""
-    before = execute(db, pinned(_CURRENT)).fetchall()
+    before = dict(execute(db, pinned(_CURRENT)).fetchall())
     execute(db, pinned(LIFT), [False])
     try:
         yield
     finally:
         if not db.is_closed() and db.is_connection_usable():
             with suppress(peewee.PeeweeException):  # they are gone with their session
-                for name, value in before:
-                    execute(db, "SELECT pg_catalog.set_config(%s, %s, false)", [name, value])
+                set_all(db, before)

@@ -17,7 +17,7 @@ from whatspire_db.migrate.ddl import execute
 from whatspire_db.migrate.progress import Progress
 from whatspire_db.sql import pinned
 
-from . import session
+from . import limits, session
 from .holders import BUILDERS, PEOPLE, QUIET_SECONDS, described, pauses, rows, separate_connection
 from .locks import is_pooled
 
@@ -133,7 +133,7 @@ def _set_for_a_build(db: peewee.PostgresqlDatabase) -> Iterator[None]:
     pairs = [(name, value) for name, value in zip(_FOR_A_BUILD, before, strict=False) if value is not None]
     meaning = session.current(db)
     try:
-        session.set_all(db, session.PINNED)
+        limits.set_all(db, session.PINNED)
         for name, _ in pairs:
             _set_if_possible(db, name, _FOR_A_BUILD[name])
         yield
@@ -141,7 +141,7 @@ def _set_for_a_build(db: peewee.PostgresqlDatabase) -> Iterator[None]:
         if not db.is_closed() and db.is_connection_usable():
             for name, value in pairs:
                 _set_if_possible(db, name, value)
-            session.set_all(db, meaning)
+            limits.set_all(db, meaning)
 
 
 def _set_if_possible(db: peewee.PostgresqlDatabase, name: str, value: str) -> None:

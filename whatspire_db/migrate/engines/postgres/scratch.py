@@ -29,7 +29,7 @@ from whatspire_db.sql import pinned
 
 from ..base import discarded
 from ..references import named_by, targets_of, with_references
-from . import extensions, trust
+from . import extensions, fileless, trust
 from .moments import refuse_moments
 from .stand_ins import StandIns
 
@@ -170,12 +170,15 @@ def _made(engine: PostgresEngine, schema: str, batch: Batch) -> dict[Key, Table]
         for column, sql in deferred_foreign_keys(engine.db, model, names):
             statements.append((model, sql))
             deferred.add((engine.key(model), column))
-    _create_all(engine.db, statements)
+    forms = fileless.forms(engine, statements)
+    _create_all(engine.db, statements, forms)
     places = {name: engine.key(model) for model, name in names.items()} | stand_ins.made
     found = engine.scratch(schema, places)
     for model in batch.own:
         refuse_moments(engine.db, model, found[engine.key(model)])
-    return {engine.key(model): _optional(found[engine.key(model)], deferred) for model in batch.own}
+    keys = {model: engine.key(model) for model in batch.own}
+    declared = {key: forms[model].read(found[key]) if model in forms else found[key] for model, key in keys.items()}
+    return {key: _optional(table, deferred) for key, table in declared.items()}
 
 
 def _names(engine: PostgresEngine, schema: str, models: Sequence[ModelType]) -> dict[ModelType, str]:
@@ -196,11 +199,13 @@ def _statements(db: peewee.Database, model: ModelType, names: Mapping[ModelType,
     return [*create_table(db, model, names), *_indexes(db, model, names)]
 
 
-def _create_all(db: peewee.Database, statements: Sequence[tuple[ModelType, str]]) -> None:
+def _create_all(
+    db: peewee.Database, statements: Sequence[tuple[ModelType, str]], forms: Mapping[ModelType, fileless.Form]
+) -> None:
     """Run statements as one message; where one of them fails, again each by itself, for the message to name it."""
     try:
         with db.atomic():
-            execute(db, ";\n".join(sql for _, sql in statements))
+            execute(db, ";\n".join(forms[model].made(sql) if model in forms else sql for model, sql in statements))
     except peewee.PeeweeException as error:
         if is_locked(error) or is_lock_table_full(error):
             raise

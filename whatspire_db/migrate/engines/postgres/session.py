@@ -7,6 +7,8 @@ import peewee
 from whatspire_db.migrate.ddl import execute
 from whatspire_db.sql import pinned
 
+from .limits import set_all
+
 # Constants are read and shown by these: '2024-01-01 00:00' is another moment in each time zone.
 PINNED = {
     "TimeZone": "UTC",
@@ -19,6 +21,7 @@ PINNED = {
     "quote_all_identifiers": "off",
     "standard_conforming_strings": "on",
     "transform_null_equals": "off",
+    "jit": "off",  # it takes longer to compile the statement that reads a schema than to run it
 }
 # Those that decide how a script's constants are read.
 _READING = (
@@ -30,20 +33,12 @@ _READING = (
     "standard_conforming_strings",
     "transform_null_equals",
 )
-_PIN = pinned(
-    "SELECT set_config(name, value, %s) FROM ROWS FROM (unnest(%s::text[]), unnest(%s::text[])) AS s (name, value)"
-)
 _CURRENT = pinned("SELECT name, current_setting(name) FROM unnest(%s::text[]) AS s (name)")
 
 
 def pin(db: peewee.PostgresqlDatabase) -> None:
     """Let what this transaction declares and reads mean the same in every session."""
-    execute(db, _PIN, [True, list(PINNED), list(PINNED.values())])
-
-
-def set_all(db: peewee.PostgresqlDatabase, settings: dict[str, str]) -> None:
-    """Set what a session has, until it is set again."""
-    execute(db, _PIN, [False, list(settings), list(settings.values())])
+    set_all(db, PINNED, in_transaction=True)
 
 
 def statements() -> list[str]:

@@ -59,8 +59,12 @@ def snapshot(db: peewee.SqliteDatabase, schema: str, keys: Collection[Key], know
     if schema not in attached:
         raise ModelError(f"no database is attached as {schema}", "attach it with db.attach(filename, name)")
     rows: dict[str, Rows] = defaultdict(lambda: defaultdict(list))
-    for what, table, *values in execute(db, _SNAPSHOT.format((schema or "main").replace('"', '""'))):
-        rows[folded_ascii(table)][what].append(tuple(values))
+    written: dict[str, Rows] = {}  # by the name as it is written, for there is a row for each column
+    for row in execute(db, _SNAPSHOT.format((schema or "main").replace('"', '""'))):
+        table = row[1]
+        if table not in written:
+            written[table] = rows[folded_ascii(table)]
+        written[table][row[0]].append(row[2:])
     tables, others = {}, []
     for name, of_table in rows.items():
         if "table" in of_table and (schema, name) in keys:

@@ -47,6 +47,10 @@ WHERE t.type = 'table' AND t.name = 'migration_versions' COLLATE NOCASE
 # Tables in a scratch database: the more there are, the longer SQLite takes to create one.
 BATCH = 100
 
+# Tables by all that SQLite says of them, so that what many files, or one file again and again, say is read once.
+_READ: dict[object, Table] = {}
+KEPT_TABLES = 5000  # beyond a run; one takes some 10 KiB, and its model twice that
+
 _STAMPS_MODE = 0o644  # what another user could write, a start could not believe
 
 # https://www.sqlite.org/datatype3.html, 3.1
@@ -60,18 +64,14 @@ class SqliteEngine(Engine):
     constraints_can_be_added = False
     builds_online = False
 
-    def __init__(self, db: peewee.Database, trust_source: bool = False) -> None:
-        super().__init__(db, trust_source)
-        self._known: dict[object, Table] = {}  # tables that the look under way has read
-
     def is_in_memory(self) -> bool:
         return not any(row[1] == "main" and row[2] for row in execute(self.db, "PRAGMA database_list"))
 
     def fold(self, name: str) -> str:
         return folded_ascii(name)
 
-    def key(self, model: ModelType) -> Key:
-        schema = self.fold(model._meta.schema or "")
+    def place(self, model: ModelType) -> Key:
+        schema = self.fold(model._meta.schema) if model._meta.schema else ""
         return ("" if schema == "main" else schema, self.fold(model._meta.table_name))
 
     def snapshot(self, keys: Collection[Key]) -> Schema:
@@ -82,7 +82,7 @@ class SqliteEngine(Engine):
 
         schema = Schema({})
         for name in sorted({key[0] for key in keys} | {""}):
-            schema = schema.merge(snapshot(db, name, keys, self._known))
+            schema = schema.merge(snapshot(db, name, keys, _READ))
         return schema
 
     def declared(self, models: Sequence[ModelType]) -> Schema:
@@ -152,11 +152,13 @@ class SqliteEngine(Engine):
 
     @contextmanager
     def reading(self, wait_seconds: float) -> Iterator[None]:
-        try:
-            with self._waiting(wait_seconds), discarded(self.db, "DEFERRED"):
-                yield
-        finally:
-            self._known = {}
+        with self._waiting(wait_seconds), discarded(self.db, "DEFERRED"):
+            yield
+
+    def forget(self) -> None:
+        super().forget()
+        if len(_READ) > KEPT_TABLES:
+            _READ.clear()
 
     @contextmanager
     def _waiting(self, seconds: float) -> Iterator[None]:
@@ -194,7 +196,8 @@ class SqliteEngine(Engine):
             return self._standing(models)
 
     def _standing(self, models: Sequence[ModelType]) -> Standing | None:
-        schemas = sorted({self.key(model)[0] for model in models} | {""})
+        keys = {self.key(model) for model in models}
+        schemas = sorted({key[0] for key in keys} | {""})
         parts = [_STANDING.format(*quoted) for quoted in map(_both_quotes, schemas)]
         with peewee_errors:
             try:
@@ -206,7 +209,6 @@ class SqliteEngine(Engine):
                     return None
                 cursor = self.db.cursor().execute(" UNION ALL ".join([_NO_HISTORY, *parts]))
             (version, *_), *facts = cursor
-        keys = {self.key(model) for model in models}
         keys |= {(schema, folded_ascii(name)) for schema, name in _referred(facts, keys)}
         own = sorted(fact for fact in facts if ("" if fact[0] == "main" else fact[0], folded_ascii(fact[1])) in keys)
         mark = mark_of([peewee.sqlite3.sqlite_version, *own])
@@ -338,9 +340,9 @@ class SqliteEngine(Engine):
 
 def _referred(facts: Sequence[tuple[str, ...]], keys: Collection[Key]) -> Iterator[tuple[str, str]]:
     """Yield the tables that others refer to: a reference without columns means their primary key."""
-    for schema, table, _, _, sql in facts:
+    for schema, table, kind, _, sql in facts:
         place = "" if schema == "main" else schema
-        if sql and (place, folded_ascii(table)) in keys:
+        if kind == "table" and sql and (place, folded_ascii(table)) in keys:
             yield from ((place, name) for name in referenced_tables(sql))
 
 

@@ -25,6 +25,10 @@ _TOKEN = re.compile(
 )
 
 
+# Words of which one is in every CREATE TABLE that says more than the pragmas.
+_SAYS_MORE = re.compile(
+    r"\b(?:as|autoincrement|check|collate|conflict|desc|references|strict|without)\b", re.IGNORECASE | re.ASCII
+)
 # Keywords that SQLite does not take, or reads as something else, where they are a name without quotes.
 _RESERVED_WORDS = """
 add all alter and as autoincrement between case cast check collate commit constraint create current_date
@@ -238,8 +242,10 @@ def parse_table(sql: str, columns: Collection[str] | None = None) -> TableText:
 
     :param columns: the table's columns in lower case.
     """
-    elements, tail = parts_of(sql)
     table = TableText()
+    if not _SAYS_MORE.search(sql):
+        return table
+    elements, tail = parts_of(sql)
     options = [" ".join(t.text.upper() for t in part) for part in _split(tail)]
     for element in elements:
         options += _oddities(element)
