@@ -35,6 +35,7 @@ ROOMS = {
         "deadline",
         "patience",
         "query_log",
+        "pool_stats",
         "pool_state",
         "pool",
         "borrowing",

@@ -659,3 +659,18 @@ def test_plain_peewee_database_is_observed_too(sqlite: Place) -> None:
             author.save()
         assert author.save() == 1
         assert Author.get().name == "c"
+
+
+def test_a_model_without_a_key_has_an_id_of_its_own(place: Place) -> None:
+    class Shop(Author):
+        class Meta:
+            abstract = True
+
+    db = place.connect()
+    with db.connection_context(), db.bind_ctx([Author, Shop]):
+        db.create_tables([Author, Shop])
+        assert [Author.create(name="a").id, Author.create(name="b").id, Shop.create(name="c").id] == [1, 2, 1]
+        for model in (Author, Shop):
+            key = model._meta.primary_key
+            assert (type(key), key.model, key.name, key.column_name) == (peewee.AutoField, model, "id", "id")
+            assert model._meta.sorted_field_names == ["id", "name", "tags"]

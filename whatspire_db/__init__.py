@@ -6,7 +6,6 @@ if sys.argv[:1] == ["-m"]:  # perhaps a command of ours; first, for the import o
     from .cli import starting as starting
 
 from .connection.connecting import connect
-from .connection.pool_state import PoolStats
 from .errors import (
     ConfigError,
     ConnectionFailed,
@@ -40,6 +39,7 @@ from .models.service import (
 from .settings import Settings
 
 if TYPE_CHECKING:
+    from .connection.pool_stats import PoolStats
     from .migrate import MigrationRunner
 
 __version__ = "0.1.0"
@@ -77,10 +77,13 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    # A worker that only reads and writes rows does not pay for the migrator.
-    if name == "MigrationRunner":
-        from .migrate import MigrationRunner
+# A worker that only reads and writes rows does not pay for these.
+_LOADED_LATER = {"MigrationRunner": ".migrate", "PoolStats": ".connection.pool_stats"}
 
-        return MigrationRunner
+
+def __getattr__(name: str) -> Any:
+    if name in _LOADED_LATER:
+        from importlib import import_module
+
+        return getattr(import_module(_LOADED_LATER[name], __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 from .light import pattern
@@ -49,23 +49,25 @@ def pinned(sql: str) -> str:
 
     :raises ValueError: for syntax that calls an operator without naming it, like IN; write = ANY (...) instead.
     """
-    return "".join(_pinned(list(_TOKEN.finditer(sql))))
+    return "".join(_pinned([(token.lastgroup, token.group()) for token in _TOKEN.finditer(sql)]))
 
 
-def _pinned(tokens: list[re.Match[str]]) -> Iterator[str]:
+def _pinned(tokens: Sequence[tuple[str | None, str]]) -> Iterator[str]:
     last = ""  # the token before, spaces and comments left out
-    for number, token in enumerate(tokens):
-        text, kind = token.group(), token.lastgroup
+    for number, (kind, text) in enumerate(tokens):
+        if kind == "skip" and (text.isspace() or text.startswith("--")):
+            yield text
+            continue
         if kind == "word":
             yield _qualified(text, last, _next(tokens, number))
         else:
             yield f"OPERATOR(pg_catalog.{text})" if kind == "operator" and last != "." else text
-        if not (text.isspace() or text.startswith("--")):
-            last = text.strip().lower()
+        last = text.strip().lower()
 
 
-def _next(tokens: list[re.Match[str]], number: int) -> str:
-    return next((t.group().lower() for t in tokens[number + 1 :] if not t.group().isspace()), "")
+def _next(tokens: Sequence[tuple[str | None, str]], number: int) -> str:
+    following = (text.lower() for _, text in tokens[number + 1 : number + 4] if not text.isspace())
+    return next(following, "")
 
 
 def _qualified(word: str, last: str, following: str) -> str:

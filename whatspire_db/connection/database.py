@@ -13,14 +13,16 @@ from collections.abc import Callable
 import peewee
 
 from ..errors import TransactionError
-from ..light import Any, TypeVar, pattern
+from ..light import TYPE_CHECKING, Any, TypeVar, pattern
 from ..settings import Settings
 from .blocks import Atomic, ConnectionContext, Savepoint, Transaction
 from .borrowing import State, notice_tasks
-from .pool_state import PoolStats
 from .query_log import QueryLog
 from .replica import ReadsElsewhere
 from .tasks import PlainFunctionsOnly, current_task
+
+if TYPE_CHECKING:
+    from .pool_stats import PoolStats
 
 T = TypeVar("T")
 

@@ -19,10 +19,13 @@ from contextlib import ExitStack, suppress
 from functools import partial
 
 from ..errors import PoolTimeout
-from ..light import Any
+from ..light import TYPE_CHECKING, Any
 from .call_site import CallSite, call_site
-from .pool_state import Holder, Lease, Limits, Member, PoolStats, Shared, Waiter, longest_held
+from .pool_state import Holder, Lease, Limits, Member, Shared, Waiter, longest_held
 from .tasks import native_thread_id, wait_stops_tasks
+
+if TYPE_CHECKING:
+    from .pool_stats import PoolStats
 
 logger = logging.getLogger("whatspire_db.pool")
 

@@ -10,21 +10,11 @@ from collections import deque
 from collections.abc import Iterable
 from contextlib import suppress
 
-from ..light import Any, NamedTuple, dataclass, field
+from ..light import TYPE_CHECKING, Any, dataclass, field
 from .call_site import CallSite
 
-
-class PoolStats(NamedTuple):
-    """The figures of Go's sql.DBStats."""
-
-    max_open_connections: int  # 0: no limit
-    open_connections: int  # in use and idle, those that are just being opened included
-    in_use: int
-    idle: int
-    wait_count: int  # how often somebody waited for a connection
-    wait_duration: float  # seconds, of all who waited together
-    max_idle_closed: int  # closed because MAX_IDLE_CONNS were idle already
-    max_lifetime_closed: int  # closed because of CONN_MAX_LIFETIME
+if TYPE_CHECKING:
+    from .pool_stats import PoolStats
 
 
 @dataclass(frozen=True)
@@ -150,6 +140,8 @@ class Shared:
     def stats(self, max_open: int) -> PoolStats:
         """Return the figures of this moment."""
         idle = len(self.idle)
+        from .pool_stats import PoolStats  # takes a while to make, and few ask
+
         return PoolStats(
             max_open_connections=max_open,
             open_connections=self.open,

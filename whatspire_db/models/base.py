@@ -5,7 +5,7 @@ from __future__ import annotations
 import peewee
 
 from ..errors import NotConnected
-from ..light import Any
+from ..light import TYPE_CHECKING, Any
 from .queries import Queries
 from .saving import SavesChanges
 
@@ -40,12 +40,27 @@ class _BaseModelMeta(peewee.ModelBase):
         return model
 
 
+class _Id(peewee.AutoField):
+    """The key of models that declare none, which Peewee copies for each model, whether it needs it or not.
+
+    With all that hangs on a field, a copy would take most of what it takes to make a model.
+    """
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> peewee.AutoField:
+        copy = peewee.AutoField()
+        copy.name = self.name
+        return copy
+
+
 class BaseModel(SavesChanges, Queries, peewee.Model, metaclass=_BaseModelMeta):
     """Base of the service's models and of a user's own: a subclass is a table of the migration.
 
     A subclass with `abstract = True` in its Meta is no table, only a base of others. `save()` writes the columns that
     changed since the row was read; a value that cannot be read raises ValueRefused with the row's table and key.
     """
+
+    if not TYPE_CHECKING:  # a subclass may have an `id` of another type
+        id = _Id()
 
     class Meta:
         database = database

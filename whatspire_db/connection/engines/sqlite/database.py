@@ -18,10 +18,13 @@ from whatspire_db.connection.tasks import native_thread_id
 from whatspire_db.dsn.targets import SqliteTarget
 from whatspire_db.errors import ConnectionFailed, LockTimeout, TransactionError
 from whatspire_db.fields.text_search import matches
-from whatspire_db.light import Any
-from whatspire_db.messages import CANTOPEN, DAMAGED, READONLY, first_line, is_damage, is_locked, primary, sqlite_code
-from whatspire_db.messages import hint as hint_for
+from whatspire_db.light import TYPE_CHECKING, Any, lazy_module
 from whatspire_db.peewee_compat import pragmas
+
+if TYPE_CHECKING:
+    from whatspire_db import messages
+else:  # for what fails
+    messages = lazy_module("whatspire_db.messages")
 
 PRAGMAS = {"foreign_keys": "1", "synchronous": "NORMAL", "journal_mode": "WAL"}
 BUSY_SECONDS = 5.0
@@ -123,7 +126,7 @@ class SqliteDatabase(Pooling, peewee.SqliteDatabase):
         try:
             yield
         except peewee.OperationalError as error:
-            if not is_locked(error):
+            if not messages.is_locked(error):
                 raise
             raise TransactionError(
                 f"another task of this thread is in a transaction that holds the lock of {self.target.path}",
@@ -173,9 +176,9 @@ def _set_journal_mode(conn: Any, mode: str, db: SqliteDatabase) -> None:
             conn.execute(f"PRAGMA journal_mode = {mode}")
             return
         except sqlite3.OperationalError as error:
-            if primary(error) == READONLY:
+            if messages.primary(error) == messages.READONLY:
                 return
-            if not is_locked(error) or time.monotonic() > deadline:
+            if not messages.is_locked(error) or time.monotonic() > deadline:
                 raise
             time.sleep(0.01)
 
@@ -230,25 +233,26 @@ def _cannot_open(target: SqliteTarget, error: Exception) -> ConnectionFailed | L
     """Return the error for a file that cannot be opened or read."""
     path = target.path or target.database
     fact, hint = _reason(target, path, error)
-    if is_locked(error):
+    if messages.is_locked(error):
         return LockTimeout(f"{path} {fact}", hint)
-    return ConnectionFailed(f"{path} {fact}", hint, sqlite_code=sqlite_code(error))
+    return ConnectionFailed(f"{path} {fact}", hint, sqlite_code=messages.sqlite_code(error))
 
 
 def _reason(target: SqliteTarget, path: str, error: Exception) -> tuple[str, str]:
-    code = primary(error)
-    if is_locked(error):
+    code = messages.primary(error)
+    if messages.is_locked(error):
         from whatspire_db.connection.engines.sqlite.holders import held_by  # only where something is wrong
 
         return (
             f"is locked by another process{held_by(path)}",
             "wait for it to end, or raise --lock-timeout, or _busy_timeout in the DSN",
         )
-    if is_damage(error) or code is None:  # without a code the module failed to decode the schema
+    if messages.is_damage(error) or code is None:  # without a code the module failed to decode the schema
         return _damaged(path, error)
-    if code in (CANTOPEN, READONLY) and (found := _not_openable(target, path)):
+    if code in (messages.CANTOPEN, messages.READONLY) and (found := _not_openable(target, path)):
         return found
-    return f"cannot be opened: {first_line(error)}", hint_for(error, "point WHATSAPP_DATABASE_DSN at a database file")
+    hint = messages.hint(error, "point WHATSAPP_DATABASE_DSN at a database file")
+    return f"cannot be opened: {messages.first_line(error)}", hint
 
 
 def _damaged(path: str, error: Exception) -> tuple[str, str]:
@@ -257,7 +261,8 @@ def _damaged(path: str, error: Exception) -> tuple[str, str]:
     if is_no_database(path, error):
         hint = "point WHATSAPP_DATABASE_DSN at the database; an encrypted file needs the program that made it"
         return verdict(path, error), hint
-    return verdict(path, error), f"{DAMAGED}; a later SQLite than {sqlite3.sqlite_version} may have written its schema"
+    hint = f"{messages.DAMAGED}; a later SQLite than {sqlite3.sqlite_version} may have written its schema"
+    return verdict(path, error), hint
 
 
 def _not_openable(target: SqliteTarget, file: str) -> tuple[str, str] | None:

@@ -59,13 +59,14 @@ else:  # a start that finds its stamp needs none of these
     references = lazy_module("whatspire_db.migrate.engines.references")
 
 KEEP_SECONDS = 1.0  # to wait for a lock that keeps the stamps from being stored
-_IS_VALID = pinned("SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(%s)")
-_MAY_CREATE = pinned(
+# They are pinned when they are asked: a start that finds its stamp asks none of them.
+_IS_VALID = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(%s)"
+_MAY_CREATE = (
     "SELECT current_setting('transaction_read_only') = 'off' AND has_schema_privilege(current_schema(), 'CREATE')"
 )
-_HAS_TABLE = pinned("SELECT EXISTS (SELECT FROM pg_class WHERE oid = to_regclass(%s) AND relkind = ANY ('{r,p}'))")
-_IS_BUILTIN = pinned("SELECT to_regtype(%s)::oid < 16384")  # FirstNormalObjectId
-_IS_DOMAIN = pinned("SELECT typtype = 'd' FROM pg_type WHERE oid = to_regtype(%s)")
+_HAS_TABLE = "SELECT EXISTS (SELECT FROM pg_class WHERE oid = to_regclass(%s) AND relkind = ANY ('{r,p}'))"
+_IS_BUILTIN = "SELECT to_regtype(%s)::oid < 16384"  # FirstNormalObjectId
+_IS_DOMAIN = "SELECT typtype = 'd' FROM pg_type WHERE oid = to_regtype(%s)"
 
 _LOCKS: Mapping[LockedWork, Lock] = {
     "create_schema": "none",
@@ -199,7 +200,7 @@ class PostgresEngine(Engine):
         return trust.told(self.db, [s for s in self.strangers([model]) if s.kind in ("table", "trigger")])
 
     def has_table(self, key: Key) -> bool:
-        return bool(self.ask(_HAS_TABLE, [qualified(key[0] or self.default_schema, key[1])]))
+        return bool(self.ask(pinned(_HAS_TABLE), [qualified(key[0] or self.default_schema, key[1])]))
 
     def settled(self, table: Table) -> Table:
         return settling.settled(self, table)
@@ -255,7 +256,7 @@ class PostgresEngine(Engine):
         return self.may_create() if standing is None else standing.may_write
 
     def may_create(self) -> bool:
-        return bool(self.ask(_MAY_CREATE))
+        return bool(self.ask(pinned(_MAY_CREATE)))
 
     def lock(self, wait_seconds: float) -> AbstractContextManager[None]:
         return locking.migration_lock(self.db, self.default_schema, wait_seconds)
@@ -294,7 +295,7 @@ class PostgresEngine(Engine):
         return None
 
     def is_invalid(self, index: str) -> bool:
-        return self.ask(_IS_VALID, [index]) is False
+        return self.ask(pinned(_IS_VALID), [index]) is False
 
     def discard_failed_build(self, index: str) -> None:
         if self.is_invalid(index):
@@ -326,7 +327,7 @@ class PostgresEngine(Engine):
         execute(self.db, "SET LOCAL row_security = off")
 
     def refuses_column(self, model: ModelType, column: Column, has_rows: bool, is_key: bool) -> WhatspireDBError | None:
-        if not has_rows or column.generated or column.not_null or not self.ask(_IS_DOMAIN, [column.type]):
+        if not has_rows or column.generated or column.not_null or not self.ask(pinned(_IS_DOMAIN), [column.type]):
             return None
         return probing.refused_by_its_type(self, model, column)
 
@@ -390,7 +391,7 @@ class PostgresEngine(Engine):
 
     def equals(self, column: Column | None) -> str:
         # An extension's type has its operators where the extension stands, which search_path leads to.
-        builtin = self.ask(_IS_BUILTIN, [column.type]) if column and column.type else False
+        builtin = self.ask(pinned(_IS_BUILTIN), [column.type]) if column and column.type else False
         return self.operator("=") if builtin else "="
 
     def index_condition(self, index: Index) -> str:
