@@ -16,6 +16,7 @@ from .written import tokens
 
 # https://www.postgresql.org/docs/current/datatype-datetime.html, "Special Values"; epoch and infinity do not move.
 _MOMENT = re.compile(r"\W*(?:.*\s)?(?:now|today|tomorrow|yesterday)\b(?:.*)?", re.IGNORECASE | re.DOTALL)
+_WORD = re.compile(r"now|today|tomorrow|yesterday", re.IGNORECASE)  # without one of them there is none
 # How the server shows what it took for one.
 _CONSTANT = re.compile(r"'[-+:. \d]*\d[^']*'::(?:date|time)", re.IGNORECASE)
 
@@ -40,10 +41,9 @@ def refuse_moments(db: peewee.Database, model: ModelType, table: Table) -> None:
 
 
 def _texts(db: peewee.Database, model: ModelType) -> Iterator[str]:
-    if any(map(_MOMENT.search, written_constraints(model))) or model._meta.indexes:
+    if any(map(_WORD.search, written_constraints(model))) or model._meta.indexes:
         ddl = rendered(db, model)
-        yield from ddl.table
-        yield from (sql for _, sql in ddl.indexes)
+        yield from filter(_WORD.search, [*ddl.table, *(sql for _, sql in ddl.indexes)])
 
 
 def _literals(texts: Iterable[str]) -> list[str]:
