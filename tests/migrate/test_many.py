@@ -453,9 +453,9 @@ def test_a_schema_with_nothing_to_do_costs_one_statement_and_no_connection(postg
         done = run(postgres, "--each-schema", pattern, "--jobs", str(jobs))
         assert done.stdout.splitlines()[-1] == f"{number} schemas: {number} with nothing to do"
         counts[number] = [int(word) for word in (postgres.folder / "counts").read_text().split()]
-    assert counts[many][0] - counts[few][0] == many - few
-    assert counts[few][0] < few + 2 * jobs + 4  # the list of schemas, and what every session begins with
-    assert counts[many][1] <= jobs
+    for number, (said, opened) in counts.items():
+        assert said <= number + 2 * opened + 2  # what a session begins with, and the list of schemas
+        assert opened <= jobs
 
 
 # All of them

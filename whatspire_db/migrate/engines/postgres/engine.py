@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -137,9 +136,7 @@ class PostgresEngine(Engine):
         query = catalog.snapshot_query(oid, self.db.server_version or 0)
         params: list[Any] = [] if scratch else [quote(schema or self.default_schema)]
         rows: dict[str, list[tuple[str, Any]]] = defaultdict(list)
-        facts = list(catalog.texts(self.db, query, [*params, list(names)]))
-        values = json.loads(f"[{','.join(payload or 'null' for _, _, payload in facts)}]")  # one call is quicker
-        for (what, name, _), value in zip(facts, values, strict=True):
+        for what, name, value in catalog.facts(self.db, query, [*params, list(names)]):
             rows[what].append((name, value))
         here = next((name for name, _ in rows["schema"]), None)
         return self._read(schema, here, names, rows)
