@@ -99,15 +99,18 @@ class Looking:
     def _look_once(self, before: Standing | None, wait_seconds: float | None) -> Look:
         with self.reading(wait_seconds):
             declared = self.declared()
-            plan = self.plan(declared)
+            plan = self.plan(declared, version=0)  # it is known once the schema stood still
             # Another run may have changed the schema since the first question, and not have recorded it yet.
             after = self.stamping.standing()
-        return Look(declared, replace(plan, version=after.version) if after else plan, before, after)
+            version = after.version if after else history.version_or_zero(self.engine)
+        return Look(declared, replace(plan, version=version), before, after)
 
-    def plan(self, declared: Schema) -> Plan:
-        """Return what there is to do for a declared schema."""
+    def plan(self, declared: Schema, version: int) -> Plan:
+        """Return what there is to do for a declared schema.
+
+        :param version: the newest recorded one, which the plan tells.
+        """
         live = self._judged()
-        version = history.version_or_zero(self.engine)
         changes = self.changes(declared, live)
         adopts = self._would_adopt(declared, changes)
         if found := self.engine.untrusted(self.all_models) if adopts or _asks_for_work(changes) else None:

@@ -144,7 +144,7 @@ class Upgrade:
         now = look.after if looked_alone and not builds else self.stamping.standing()
         if not _is_as_seen(look, now, looked_alone):
             with self.looking.reading():
-                plan = self.looking.plan(declared)
+                plan = self.looking.plan(declared, plan.version)
             _check(plan, declared)
         plan = replace(plan, version=now.version) if now else plan  # somebody may just have recorded one
         backup = self.before_changes() if plan.pending else None
