@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -38,7 +38,7 @@ class Patience:
         self._pause = FIRST_PAUSE_SECONDS
         self._lost_at: set[str] = set()
         self.has_connected = False
-        self.doing = ""  # the step that is being applied
+        self.doing: Sequence[str] = ()  # the steps that are being applied
 
     def run(self, attempt: Callable[[], T], let_go: Callable[[], bool]) -> T:
         """Return what an attempt returns; make another one where its error passes by itself.
@@ -47,7 +47,7 @@ class Patience:
             get another session.
         """
         while True:
-            self.doing = ""
+            self.doing = ()
             try:
                 return attempt()
             except Exception as error:
@@ -58,6 +58,11 @@ class Patience:
 
             time.sleep(min(self._pause * uniform(0.5, 1.5), max(self._left(), 0)))  # noqa: S311
             self._pause = min(self._pause * 2, LONGEST_PAUSE_SECONDS)
+
+    @property
+    def has_lost_a_step(self) -> bool:
+        """Tell whether a session was lost while a step was applied."""
+        return bool(self._lost_at)
 
     def _left(self) -> float:
         seconds = self._seconds if self.has_connected else max(self._seconds, self._unanswered_seconds)
@@ -73,10 +78,8 @@ class Patience:
 
     def _is_first_loss(self) -> bool:
         """Return False when the same step lost its session before: it may be the step that crashes the server."""
-        if not self.doing:
-            return True
-        is_first = self.doing not in self._lost_at
-        self._lost_at.add(self.doing)
+        is_first = self._lost_at.isdisjoint(self.doing)
+        self._lost_at.update(self.doing)
         return is_first
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
 import peewee
 
-from ..connection.patience import Patience
+from ..connection.patience import Patience, is_loss
 from ..errors import LockTimeout, StepFailed, VerificationFailed
 from ..messages import first_line, hint, is_right_missing, is_there_already
 from ..models.service import MigrationVersion
@@ -24,6 +24,8 @@ from .schema import Schema, label
 from .stamp import Standing
 
 logger = logging.getLogger("whatspire_db.migrate")
+
+TOGETHER = 30  # steps in one message
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class Applying:
             lambda: self._change(declared, plan, standing, records),
             sorted({lock for step in plan.at_once for lock in step.locks}),
             self.wait_seconds,
-            before=lambda: self._execute_all(step for step in plan.at_once if step.free),
+            before=lambda: self._execute_free([step for step in plan.at_once if step.free]),
         )
 
     def _change(self, declared: Schema, plan: Plan, standing: Standing | None, records: bool) -> int:
@@ -104,15 +106,42 @@ class Applying:
                 raise right_missing(replace(plan, pending=left), first_line(error), hint(error)) from error
             raise
 
+    def _execute_free(self, steps: Sequence[Step]) -> None:
+        """Run steps that take no lock of others: many to a message, where the engine takes that."""
+        # One of them may have crashed the server: each by itself shows which.
+        size = TOGETHER if self.engine.takes_many_statements and not self.patience.has_lost_a_step else 1
+        for start in range(0, len(steps), size):
+            chunk = steps[start : start + size]
+            self._announce(chunk)
+            if len(chunk) == 1 or not self._is_done_together(chunk):
+                for step in chunk:
+                    self._execute(step)
+
+    def _is_done_together(self, steps: Sequence[Step]) -> bool:
+        """Run steps as one message; tell whether that went well, for each by itself says which one fails."""
+        try:
+            with self.db.atomic():
+                execute(self.db, ";\n".join(sql for step in steps for sql in step.sql))
+        except peewee.PeeweeException as error:
+            if self.engine.is_lock_failure(error) or is_right_missing(error) or is_loss(error):
+                raise
+            return False
+        return True
+
     def _execute_all(self, steps: Iterable[Step]) -> None:
         for step in steps:
+            self._announce([step])
             self._execute(step)
 
+    def _announce(self, steps: Sequence[Step]) -> None:
+        self.patience.doing = [step.title for step in steps]
+        for step in steps:
+            self.watcher.step_started(step)
+            for sql in step.sql:
+                logger.info("%s: %s", step.title, sql)
+
     def _execute(self, step: Step) -> None:
-        self.patience.doing = step.title
-        self.watcher.step_started(step)
         for sql in step.sql:
-            logger.info("%s: %s", step.title, sql)
             try:
                 execute(self.db, sql)
             except peewee.PeeweeException as error:
@@ -123,7 +152,7 @@ class Applying:
     def _execute_online(self, step: Step) -> None:
         if step.repairs and not self.engine.is_invalid(step.builds):
             return  # who built it has just finished
-        self.patience.doing = step.title
+        self.patience.doing = [step.title]
         self.watcher.step_started(step)
         try:
             for sql in step.sql:

@@ -65,6 +65,7 @@ class Engine(abc.ABC):
     name: str
     constraints_can_be_added: bool
     builds_online: bool
+    takes_many_statements = False  # in one message
 
     def __init__(self, db: peewee.Database, trust_source: bool = False) -> None:
         self.db = db

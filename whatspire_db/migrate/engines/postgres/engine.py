@@ -99,11 +99,12 @@ class PostgresEngine(Engine):
     name = "postgres"
     constraints_can_be_added = True
     builds_online = True
+    takes_many_statements = True
 
     def __init__(self, db: peewee.PostgresqlDatabase, trust_source: bool = False) -> None:
         super().__init__(db, trust_source)
         self._default: str | None = None
-        self._strangers: dict[object, list[trust.Stranger]] | None = None  # found by the look under way
+        self._strangers: dict[frozenset[ModelType], list[trust.Stranger]] | None = None  # found by the look under way
 
     @property
     def default_schema(self) -> str:
@@ -174,14 +175,11 @@ class PostgresEngine(Engine):
     def strangers(self, models: Sequence[ModelType]) -> list[trust.Stranger]:
         if self.trust_source:
             return []
-        tables = [qualified(self.key(m)[0] or self.default_schema, self.key(m)[1]) for m in models]
-        words = trust.words_of(declared_text(self.db, models))
-        if self._strangers is None:
-            return trust.strangers(self.db, words, tables)
-        asked = (frozenset(words), frozenset(tables))
-        if asked not in self._strangers:
-            self._strangers[asked] = trust.strangers(self.db, words, tables)
-        return self._strangers[asked]
+        known = {} if self._strangers is None else self._strangers
+        if (asked := frozenset(models)) not in known:
+            tables = [qualified(self.key(m)[0] or self.default_schema, self.key(m)[1]) for m in models]
+            known[asked] = trust.strangers(self.db, trust.words_of(declared_text(self.db, models)), tables)
+        return known[asked]
 
     def refuses_everything(self, live: Schema) -> WhatspireDBError | None:
         return citus.elsewhere(self.db) if citus.EXTENSION in live.extensions else None

@@ -17,10 +17,16 @@ HINT = (
     "make objects there"
 )
 
+# Whether there is anything at all of what _STRANGERS looks for: in a database of superusers alone this is much cheaper.
 # A setting of the database can give a session another role, and what runs in it can take that back.
-_IS_SUPERUSER = pinned(
-    "SELECT bool_or(rolsuper) FROM pg_roles WHERE rolname = current_user::text OR rolname = session_user::text"
-)
+_MEETS_STRANGERS = pinned("""
+SELECT bool_or(rolsuper) AND EXISTS (
+    SELECT FROM (
+        SELECT proowner FROM pg_proc UNION ALL SELECT oprowner FROM pg_operator
+        UNION ALL SELECT typowner FROM pg_type UNION ALL SELECT relowner FROM pg_class
+    ) AS found (owner) WHERE owner <> ALL (ARRAY(SELECT oid FROM pg_roles WHERE rolsuper)))
+FROM pg_roles WHERE rolname = current_user::text OR rolname = session_user::text
+""")
 # What names in a model can mean: functions, operators and domains of the schemas in the search_path, and of those that
 # the models name; casts, wherever their functions are. What statements on a table run by themselves: the code of its
 # owner, and triggers. Types, operator classes and languages with code of their own are made by superusers alone.
@@ -89,15 +95,10 @@ def strangers(db: peewee.PostgresqlDatabase, words: Collection[str], tables: Seq
     :param words: every name that the models can mean.
     :param tables: the quoted tables that the change is about.
     """
-    if not is_superuser(db):
+    if not execute(db, _MEETS_STRANGERS).fetchone()[0]:
         return []
     found = execute(db, _STRANGERS, [sorted(words), list(tables)]).fetchall()
     return [Stranger(*row) for row in found]
-
-
-def is_superuser(db: peewee.PostgresqlDatabase) -> bool:
-    """Tell whether code that this session runs can do everything."""
-    return bool(execute(db, _IS_SUPERUSER).fetchone()[0])
 
 
 def named(found: Sequence[Stranger], most: int = 3) -> str:
