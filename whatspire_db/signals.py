@@ -24,6 +24,7 @@ T = TypeVar("T")
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
 HEARD_SECONDS = 0.7  # a main thread that has not heard the signal by then waits in C for what cannot be cancelled
 CLEAR_SECONDS = 30.0  # for what a command rolls back and clears up after the signal
+WATCHER_SECONDS = 1.0  # for the watcher to end; the child of a fork has none to wait for
 HELD_SECONDS = 2.0  # a second signal ends what holds the first one back, but not before
 CANCEL_SECONDS = 0.1
 REPEAT_SECONDS = 0.15  # timeout(1) sends its signal to the process and to its group: that is one, not two
@@ -163,21 +164,26 @@ def heard(last_words: Callable[[int], int]) -> Iterator[Command]:
     outer, wakeup = interruption.command, signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     before = {number: signal.signal(number, command.interrupt) for number in numbers}
     interruption.command = command
-    start_new_thread(_watch, (command, reader))
+    watching = allocate_lock()
+    watching.acquire()
+    start_new_thread(_watch, (command, reader, watching))
     try:
         yield command
     finally:
         command.is_over = True
         interruption.command = outer
         signal.set_wakeup_fd(wakeup)
-        for number, handler in before.items():
-            signal.signal(number, handler)
         os.write(writer, b"\0")
         os.close(writer)
+        # A thread that starts while Python shuts down crashes it (seen with Python 3.11.2).
+        watching.acquire(timeout=WATCHER_SECONDS)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def _watch(command: Command, pipe: int) -> None:
+def _watch(command: Command, pipe: int, watching: Any) -> None:
     try:
         command.watch(pipe)
     finally:
         os.close(pipe)
+        watching.release()

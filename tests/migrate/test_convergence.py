@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from tests import gorm
 from tests.conftest import Place, Server
 from whatspire_db import MigrationRefused, MigrationRunner, Settings, StepFailed, connect
 from whatspire_db.health import check_health
-from whatspire_db.migrate import Step
 from whatspire_db.migrate.applying import Applying
+from whatspire_db.migrate.plan import Plan
+from whatspire_db.migrate.schema import Schema
+from whatspire_db.migrate.stamp import Standing
 from whatspire_db.models.service import SERVICE_MODELS
 
 COLUMNS = [f"{t}.{c.split()[0]}" for t, text in gorm.TABLES.items() for c in text.split(",")[1:]]
@@ -130,16 +133,16 @@ def _fail_at_each(place: Place, data: st.DataObject) -> None:
     pending = MigrationRunner(db).plan().pending
     position = data.draw(st.integers(0, len(pending) - 1))
 
-    execute = Applying._execute
+    apply = Applying.apply
 
-    def broken(self: Applying, step: Step) -> None:
+    def broken(self: Applying, declared: Schema, plan: Plan, standing: Standing | None) -> int:
         """Give the engine a statement that it refuses in the place of one step."""
-        if step == pending[position]:
-            step = Step(step.kind, step.table, step.name, ("CREATE TABLE sessions (x nonsense nonsense",), "", "")
-        execute(self, step)
+        steps = list(plan.pending)
+        steps[position] = replace(steps[position], sql=("CREATE TABLE sessions (x nonsense nonsense",))
+        return apply(self, declared, replace(plan, pending=tuple(steps)), standing)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Applying, "_execute", broken)
+        patch.setattr(Applying, "apply", broken)
         with pytest.raises(StepFailed, match="everything was rolled back"):
             MigrationRunner(db).up()
     assert gorm.content(db, present) == before
