@@ -405,6 +405,30 @@ def test_a_default_of_another_models_sequence(postgres: Place, made: str) -> Non
     assert [drift.kind for drift in runner.verify_schema().drift] == ["column_default"]
 
 
+@pytest.mark.parametrize(
+    ("made", "text", "renamed"),
+    [
+        ("CREATE SEQUENCE counted", "nextval('counted')::text", "ALTER SEQUENCE counted RENAME TO c2"),
+        (
+            "CREATE COLLATION german (provider = libc, locale = 'C')",
+            "('a' COLLATE german)",
+            "ALTER COLLATION german RENAME TO g2",
+        ),
+        ("CREATE TYPE mood AS ENUM ('sad', 'ok')", "'sad'::mood::text", "ALTER TYPE mood RENAME VALUE 'sad' TO 'low'"),
+        ("CREATE TYPE mood AS ENUM ('sad', 'ok')", "'sad'::mood::text", "ALTER TYPE mood RENAME TO m2"),
+    ],
+)
+def test_the_next_start_sees_that_what_a_default_names_was_renamed(
+    postgres: Place, made: str, text: str, renamed: str
+) -> None:
+    db, models = postgres.connect(), [table(f"DEFAULT {text}")]
+    run(db, made)
+    stamp(db, models)
+    run(db, renamed)
+    with pytest.raises(ModelError, match="makes no table that PostgreSQL takes"):
+        MigrationRunner(db, models).up()
+
+
 @pytest.mark.parametrize("zone", ["UTC", "Europe/Berlin"])
 def test_a_moment_in_a_default_is_the_same_in_every_session(postgres: Place, zone: str) -> None:
     class Stamped(pw.Field):
