@@ -23,7 +23,7 @@ from peewee import sqlite3
 from tests.conftest import PASSWORD, Place, Server
 from tests.migrate.test_command_line import fails
 from whatspire_db import MigrationRefused, MigrationRunner, Settings, connect, errors, messages
-from whatspire_db.backup.engines.postgres.said import Said
+from whatspire_db.backup.engines.postgres.tool_errors import Said
 from whatspire_db.backup.engines.postgres.tools import ToolFailed
 from whatspire_db.errors import ConnectionFailed, WhatspireDBError, printable
 from whatspire_db.messages import SQLITE_HINTS, SQLSTATE_HINTS, first_line, hint, primary, sqlite_code, sqlstate

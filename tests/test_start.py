@@ -35,15 +35,15 @@ finally:
 
 # By room; "" is the package itself.
 WORKERS = {
-    "": "errors fields fields.text_search interruption light peewee_compat",
-    "connection": "blocks borrowing call_site connecting database engines pool pool_state query_log replica tasks",
+    "": "errors fields fields.text_search interruption light_stdlib peewee_compat",
+    "connection": "borrowing call_site connecting database engines pool pool_state query_log replica tasks transactions",
     "dsn": "forms targets",
     "models": "base queries row_state rows saving service",
     "settings": "kinds",
 }
 STARTS = {
     "": "files signals",
-    "cli": "command loading migrate starting",
+    "cli": "call loading migrate starting",
     "connection": "own_database patience",
     "dsn": "naming redaction",
     "settings": "durations",

@@ -22,7 +22,7 @@ from .errors import (
     WhatspireDBError,
     WrongNode,
 )
-from .light import TYPE_CHECKING, Any
+from .light_stdlib import TYPE_CHECKING, Any
 from .models.base import BaseModel
 from .models.queries import readable
 from .models.service import (

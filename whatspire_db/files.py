@@ -8,7 +8,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import suppress
 
-from .light import TYPE_CHECKING
+from .light_stdlib import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 
-from .light import TYPE_CHECKING, Any, TypeVar
+from .light_stdlib import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from .signals import Command

@@ -7,7 +7,7 @@ from functools import cache
 from types import MappingProxyType
 
 from .errors import WhatspireDBError, bounded, printable
-from .light import Any
+from .light_stdlib import Any
 
 LONGEST = 500  # characters of an engine's own words
 NOTHING_CHANGED = "nothing was changed; correct what the database names and try again"

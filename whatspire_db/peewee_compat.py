@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import peewee
 
-from .light import Any
+from .light_stdlib import Any
 
 # A private name is a tuple of four texts: where it is, "module:Class.attribute"; its shape there, which is the
 # parameters of a function, "class", "property", "value" of the class or "attribute" of instances; what it is used for;

@@ -17,7 +17,7 @@ from select import select
 from time import monotonic
 
 from . import interruption
-from .light import Any, NoReturn, TypeVar
+from .light_stdlib import Any, NoReturn, TypeVar
 
 T = TypeVar("T")
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
-from .light import pattern
+from .light_stdlib import pattern
 
 _TOKEN = pattern(
     r"""(?P<skip>'(?:[^']|'')*'|--[^\n]*|%%|%s|\s+)

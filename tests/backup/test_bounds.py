@@ -133,7 +133,7 @@ def test_memory_that_runs_out_is_told_in_two_lines(sqlite: Place) -> None:
 
 def test_memory_that_runs_out_anywhere_in_a_command_is_told_in_two_lines() -> None:
     code = (
-        "import argparse, sys\nfrom whatspire_db.cli.command import Call, run_command\n"
+        "import argparse, sys\nfrom whatspire_db.cli.call import Call, run_command\n"
         "run_command(Call([]), argparse.ArgumentParser().parse_args, lambda call: bytearray(1 << 60))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -120,7 +120,7 @@ def test_a_start_with_nothing_to_do_loads_nothing_that_looks_or_changes(place: P
     loaded = set(done.stderr.split())
     assert "whatspire_db.migrate.runner" in loaded
     whole = {"playhouse.migrate", "shutil", "whatspire_db.backup", "whatspire_db.migrate.diff"}
-    walk = {f"whatspire_db.migrate.{name}" for name in ("looking", "upgrade", "applying", "planner", "rows", "times")}
+    walk = {f"whatspire_db.migrate.{name}" for name in ("full_look", "upgrade", "applying", "planner", "rows", "times")}
     assert not loaded & (whole | walk)
     other = "postgres" if place.is_sqlite else "sqlite"
     assert not [name for name in loaded if name.startswith(f"whatspire_db.migrate.engines.{other}")]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import BackupInvalid
-from .shapes import Shape, fits, levels
+from .json_shapes import Shape, fits, levels
 
 FORMAT = 1
 ENGINES = {"sqlite": "SQLite", "postgres": "PostgreSQL"}

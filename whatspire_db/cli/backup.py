@@ -22,7 +22,7 @@ from ..dsn.targets import PostgresTarget, SqliteTarget
 from ..errors import ConfigError, WhatspireDBError
 from ..settings import Settings
 from ..settings.durations import seconds_of
-from .command import Answer, Call, configure_logging, progress_bar, run_command, symbol
+from .call import Answer, Call, configure_logging, progress_bar, run_command, symbol
 from .options import Parser, RawHelpFormatter, add_database_options
 
 logger = logging.getLogger("whatspire_db.backup")

@@ -14,7 +14,7 @@ from ..connection.patience import Patience
 from ..dsn.forms import POSTGRES
 from ..dsn.redaction import looks_like_dsn
 from ..errors import ConfigError, ConnectionFailed
-from ..light import replace
+from ..light_stdlib import replace
 from ..messages import database_failed
 from ..migrate.engines.postgres.engine import PostgresEngine
 from ..migrate.engines.postgres.schemas import (
@@ -27,7 +27,7 @@ from ..migrate.engines.postgres.schemas import (
 )
 from ..migrate.progress import Watcher
 from ..migrate.reports import Report
-from .command import Call
+from .call import Call
 from .loading import Model, settings_and_models
 from .migrate import runner_of, waits_of
 from .targets import Subject, is_meant_by, schema_targets

@@ -14,7 +14,7 @@ from ..errors import WhatspireDBError
 from ..health.check import check_health
 from ..health.values import Health, aligned, rows
 from ..settings.durations import seconds_of
-from .command import FAILED, OK, Answer, Call, configure_logging, run_command
+from .call import FAILED, OK, Answer, Call, configure_logging, run_command
 from .loading import settings_and_models
 from .options import Parser, add_shared_options
 

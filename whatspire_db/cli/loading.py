@@ -16,11 +16,11 @@ from ..dsn.naming import describe
 from ..dsn.redaction import looks_like_dsn, shown
 from ..dsn.targets import PostgresTarget, SqliteTarget
 from ..errors import ConfigError
-from ..light import replace
+from ..light_stdlib import replace
 from ..models.base import database, is_own, registered_models
 from ..settings import Settings
 from ..settings.kinds import MODULES, is_module_name
-from .command import Call
+from .call import Call
 
 Model = type[peewee.Model]
 

@@ -14,7 +14,7 @@ from .. import interruption, signals
 from ..errors import ConfigError, VersionMismatch, WhatspireDBError, printable
 from ..settings.kinds import PREFIX
 from . import migrate
-from .command import FAILED, OK, Answer, Call, did, failure_document, failure_of
+from .call import FAILED, OK, Answer, Call, did, failure_document, failure_of
 from .each_schema import Stamps, require_schema, schemas_of
 from .jobs import Jobs
 from .loading import settings_and_models

@@ -15,7 +15,7 @@ from ..connection.connecting import connect
 from ..connection.database import Pooling
 from ..dsn.targets import SqliteTarget
 from ..errors import ConfigError, RightMissing, printable
-from ..light import TYPE_CHECKING, Any
+from ..light_stdlib import TYPE_CHECKING, Any
 from ..migrate.history import MigrationStatus
 from ..migrate.plan import Plan, Step
 from ..migrate.progress import Progress, Watcher
@@ -25,7 +25,7 @@ from ..migrate.runner import MigrationRunner
 from ..migrate.stamp import ForeignHistory
 from ..settings import Settings
 from ..settings.durations import seconds_of
-from .command import OK, Answer, Call, configure_logging, progress_bar, run_command, say, symbol
+from .call import OK, Answer, Call, configure_logging, progress_bar, run_command, say, symbol
 from .loading import Model, settings_and_models
 
 if TYPE_CHECKING:

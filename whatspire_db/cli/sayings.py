@@ -9,7 +9,7 @@ from typing import Any
 
 from ..migrate.plan import Step
 from ..migrate.progress import Progress, Watcher
-from .command import Line
+from .call import Line
 from .targets import Target
 
 

@@ -19,9 +19,9 @@ from ..dsn.redaction import looks_like_dsn
 from ..dsn.targets import PostgresTarget, SqliteTarget
 from ..errors import ConfigError, ConnectionFailed, WhatspireDBError
 from ..files import NotRegular, open_regular, others_can_write, owner_name, require_regular, trusted_owners
-from ..light import replace
+from ..light_stdlib import replace
 from ..settings import Settings
-from .command import read_settings
+from .call import read_settings
 from .loading import Model
 
 if TYPE_CHECKING:

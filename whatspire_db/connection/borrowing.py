@@ -11,7 +11,7 @@ from operator import attrgetter
 import peewee
 
 from ..errors import PoolTimeout, TransactionError
-from ..light import Any
+from ..light_stdlib import Any
 from ..peewee_compat import ConnectionState, ManualCommitBlock, set_up
 from .pool import Pool
 from .pool_state import Lease, Limits

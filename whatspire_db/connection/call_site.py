@@ -10,7 +10,7 @@ from types import CodeType
 
 import peewee
 
-from ..light import dataclass
+from ..light_stdlib import dataclass
 
 _LIBRARIES = (
     os.path.dirname(__file__) + os.sep,

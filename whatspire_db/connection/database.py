@@ -13,13 +13,13 @@ from collections.abc import Callable
 import peewee
 
 from ..errors import TransactionError
-from ..light import TYPE_CHECKING, Any, TypeVar, pattern
+from ..light_stdlib import TYPE_CHECKING, Any, TypeVar, pattern
 from ..settings import Settings
-from .blocks import Atomic, ConnectionContext, Savepoint, Transaction
 from .borrowing import State, notice_tasks
 from .query_log import QueryLog
 from .replica import ReadsElsewhere
 from .tasks import PlainFunctionsOnly, current_task
+from .transactions import Atomic, ConnectionContext, Savepoint, Transaction
 
 if TYPE_CHECKING:
     from .pool_stats import PoolStats

@@ -10,7 +10,7 @@ import peewee
 from ..dsn.redaction import looks_like_dsn
 from ..dsn.targets import PostgresTarget, SqliteTarget
 from ..errors import ConfigError
-from ..light import Any
+from ..light_stdlib import Any
 
 _LOCAL = ("", "localhost", "127.0.0.1", "::1")
 

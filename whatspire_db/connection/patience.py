@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 from ..errors import ConnectionFailed
-from ..light import TypeVar
+from ..light_stdlib import TypeVar
 from ..messages import first_line, is_connection_lost, passes_by_itself, sqlstate
 
 T = TypeVar("T")

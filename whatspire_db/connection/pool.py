@@ -19,7 +19,7 @@ from contextlib import ExitStack, suppress
 from functools import partial
 
 from ..errors import PoolTimeout
-from ..light import TYPE_CHECKING, Any
+from ..light_stdlib import TYPE_CHECKING, Any
 from .call_site import CallSite, call_site
 from .pool_state import Holder, Lease, Limits, Member, Shared, Waiter, longest_held
 from .tasks import native_thread_id, wait_stops_tasks

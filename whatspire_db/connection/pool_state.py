@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterable
 from contextlib import suppress
 
-from ..light import TYPE_CHECKING, Any, dataclass, field
+from ..light_stdlib import TYPE_CHECKING, Any, dataclass, field
 from .call_site import CallSite
 
 if TYPE_CHECKING:

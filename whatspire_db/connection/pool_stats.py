@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..light import NamedTuple
+from ..light_stdlib import NamedTuple
 
 
 class PoolStats(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from ..light import Any, dataclass
+from ..light_stdlib import Any, dataclass
 from .call_site import call_site
 
 logger = logging.getLogger("whatspire_db")

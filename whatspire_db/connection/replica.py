@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from ..errors import TransactionError
-from ..light import Any
+from ..light_stdlib import Any
 from .borrowing import Borrowing, State
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from ..errors import TransactionError
-from ..light import TYPE_CHECKING, Any, Generic, TypeVar
+from ..light_stdlib import TYPE_CHECKING, Any, Generic, TypeVar
 
 T = TypeVar("T")
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from string import ascii_letters, digits
 
 from ..errors import ConfigError
-from ..light import lazy_module
+from ..light_stdlib import lazy_module
 
 redaction = lazy_module("whatspire_db.dsn.redaction")  # for messages
 

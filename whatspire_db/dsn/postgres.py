@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 
 from ..errors import ConfigError
-from ..light import lazy_module, pattern
+from ..light_stdlib import lazy_module, pattern
 from .forms import ALIASES, KEYWORDS, POSTGRES_FORMS, plain_pairs
 from .targets import PostgresTarget
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
-from ..light import pattern
+from ..light_stdlib import pattern
 
 HIDDEN = "***"
 

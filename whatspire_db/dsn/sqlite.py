@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from ..errors import ConfigError
-from ..light import lazy_module, replace
+from ..light_stdlib import lazy_module, replace
 from .targets import SqliteTarget
 
 redaction = lazy_module("whatspire_db.dsn.redaction")  # for messages

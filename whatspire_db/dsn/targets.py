@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from ..light import dataclass, field, pattern
+from ..light_stdlib import dataclass, field, pattern
 
 _SECRET_KEY = pattern(r"pass(?!file)|pwd|secret", re.IGNORECASE)
 

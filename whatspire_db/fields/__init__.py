@@ -11,7 +11,7 @@ import peewee
 from peewee import SQL, Context, Node
 
 from ..errors import ValueRefused
-from ..light import TYPE_CHECKING, Any, Generic, TypeVar, pattern
+from ..light_stdlib import TYPE_CHECKING, Any, Generic, TypeVar, pattern
 from .text_search import StoredText, TextSearch, on_postgres
 
 V = TypeVar("V")

@@ -12,7 +12,7 @@ import peewee
 from peewee import SQL, ColumnBase, Context, Expression, Node, Value
 
 from ..errors import ValueRefused
-from ..light import Any
+from ..light_stdlib import Any
 from ..sql import pinned
 from .text_search import StoredText, TextSearch, name_of, on_postgres, plain
 

@@ -8,7 +8,7 @@ import peewee
 from peewee import SQL, ColumnBase, Context, Expression, Node, NodeList, Value
 
 from ..errors import ValueRefused
-from ..light import Any
+from ..light_stdlib import Any
 
 # Bytes, as hex, that are UTF-8 without U+0000: of others PostgreSQL makes no text but an error.
 _UTF8 = (

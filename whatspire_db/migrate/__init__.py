@@ -1,6 +1,6 @@
 """MigrationRunner and the values that it returns."""
 
-from ..light import TYPE_CHECKING, Any
+from ..light_stdlib import TYPE_CHECKING, Any
 from .history import MigrationStatus
 from .plan import Plan, Refusal, Step
 from .progress import Progress, Watcher

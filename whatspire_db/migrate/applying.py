@@ -17,7 +17,7 @@ from . import history
 from .ddl import execute
 from .engines.base import Engine
 from .failures import online_step_failed, right_missing, step_failed
-from .looking import Looking
+from .full_look import Looking
 from .plan import Plan, Step
 from .progress import Watcher
 from .schema import Schema, label

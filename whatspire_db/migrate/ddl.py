@@ -10,7 +10,7 @@ from peewee import SQL, Context, Entity, ForeignKeyField, Model
 
 from .. import peewee_compat
 from ..errors import ModelError
-from ..light import TYPE_CHECKING, Any, pattern
+from ..light_stdlib import TYPE_CHECKING, Any, pattern
 from .schema import Column, Index, IndexKey, folded_ascii
 
 if TYPE_CHECKING:

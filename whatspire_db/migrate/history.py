@@ -8,7 +8,7 @@ from datetime import datetime
 
 from ..errors import RightMissing, StepFailed
 from ..fields import utcnow
-from ..light import Any, dataclass
+from ..light_stdlib import Any, dataclass
 from ..models.service import MigrationVersion
 from .engines.base import Engine
 from .stamp import ForeignHistory, recorded_version

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..light import TYPE_CHECKING, Any, dataclass
+from ..light_stdlib import TYPE_CHECKING, Any, dataclass
 
 if TYPE_CHECKING:
     from typing import Literal

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 
-from ..light import TYPE_CHECKING, dataclass
+from ..light_stdlib import TYPE_CHECKING, dataclass
 
 if TYPE_CHECKING:
     from .plan import Step

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..light import TYPE_CHECKING, Any, NamedTuple, dataclass
+from ..light_stdlib import TYPE_CHECKING, Any, NamedTuple, dataclass
 from .plan import Plan, Step
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from ..connection.database import Pooling
 from ..connection.patience import Patience
 from ..dsn.redaction import shown
 from ..errors import ConfigError, MigrationRefused, ModelError, WhatspireDBError
-from ..light import TYPE_CHECKING, Any, TypeVar, replace
+from ..light_stdlib import TYPE_CHECKING, Any, TypeVar, replace
 from ..messages import database_failed, in_words
 from ..models.base import is_own, registered_models
 from ..models.service import MigrationVersion
@@ -35,7 +35,7 @@ from .stamping import Stamping
 
 if TYPE_CHECKING:
     from .diff import Changes
-    from .looking import Looking
+    from .full_look import Looking
     from .mending import Mending
     from .times import TimeNote
 
@@ -134,7 +134,7 @@ class MigrationRunner:
 
     @property
     def _looking(self) -> Looking:
-        from .looking import Looking  # not for a start that finds its stamp
+        from .full_look import Looking  # not for a start that finds its stamp
 
         return Looking(self._stamping, self.online_rows)
 
@@ -146,7 +146,7 @@ class MigrationRunner:
     @_patient
     def plan(self) -> Plan:
         """Return what `up` would do, with the SQL of every step; changes nothing."""
-        from .looking import warn_of_names
+        from .full_look import warn_of_names
 
         with self._connection():
             look = self._looking.look(self._stamping.standing())
@@ -156,7 +156,7 @@ class MigrationRunner:
     @_patient
     def verify_schema(self) -> Changes:
         """Compare the whole schema: what is missing, what drifted, what is extra. Falsy when in sync."""
-        from .looking import warn_of_names
+        from .full_look import warn_of_names
 
         with self._connection(), self._looking.reading():
             declared, changes = self._looking.compared()
@@ -166,7 +166,7 @@ class MigrationRunner:
     @_patient
     def mending(self) -> Mending:
         """Return what `verify_schema` finds, with the statements that would mend the drift; runs none of them."""
-        from .looking import warn_of_names
+        from .full_look import warn_of_names
 
         with self._connection(), self._looking.reading():
             declared, mending = self._looking.mending()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from ..light import dataclass, field, replace
+from ..light_stdlib import dataclass, field, replace
 
 # (schema, name); the schema is "" for the one that unqualified names mean.
 Key = tuple[str, str]

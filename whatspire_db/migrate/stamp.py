@@ -10,7 +10,7 @@ from operator import is_
 import peewee
 
 from ..errors import WhatspireDBError
-from ..light import Any, NamedTuple, dataclass, replace
+from ..light_stdlib import Any, NamedTuple, dataclass, replace
 from ..peewee_compat import field_types
 from .ddl import ModelType, create_indexes, create_table, deferred_foreign_keys
 from .schema import Difference

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..light import TYPE_CHECKING, dataclass, replace
+from ..light_stdlib import TYPE_CHECKING, dataclass, replace
 from ..models.service import MigrationVersion
 from .ddl import ModelType
 from .engines.base import Engine

@@ -13,7 +13,7 @@ from ..messages import first_line
 from .applying import Applying, naming_what_is_pending
 from .engines.base import Engine
 from .failures import right_missing
-from .looking import Look, Looking, warn_of_names
+from .full_look import Look, Looking, warn_of_names
 from .plan import Plan
 from .reports import Done
 from .schema import Schema

@@ -5,7 +5,7 @@ from __future__ import annotations
 import peewee
 
 from ..errors import NotConnected
-from ..light import TYPE_CHECKING, Any
+from ..light_stdlib import TYPE_CHECKING, Any
 from .queries import Queries
 from .saving import SavesChanges
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import peewee
 
 from ..errors import ValueRefused
-from ..light import TYPE_CHECKING, Any
+from ..light_stdlib import TYPE_CHECKING, Any
 from ..peewee_compat import by_field
 from .rows import rows_of
 

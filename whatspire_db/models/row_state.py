@@ -11,7 +11,7 @@ from inspect import getattr_static
 
 import peewee
 
-from ..light import Any
+from ..light_stdlib import Any
 from ..peewee_compat import open_blocks
 
 # Values of these types cannot be changed in place.

@@ -10,7 +10,7 @@ import peewee
 
 from ..errors import ValueRefused
 from ..fields import UNREADABLE, UNREADABLE_TYPES, UnreadableText
-from ..light import Any, lazy_module
+from ..light_stdlib import Any, lazy_module
 from ..peewee_compat import INSTANCE_ATTRIBUTES, new_instance, wrap_constructors
 from .row_state import frozen
 from .saving import SavesChanges

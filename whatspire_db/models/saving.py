@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Sequence
 import peewee
 
 from ..errors import ValueRefused
-from ..light import TYPE_CHECKING, Any, dataclass
+from ..light_stdlib import TYPE_CHECKING, Any, dataclass
 from ..peewee_compat import copied_attributes, dirty, take_related_keys
 from .row_state import IMMUTABLE, UNKNOWN, Outcome, RowState, is_changed, outcomes
 

@@ -17,7 +17,7 @@ from ..fields import (
     TextKeyField,
     utcnow,
 )
-from ..light import TypeVar
+from ..light_stdlib import TypeVar
 from .base import BaseModel
 
 M = TypeVar("M", bound=BaseModel)

@@ -6,7 +6,7 @@ import peewee
 
 from ..errors import ValueRefused
 from ..fields import UNREADABLE, UNREADABLE_TYPES, Unreadable, UnreadableText, UnreadableTime
-from ..light import Any
+from ..light_stdlib import Any
 
 LONGEST_KEY = 100  # characters of a key in a message
 

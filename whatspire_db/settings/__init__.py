@@ -11,7 +11,7 @@ from functools import lru_cache
 from ..dsn.forms import POSTGRES, POSTGRES_FORMS, SQLITE, check_folder, is_plainly_sqlite, kind_of
 from ..dsn.targets import PostgresTarget, SqliteTarget
 from ..errors import ConfigError
-from ..light import Any, dataclass, field, fields
+from ..light_stdlib import Any, dataclass, field, fields
 from .kinds import BOOLEAN, COUNT, DIFFERENCES, DURATION, MODULES, PREFIX, TEXT, Kind, checked, choice
 
 DRIVERS = (SQLITE, POSTGRES)

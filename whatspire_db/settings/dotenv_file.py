@@ -11,7 +11,7 @@ import stat
 import time
 
 from ..errors import ConfigError
-from ..light import Any, pattern
+from ..light_stdlib import Any, pattern
 
 PIPE_SECONDS = 10.0  # how long whoever fills a pipe may take
 LARGEST = 1 << 20  # bytes

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 from ..errors import ConfigError
-from ..light import lazy_module, pattern
+from ..light_stdlib import lazy_module, pattern
 from .kinds import A_DURATION
 
 redaction = lazy_module("whatspire_db.dsn.redaction")  # for messages

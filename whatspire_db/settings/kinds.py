@@ -9,7 +9,7 @@ from datetime import timedelta
 
 from ..dsn.forms import refuse_quotes
 from ..errors import ConfigError
-from ..light import Any, dataclass, lazy_module
+from ..light_stdlib import Any, dataclass, lazy_module
 
 durations = lazy_module("whatspire_db.settings.durations")  # for what is given as text
 redaction = lazy_module("whatspire_db.dsn.redaction")  # for messages

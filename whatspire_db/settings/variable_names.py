@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Iterable
 
 from ..errors import ConfigError
-from ..light import pattern
+from ..light_stdlib import pattern
 from .kinds import PREFIX
 
 # Kubernetes puts these into each pod for a Service named whatsapp-database, or whatsapp-database-replica.

@@ -10,7 +10,7 @@ from datetime import datetime
 import peewee
 
 from whatspire_db.errors import LockTimeout, ModelError, WhatspireDBError
-from whatspire_db.light import TYPE_CHECKING, Any, TypeVar, dataclass
+from whatspire_db.light_stdlib import TYPE_CHECKING, Any, TypeVar, dataclass
 from whatspire_db.peewee_compat import peewee_errors
 
 from ..ddl import ModelType, execute

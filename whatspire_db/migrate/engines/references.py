@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import peewee
 
 from whatspire_db.errors import ModelError
-from whatspire_db.light import pattern
+from whatspire_db.light_stdlib import pattern
 
 from ..ddl import ModelType, referenced_tables, written_constraints
 

@@ -11,7 +11,7 @@ from whatspire_db.errors import ConfigError
 from ..base import Engine, Restoration, as_file_name
 from . import verifying
 from .dumping import SUFFIX, dump, source_of
-from .lacks import lacks_of
+from .omissions import lacks_of
 from .restoring import restore
 from .server import database_of
 from .trust import require_trusted_database

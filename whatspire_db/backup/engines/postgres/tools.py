@@ -17,7 +17,7 @@ from whatspire_db.dsn.redaction import redact
 from whatspire_db.dsn.targets import PostgresTarget
 from whatspire_db.errors import BackupFailed, ConfigError, VersionMismatch
 
-from .said import Said, understood
+from .tool_errors import Said, understood
 
 FOLDER_VARIABLE = "WHATSPIRE_PG_BIN"
 DEBIAN = Path("/usr/lib/postgresql")

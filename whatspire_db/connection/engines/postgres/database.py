@@ -15,7 +15,7 @@ from whatspire_db.connection.pool_state import Limits
 from whatspire_db.connection.query_log import QueryLog
 from whatspire_db.dsn.targets import PostgresTarget
 from whatspire_db.errors import ConnectionFailed
-from whatspire_db.light import Any
+from whatspire_db.light_stdlib import Any
 
 from . import session as postgres_session
 

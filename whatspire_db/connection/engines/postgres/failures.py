@@ -19,7 +19,7 @@ from typing import Any
 from whatspire_db.dsn.redaction import redact
 from whatspire_db.dsn.targets import PostgresTarget
 from whatspire_db.errors import ConnectionFailed, bounded
-from whatspire_db.light import pattern
+from whatspire_db.light_stdlib import pattern
 from whatspire_db.messages import CONNECT_HINTS, LONGEST, SQLSTATE_HINTS
 
 PROBE_SECONDS = 1.0  # for each host

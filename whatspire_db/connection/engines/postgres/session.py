@@ -11,7 +11,7 @@ from functools import lru_cache
 from psycopg2 import DatabaseError, OperationalError, extensions
 
 from whatspire_db.connection.deadline import answered_within, is_readable
-from whatspire_db.light import Any, pattern
+from whatspire_db.light_stdlib import Any, pattern
 
 from . import times as postgres_times
 

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from psycopg2 import extensions
 
 from whatspire_db.fields import UTC, UnreadableTime
-from whatspire_db.light import Any, pattern
+from whatspire_db.light_stdlib import Any, pattern
 
 IN_UTC = frozenset({"UTC", "Etc/UTC", "GMT", "Etc/GMT"})
 SET_UTC = "SET TimeZone TO 'UTC'"

@@ -18,7 +18,7 @@ from whatspire_db.connection.tasks import native_thread_id
 from whatspire_db.dsn.targets import SqliteTarget
 from whatspire_db.errors import ConnectionFailed, LockTimeout, TransactionError
 from whatspire_db.fields.text_search import matches
-from whatspire_db.light import TYPE_CHECKING, Any, lazy_module
+from whatspire_db.light_stdlib import TYPE_CHECKING, Any, lazy_module
 from whatspire_db.peewee_compat import pragmas
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import peewee
 
-from whatspire_db.light import Any
+from whatspire_db.light_stdlib import Any
 from whatspire_db.migrate.ddl import execute, qualified, quote
 from whatspire_db.migrate.schema import SERIAL, Column, Constraint, Index, IndexKey, Key, OwnSequence, Table
 from whatspire_db.sql import pinned

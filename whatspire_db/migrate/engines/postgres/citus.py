@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import peewee
 
 from whatspire_db.errors import WhatspireDBError, WrongNode
-from whatspire_db.light import TYPE_CHECKING, dataclass
+from whatspire_db.light_stdlib import TYPE_CHECKING, dataclass
 from whatspire_db.migrate.ddl import execute
 from whatspire_db.migrate.placements import Placements
 from whatspire_db.migrate.schema import Column, Constraint, Key, label

@@ -12,7 +12,7 @@ import peewee
 from peewee import Value
 
 from whatspire_db.errors import LockTimeout, ModelError, WhatspireDBError
-from whatspire_db.light import TYPE_CHECKING, Any, lazy_module
+from whatspire_db.light_stdlib import TYPE_CHECKING, Any, lazy_module
 from whatspire_db.migrate.ddl import ModelType, execute, qualified, quote
 from whatspire_db.migrate.plan import Step
 from whatspire_db.migrate.progress import Progress

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from whatspire_db.light import TYPE_CHECKING, dataclass, pattern, replace
+from whatspire_db.light_stdlib import TYPE_CHECKING, dataclass, pattern, replace
 from whatspire_db.migrate.ddl import ModelType, quote
 from whatspire_db.migrate.schema import Table
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import peewee
 
-from whatspire_db.light import Any, TextIO
+from whatspire_db.light_stdlib import Any, TextIO
 from whatspire_db.messages import sqlstate
 from whatspire_db.migrate.ddl import execute
 from whatspire_db.migrate.stamp import Stamps, Standing, recorded_version

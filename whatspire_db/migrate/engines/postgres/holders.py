@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import peewee
 
 from whatspire_db.errors import LockTimeout
-from whatspire_db.light import Any
+from whatspire_db.light_stdlib import Any
 from whatspire_db.messages import sqlstate
 from whatspire_db.migrate.ddl import execute
 from whatspire_db.peewee_compat import driver_connection

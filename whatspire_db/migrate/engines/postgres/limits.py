@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 
 import peewee
 
-from whatspire_db.light import Any
+from whatspire_db.light_stdlib import Any
 from whatspire_db.migrate.ddl import execute
 from whatspire_db.sql import pinned
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 import peewee
 
 from whatspire_db.errors import LockTimeout
-from whatspire_db.light import Any, TypeVar
+from whatspire_db.light_stdlib import Any, TypeVar
 from whatspire_db.migrate.ddl import execute
 from whatspire_db.sql import pinned
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-from whatspire_db.light import TYPE_CHECKING
+from whatspire_db.light_stdlib import TYPE_CHECKING
 from whatspire_db.migrate.ddl import ModelType, quote
 from whatspire_db.migrate.diff import Drift
 from whatspire_db.migrate.mending import DriftedTable, Fix, unknown

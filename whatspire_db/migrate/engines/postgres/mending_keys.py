@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from whatspire_db.light import Any, TypeVar
+from whatspire_db.light_stdlib import Any, TypeVar
 from whatspire_db.migrate.ddl import (
     execute,
     index_named,

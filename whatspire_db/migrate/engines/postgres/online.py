@@ -12,7 +12,7 @@ from contextlib import contextmanager, nullcontext, suppress
 import peewee
 
 from whatspire_db.errors import LockTimeout
-from whatspire_db.light import Any, dataclass, field
+from whatspire_db.light_stdlib import Any, dataclass, field
 from whatspire_db.migrate.ddl import execute
 from whatspire_db.migrate.progress import Progress
 from whatspire_db.sql import pinned

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from whatspire_db.errors import ModelError
-from whatspire_db.light import TYPE_CHECKING
+from whatspire_db.light_stdlib import TYPE_CHECKING
 from whatspire_db.migrate.ddl import execute, index_named, index_on, qualified
 from whatspire_db.migrate.schema import Index, Key
 from whatspire_db.sql import pinned

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import peewee
 
 from whatspire_db.errors import WhatspireDBError
-from whatspire_db.light import TYPE_CHECKING
+from whatspire_db.light_stdlib import TYPE_CHECKING
 from whatspire_db.messages import first_line, sqlstate
 from whatspire_db.migrate.ddl import ModelType, add_canonical_column, execute, qualified
 from whatspire_db.migrate.schema import Column, Key

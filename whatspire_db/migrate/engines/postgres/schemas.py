@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import peewee
 
 from whatspire_db.errors import ModelError, RightMissing, WhatspireDBError
-from whatspire_db.light import Any
+from whatspire_db.light_stdlib import Any
 from whatspire_db.migrate.ddl import ModelType, execute, quote
 from whatspire_db.migrate.stamp import Standing
 from whatspire_db.sql import pinned

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import peewee
 
 from whatspire_db.errors import ModelError, ScratchUnavailable, bounded
-from whatspire_db.light import TYPE_CHECKING
+from whatspire_db.light_stdlib import TYPE_CHECKING
 from whatspire_db.messages import first_line, hint, is_lock_table_full, is_locked, sqlstate
 from whatspire_db.migrate.ddl import (
     ModelType,
@@ -30,8 +30,8 @@ from whatspire_db.sql import pinned
 from ..base import discarded
 from ..references import named_by, targets_of, with_references
 from . import extensions, fileless, trust
-from .moments import refuse_moments
 from .stand_ins import StandIns
+from .time_literals import refuse_moments
 
 if TYPE_CHECKING:
     from .engine import PostgresEngine

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from whatspire_db.light import TYPE_CHECKING
+from whatspire_db.light_stdlib import TYPE_CHECKING
 from whatspire_db.migrate.ddl import ModelType, execute, qualified, quote_text
 from whatspire_db.migrate.mending import DriftedTable
 from whatspire_db.migrate.schema import Schema

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from whatspire_db.light import TYPE_CHECKING
+from whatspire_db.light_stdlib import TYPE_CHECKING
 from whatspire_db.migrate.ddl import execute, quote
 from whatspire_db.migrate.schema import Key
 from whatspire_db.sql import pinned
 
-from .written import Token, tokens
+from .sql_tokens import Token, tokens
 
 if TYPE_CHECKING:
     from .engine import PostgresEngine

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Sequence
 import peewee
 
 from whatspire_db.errors import ScratchUnavailable, WhatspireDBError
-from whatspire_db.light import dataclass
+from whatspire_db.light_stdlib import dataclass
 from whatspire_db.migrate.ddl import execute
 from whatspire_db.sql import pinned
 

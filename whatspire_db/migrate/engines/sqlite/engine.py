@@ -12,7 +12,7 @@ import peewee
 
 from whatspire_db.errors import LockTimeout, ModelError, WhatspireDBError, bounded
 from whatspire_db.files import WRITABLE_BY_OTHERS, open_regular, trusted_owners
-from whatspire_db.light import TYPE_CHECKING, lazy_module
+from whatspire_db.light_stdlib import TYPE_CHECKING, lazy_module
 from whatspire_db.messages import ERROR, first_line, is_locked, primary
 from whatspire_db.migrate.ddl import ModelType, execute, quote, quote_text, referenced_tables
 from whatspire_db.migrate.schema import Column, Constraint, Index, Key, Schema, Table, folded_ascii

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import peewee
 
-from whatspire_db.light import TYPE_CHECKING
+from whatspire_db.light_stdlib import TYPE_CHECKING
 from whatspire_db.messages import first_line
 from whatspire_db.migrate.ddl import ModelType, execute, quote, quote_text
 from whatspire_db.migrate.diff import Drift

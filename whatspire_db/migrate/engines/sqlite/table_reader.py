@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from whatspire_db.light import NamedTuple
+from whatspire_db.light_stdlib import NamedTuple
 from whatspire_db.migrate.ddl import quote_text
 from whatspire_db.migrate.schema import folded_ascii
 

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from ..dsn.redaction import shown
 from ..errors import ConfigError
-from .command import Answer, Call, run_command
+from .call import Answer, Call, run_command
 from .options import Parser, RawHelpFormatter
 
 PROG = "whatspire-db"

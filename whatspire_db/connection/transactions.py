@@ -5,7 +5,7 @@ from __future__ import annotations
 import peewee
 
 from ..errors import TransactionError
-from ..light import Any
+from ..light_stdlib import Any
 from ..models.row_state import Outcome
 from ..peewee_compat import AtomicBlock, SavepointBlock, TransactionBlock
 from .borrowing import Borrowing, State, notice_tasks

@@ -22,7 +22,7 @@ from ..dsn.naming import describe
 from ..dsn.redaction import without_dsns
 from ..dsn.targets import PostgresTarget, SqliteTarget
 from ..errors import MigrationRefused, WhatspireDBError, printable
-from ..light import Any, TextIO, dataclass, replace
+from ..light_stdlib import Any, TextIO, dataclass, replace
 from ..messages import in_words
 from ..settings import LOG_LEVELS, Settings
 from ..settings.kinds import PREFIX

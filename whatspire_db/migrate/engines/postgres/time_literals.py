@@ -12,7 +12,7 @@ from whatspire_db.migrate.ddl import ModelType, written_constraints
 from whatspire_db.migrate.schema import Table
 from whatspire_db.migrate.stamp import rendered
 
-from .written import tokens
+from .sql_tokens import tokens
 
 # https://www.postgresql.org/docs/current/datatype-datetime.html, "Special Values"; epoch and infinity do not move.
 _MOMENT = re.compile(r"\W*(?:.*\s)?(?:now|today|tomorrow|yesterday)\b(?:.*)?", re.IGNORECASE | re.DOTALL)
