@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import Place
 from whatspire_db import ConfigError, Settings
-from whatspire_db.settings import dotenv_file
+from whatspire_db.settings import text_file
 
 pytestmark = pytest.mark.sampled
 
@@ -116,7 +116,7 @@ def test_a_pipe_is_read_to_its_end(dotenv: Path) -> None:
 
 def test_a_pipe_that_nobody_fills_is_given_up(dotenv: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     os.mkfifo(dotenv)
-    monkeypatch.setattr(dotenv_file, "PIPE_SECONDS", 0.05)
+    monkeypatch.setattr(text_file, "PIPE_SECONDS", 0.05)
     with pytest.raises(ConfigError, match="nothing was written into it within"):
         Settings.from_environment({}, dotenv)
 

@@ -24,7 +24,7 @@ ROOMS = {
     "interruption": [],
     "signals": [],
     "dsn": ["", "redaction", "forms", "mistakes", "targets", "sqlite", "postgres", "naming"],
-    "settings": ["kinds", "durations", "variable_names", "dotenv_file", ""],
+    "settings": ["kinds", "durations", "variable_names", "text_file", "dotenv_file", "config_file", ""],
     "messages": [],
     "fields": ["text_search", "json_columns", ""],
     "models": ["", "row_state", "saving", "unreadable", "rows", "queries", "base", "service"],
@@ -187,6 +187,7 @@ ROOMS = {
         "many",
         "backup",
         "health",
+        "settings",
         "verbs",
     ],
 }

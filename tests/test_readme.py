@@ -17,7 +17,7 @@ import pytest
 from scripts import command_line_reference
 from tests.conftest import Place
 from whatspire_db import errors
-from whatspire_db.settings import NAMES
+from whatspire_db.settings import FIELDS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -177,9 +177,9 @@ def test_lines_are_short() -> None:
 
 def test_every_setting_is_in_the_configuration_and_in_the_example() -> None:
     example = (ROOT / ".env.example").read_text()
-    for name in NAMES:
-        assert f"| `WHATSAPP_DATABASE_{name}` |" in PAGES["docs/configuration.md"]
-        assert f"WHATSAPP_DATABASE_{name}=" in example
+    for name in FIELDS:
+        assert f"| `{name}` |" in PAGES["docs/configuration.md"]
+        assert f"{name}=" in example
 
 
 def test_command_line_reference_is_what_the_parsers_say() -> None:

@@ -15,10 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from whatspire_db import ConfigError, Settings, connect
-from whatspire_db.settings import KINDS, NAMES, variable
+from whatspire_db.settings import FIELDS, KINDS, variable
 from whatspire_db.settings.kinds import PREFIX
 from whatspire_db.settings.variable_names import distance
 
+NAMES = [name.removeprefix(PREFIX) for name in FIELDS if name.startswith(PREFIX)]
 SECRET = "Zq7SECRETx9"
 SECRETS = [
     f"postgres://me:{SECRET}@127.0.0.1:1/db",
@@ -309,7 +310,11 @@ def test_one_slip_in_a_name_is_never_passed_over(name: str, data: st.DataObject)
 
 
 def test_every_setting_is_a_field_and_has_a_kind() -> None:
-    assert [variable(field) for field in KINDS] == [PREFIX + name for name in NAMES]
+    assert [variable(field) for field in KINDS] == list(FIELDS)
+    assert {name for name in FIELDS if not name.startswith(PREFIX)} == {
+        "WHATSAPP_EVENTS_ENABLED",
+        "WHATSAPP_EVENTS_RETENTION_DAYS",
+    }
     assert all(isinstance(getattr(Settings(), field), object) for field in KINDS)
 
 

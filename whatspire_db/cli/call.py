@@ -74,7 +74,7 @@ class Call:
     ) -> None:
         self.arguments = list(arguments)
         self.options: Any = SimpleNamespace()
-        self.driver, self.database = "", ""
+        self.driver, self.database, self.config = "", "", ""
         self._exit_code, self._document = exit_code, document
         typed = self.arguments[: self.arguments.index("--")] if "--" in self.arguments else self.arguments
         self._json = "--json" in typed
@@ -86,7 +86,7 @@ class Call:
         :raises ConfigError: when one of them is wrong.
         """
         settings = read_settings(self.options)
-        self.driver = settings.driver
+        self.driver, self.config = settings.driver, settings.config
         self.name(settings.target)
         return settings
 
@@ -95,13 +95,15 @@ class Call:
         self.database = describe(target)
 
     def named(self, document: dict[str, Any]) -> dict[str, Any]:
-        """Return a document that begins with the database it speaks of."""
-        return {"driver": self.driver, "database": self.database} | document
+        """Return a document that begins with the database it speaks of, and with the config file that was read."""
+        config = {"config": self.config} if self.config else {}
+        return {"driver": self.driver, "database": self.database} | config | document
 
     @property
     def line(self) -> str:
-        """The line that names the database."""
-        return f"database: {self.driver} {self.database}"
+        """The line that names the database, and the config file that was read."""
+        config = f", settings from {self.config}" if self.config else ""
+        return f"database: {self.driver} {self.database}{config}"
 
     def answer(self, answer: Answer) -> int:
         """Print an answer and return the exit code."""
@@ -295,7 +297,9 @@ def read_settings(options: Any) -> Settings:
 
     :raises ConfigError: when one of them is wrong.
     """
-    settings = Settings.from_environment(driver=options.driver, dsn=options.dsn, option_prefix="--")
+    settings = Settings.from_environment(
+        driver=options.driver, dsn=options.dsn, config=options.config, option_prefix="--"
+    )
     if settings.log_level == LOG_LEVELS[-1]:
         logging.getLogger("whatspire_db").setLevel(logging.INFO)
         return settings

@@ -89,7 +89,8 @@ def _subject(call: Call) -> Subject:
     if options.each_schema:
         return schemas_of(call)
     file = options.dsn_file
-    targets = dsn_targets(file) if file else list(file_targets(matching_files(options.each_file)))
+    config = options.config
+    targets = dsn_targets(file, config) if file else list(file_targets(matching_files(options.each_file), config))
     settings = next(target.settings for target in targets if target.settings)
     _, models = settings_and_models(call, settings)
     return Subject(targets, models, settings, migrate.waits_of(options, settings))

@@ -46,7 +46,7 @@ MANY = ("each_schema", "each_file", "dsn_file")  # options that name many databa
 # What the parser makes of no arguments.
 NOTHING_TYPED: dict[str, Any] = {
     "verb": "up",
-    **dict.fromkeys(("lock_timeout", "wait", "models", "driver", "dsn", *MANY, "jobs")),
+    **dict.fromkeys(("lock_timeout", "wait", "models", "driver", "dsn", "config", *MANY, "jobs")),
     **dict.fromkeys(("backup", "sql", "trust_source", "fail_fast", "only_models", "json", "quiet", "verbose"), False),
 }
 _LOOKS = ("up", "plan", "verify", "status")

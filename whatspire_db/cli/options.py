@@ -108,6 +108,11 @@ def add_database_options(parser: argparse.ArgumentParser) -> None:
         "--dsn",
         help="where the database is (default: WHATSAPP_DATABASE_DSN, where a password is safer than here)",
     )
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="the service's config file (default: WHATSAPP_CONFIG, else config.yaml, .yml or .json where it looks)",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON document on stdout, also for a failure")
     parser.add_argument("-q", "--quiet", action="store_true", help="print errors alone")
     parser.add_argument("-v", "--verbose", action="store_true", help="log statements to stderr")

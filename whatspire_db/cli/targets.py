@@ -129,9 +129,12 @@ def _require_file(path: str) -> None:
         raise ConnectionFailed(f"{path}: {error.strerror}", "give this user the right to it") from None
 
 
-def file_targets(paths: Sequence[str]) -> Iterator[Target]:
-    """Yield a target for each file."""
-    base = _settings(SQLITE, _dsn_of_file(paths[0]), "--each-file")
+def file_targets(paths: Sequence[str], config: str | None) -> Iterator[Target]:
+    """Yield a target for each file.
+
+    :param config: the config file that the other settings are read from, as `Settings.from_environment` takes it.
+    """
+    base = _settings(SQLITE, _dsn_of_file(paths[0]), "--each-file", config)
     for path in paths:
         settings = replace(base, dsn=_dsn_of_file(path))
         yield Target("file", path, SQLITE, describe(settings.target), settings)
@@ -147,9 +150,10 @@ def _dsn_of_file(path: str) -> str:
 # DSNs
 
 
-def dsn_targets(path: str) -> list[Target]:
+def dsn_targets(path: str, config: str | None) -> list[Target]:
     """Return a target for each DSN of a file; a malformed one has an error of its own.
 
+    :param config: as for `file_targets`.
     :raises ConfigError: when the file cannot be trusted or read, or holds no DSN.
     """
     lines = [(number, text.strip()) for number, text in enumerate(_secret_text(path).splitlines(), 1)]
@@ -167,7 +171,7 @@ def dsn_targets(path: str) -> list[Target]:
         except ConfigError as error:
             found.append(Target("dsn", "", line=number, error=error))
             continue
-        base = base or _settings(driver, dsn, name)
+        base = base or _settings(driver, dsn, name, config)
         settings = replace(base, driver=driver, dsn=dsn, origins={**base.origins, "dsn": name, "driver": name})
         place = describe(target)
         found.append(Target("dsn", place, driver, place, settings, line=number))
@@ -218,9 +222,9 @@ def _require_secret(shown: str, status: os.stat_result) -> None:
         )
 
 
-def _settings(driver: str, dsn: str, origin: str) -> Settings:
+def _settings(driver: str, dsn: str, origin: str, config: str | None) -> Settings:
     """Return the environment's settings for another database than its own."""
-    settings = read_settings(SimpleNamespace(driver=driver, dsn=dsn))
+    settings = read_settings(SimpleNamespace(driver=driver, dsn=dsn, config=config))
     origins = {**settings.origins, "dsn": origin, "driver": origin}
     return replace(settings, replica_dsn=None, origins=origins)
 

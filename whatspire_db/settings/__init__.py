@@ -1,4 +1,7 @@
-"""Settings: one table of fields, read from arguments, the environment and .env, and valid however they are made."""
+"""Settings: one table of fields, read from arguments, the environment, .env and the service's config file.
+
+They are valid however they are made.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,25 @@ from functools import lru_cache
 from ..dsn.forms import POSTGRES, POSTGRES_FORMS, SQLITE, check_folder, is_plainly_sqlite, kind_of
 from ..dsn.targets import PostgresTarget, SqliteTarget
 from ..errors import ConfigError
-from ..light_stdlib import Any, dataclass, field, fields
-from .kinds import BOOLEAN, COUNT, DIFFERENCES, DURATION, MODULES, PREFIX, TEXT, Kind, checked, choice
+from ..light_stdlib import TYPE_CHECKING, Any, dataclass, field, fields
+from .kinds import (
+    BOOLEAN,
+    CONFIG,
+    COUNT,
+    DIFFERENCES,
+    DURATION,
+    EVENTS,
+    MODULES,
+    PREFIX,
+    SERVICE,
+    TEXT,
+    Kind,
+    checked,
+    choice,
+)
+
+if TYPE_CHECKING:
+    from .config_file import ConfigFile
 
 DRIVERS = (SQLITE, POSTGRES)
 LOG_LEVELS = ("silent", "error", "warn", "info")
@@ -20,6 +40,9 @@ DEFAULT_SQLITE_DSN = "data/whatspire.db"
 DRIVER = choice(*DRIVERS)
 LOG_LEVEL = choice(*LOG_LEVELS, debug="info")  # the level at which the Go service logs its SQL
 RECORD_RUNS = choice("changes", "all")
+# Where the service looks for its config file, in this order; the first file that is there is the one.
+CONFIG_FOLDERS = (".", "config", "/etc/whatspire", "~/.whatspire")
+CONFIG_NAMES = ("config.yaml", "config.yml", "config.json")
 
 logger = logging.getLogger("whatspire_db")
 
@@ -30,11 +53,13 @@ def _setting(kind: Kind, default: Any, *, secret: bool = False) -> Any:
 
 @dataclass(frozen=True)
 class Settings:
-    """What the WHATSAPP_DATABASE_* variables say; `from_environment` reads them.
+    """What the WHATSAPP_DATABASE_* variables and the service's config file say; `from_environment` reads them.
 
-    Each field is a setting: its name in capitals is the variable's. It takes a value of its own type or the text
-    that the variable takes; blanks around a text are dropped, and an empty one counts as not given. Without `driver`
-    the DSN decides. The DSN may hold a password and is left out of the repr.
+    Each field is a setting. Its name in capitals is the variable's, and as it stands here it is the key under
+    `database:` in the file; those of `events` have the variables WHATSAPP_EVENTS_* and the keys under `events:`. A
+    setting takes a value of its own type or the text that the variable takes; blanks around a text are dropped, and an
+    empty one counts as not given. Without `driver` the DSN decides. The DSN may hold a password and is left out of the
+    repr.
 
     :raises ConfigError: names the setting, what it got and what it takes.
     """
@@ -59,8 +84,13 @@ class Settings:
     backup_dir: str = _setting(TEXT, "backups")
     backup_name: str | None = _setting(TEXT, None)  # the database's
     backup_before_migrate: bool = _setting(BOOLEAN, False)
-    # Which settings were given, by field, and under which name: a variable or an option.
+    events_enabled: bool = _setting(BOOLEAN, False)
+    events_retention_days: int = _setting(COUNT, 30)  # 0: for ever
+    # Which settings were given, by field, and under which name: a variable, an option, or a key of the config file.
     origins: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+    # Where they were given, by field; and the config file that was read, "" for none.
+    sources: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+    config: str = field(default="", compare=False, repr=False)
 
     def __post_init__(self) -> None:
         given = {name: checked(name, getattr(self, name), kind) for name, kind in KINDS.items()}
@@ -100,52 +130,74 @@ class Settings:
         *,
         driver: str | None = None,
         dsn: str | None = None,
+        config: str | os.PathLike[str] | None = None,
         option_prefix: str = "",
     ) -> Settings:
-        """Read the variables: arguments given here, over the environment, over a .env file, over defaults.
+        """Read the settings: arguments, over the environment, over .env, over the config file, over defaults.
 
         :param environ: the environment; default os.environ.
         :param dotenv: a file to read where there is one; None reads none.
-        :param option_prefix: what stands before `driver` and `dsn` in messages, like "--".
-        :raises ConfigError: names the variable, what it got and what it takes.
+        :param config: a config file to read, "" for none; by default the one that WHATSAPP_CONFIG names, else the first
+            that is found where the service looks.
+        :param option_prefix: what stands before `driver`, `dsn` and `config` in messages, like "--".
+        :raises ConfigError: names the setting, what it got and what it takes.
         """
+        written, variables = _variables(environ, dotenv)
         argued = {"driver": driver or "", "dsn": dsn or ""}
-        sources = [*_variables(environ, dotenv), Source(argued, lambda field: option_prefix + field)]
-        return cls._from_sources(sources)
+        file = _config(config, [variables, written])
+        sources = [
+            *([_of_config(file)] if file else []),
+            _of_variables(written, os.fspath(dotenv or "")),
+            _of_variables(variables, "the environment"),
+            Source(argued, lambda field: option_prefix + field, lambda field: option_prefix + field),
+        ]
+        return cls._from_sources(sources, file.name if file else "")
 
     @classmethod
-    def _from_sources(cls, sources: list[Source]) -> Settings:
+    def _from_sources(cls, sources: list[Source], config: str) -> Settings:
         """Return the settings of sources, each over those before it; an empty text counts as not given."""
-        found: dict[str, tuple[str, str]] = {}
+        found: dict[str, tuple[Source, str]] = {}
         for source in sources:
-            found |= {f: (source.name_of(f), text) for f, text in source.texts.items() if text.strip()}
-        origins = {field: name for field, (name, _) in found.items()}
-        given = {field: checked(name, text, KINDS[field]) for field, (name, text) in found.items()}
+            found |= {field: (source, text) for field, text in source.texts.items() if text.strip()}
+        origins = {field: source.name_of(field) for field, (source, _) in found.items()}
+        places = {field: source.place_of(field) for field, (source, _) in found.items()}
+        given = {field: checked(origins[field], text, KINDS[field]) for field, (_, text) in found.items()}
         made = cls.__new__(cls)  # what was just checked is not checked again
-        vars(made).update(_completed(given, origins), origins=origins)
+        vars(made).update(_completed(given, origins), origins=origins, sources=places, config=config)
         return made
 
 
 @dataclass(frozen=True)
 class Source:
-    """Texts of settings by field, and the name that a field has where they come from."""
+    """Texts of settings by field, with the name that a field has where they come from, and the place itself."""
 
     texts: Mapping[str, str]
     name_of: Callable[[str], str]
+    place_of: Callable[[str], str]
 
 
 _TABLE = {field.name: field for field in fields(Settings) if field.metadata}
 KINDS: Mapping[str, Kind] = {name: field.metadata["kind"] for name, field in _TABLE.items()}
-NAMES = tuple(name.upper() for name in KINDS)
+OF_EVENTS = "events_"  # how the fields begin that the service keeps apart from its database's
 
 
 def variable(field: str) -> str:
     """Return the name of a field's environment variable."""
-    return PREFIX + field.upper()
+    return (SERVICE if field.startswith(OF_EVENTS) else PREFIX) + field.upper()
 
 
-def _variables(environ: Mapping[str, str] | None, dotenv: str | os.PathLike[str] | None) -> list[Source]:
-    """Return .env and the environment as sources; warn once of names that may be another program's.
+def key_of(field: str) -> tuple[str, str]:
+    """Return the section of the config file in which a field stands, and its key there."""
+    return ("events", field[len(OF_EVENTS) :]) if field.startswith(OF_EVENTS) else ("database", field)
+
+
+FIELDS = {variable(field): field for field in KINDS}  # by their variables
+
+
+def _variables(
+    environ: Mapping[str, str] | None, dotenv: str | os.PathLike[str] | None
+) -> tuple[Mapping[str, str], Mapping[str, str]]:
+    """Return the variables of .env and those of the environment; warn once of names that may be another program's.
 
     :raises ConfigError: for a name that is almost a setting's, and for a .env that cannot be understood.
     """
@@ -153,16 +205,58 @@ def _variables(environ: Mapping[str, str] | None, dotenv: str | os.PathLike[str]
     if dotenv is not None and _may_exist(dotenv):
         from .dotenv_file import read_dotenv  # only where there is one
 
-        written = read_dotenv(dotenv, PREFIX)
-    found = [written, os.environ if environ is None else environ]
+        written = read_dotenv(dotenv, (PREFIX, EVENTS, CONFIG))
+    found = written, os.environ if environ is None else environ
     names = {name for variables in found for name, text in variables.items() if text.strip()}
-    by_name = {variable(field): field for field in KINDS}
-    if doubtful := {name for name in names - by_name.keys() if name[:4].upper() == PREFIX[:4]}:
+    if doubtful := {name for name in names - FIELDS.keys() - {CONFIG} if name[:4].upper() == PREFIX[:4]}:
         from .variable_names import check_names  # only where a name is no setting's
 
-        if unknown := check_names(doubtful, NAMES):
+        if unknown := check_names(doubtful, [*FIELDS, CONFIG]):
             logger.warning("ignored, for no such setting is known here: %s", ", ".join(unknown))
-    return [Source({by_name[n]: t for n, t in each.items() if n in by_name}, variable) for each in found]
+    return found
+
+
+def _of_variables(variables: Mapping[str, str], place: str) -> Source:
+    texts = {FIELDS[name]: text for name, text in variables.items() if name in FIELDS}
+    return Source(texts, variable, lambda field: place)
+
+
+def _config(given: str | os.PathLike[str] | None, variables: list[Mapping[str, str]]) -> ConfigFile | None:
+    """Return the config file that counts: one that is named, else the first that is found where the service looks.
+
+    :param variables: where a variable may name one, those that count more first.
+    :raises ConfigError: when it cannot be read or understood.
+    """
+    if given is None:
+        given = next((each[CONFIG] for each in variables if CONFIG in each), None)
+    named = given is not None
+    path = os.fspath(given).strip() if given is not None else _found()
+    if not path:
+        return None
+    from .config_file import read_config  # only where there is one
+
+    return read_config(path, [key_of(field) for field in KINDS], named)
+
+
+def _found() -> str | None:
+    """Return the config file that is found first, as the service looks for it."""
+    for folder in CONFIG_FOLDERS:
+        for name in CONFIG_NAMES:
+            path = os.path.join(os.path.expanduser(folder), name) if folder != "." else name
+            if _may_exist(path) and not os.path.isdir(path):
+                return path
+    return None
+
+
+def _of_config(file: ConfigFile) -> Source:
+    def place_of(field: str) -> str:
+        return f"line {file.entries[key_of(field)].line} of {file.name}"
+
+    def name_of(field: str) -> str:
+        return f"{'.'.join(key_of(field))} ({place_of(field)})"
+
+    texts = {field: file.entries[key].text for field in KINDS if (key := key_of(field)) in file.entries}
+    return Source(texts, name_of, place_of)
 
 
 def _may_exist(path: str | os.PathLike[str]) -> bool:

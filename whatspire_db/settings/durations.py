@@ -68,6 +68,15 @@ def _term(whole: str, fraction: str, unit: str) -> int:
     return int(digits or "0") * _UNITS[unit] + int(number * (_UNITS[unit] / scale))
 
 
+def in_units(duration: timedelta) -> str:
+    """Return a duration of 0 or more as its largest units, like 1h30m or 200ms; `parse_duration` reads it."""
+    left, parts = duration // timedelta(microseconds=1), ""
+    for unit in ("h", "m", "s", "ms", "us"):
+        number, left = divmod(left, _UNITS[unit] // 1000)
+        parts += f"{number}{unit}" if number else ""
+    return parts or "0s"
+
+
 def seconds_of(name: str, limit: float | timedelta | str) -> float:
     """Return a limit in seconds: a number of them, a timedelta, or a text like 5s; what is too long is cut.
 

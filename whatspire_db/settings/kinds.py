@@ -15,7 +15,9 @@ durations = lazy_module("whatspire_db.settings.durations")  # for what is given 
 redaction = lazy_module("whatspire_db.dsn.redaction")  # for messages
 
 DIFFERENCE = ("kind", "table", "name", "declared", "live")
-PREFIX = "WHATSAPP_DATABASE_"  # of the environment's variables
+SERVICE = "WHATSAPP_"  # how all variables of the Go service begin
+PREFIX, EVENTS = f"{SERVICE}DATABASE_", f"{SERVICE}EVENTS_"  # of the settings
+CONFIG = f"{SERVICE}CONFIG"  # names a config file; empty, it has none read
 LARGEST_COUNT = 999_999_999
 A_DURATION = "a duration of 0 or more with its unit, like 300ms, 1.5h or 2h45m"
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable
 
 from ..errors import ConfigError
 from ..light_stdlib import pattern
-from .kinds import PREFIX
+from .kinds import CONFIG, EVENTS, PREFIX, SERVICE
 
 # Kubernetes puts these into each pod for a Service named whatsapp-database, or whatsapp-database-replica.
 _KUBERNETES = pattern(r"(?:.*_)?(?:SERVICE_.+|PORT|PORT_.+)")
@@ -17,20 +17,29 @@ _SHORT = 8  # letters: a shorter name may differ by one letter, a longer one by 
 def check_names(names: Iterable[str], known: Collection[str]) -> list[str]:
     """Check the names of all variables that are set, and return those that look like settings and are none.
 
-    :param known: the settings, without the prefix.
+    :param known: the variables of all settings.
     :raises ConfigError: when a name is almost that of a setting; the value is not repeated.
     """
+    families = {
+        prefix: [each[len(prefix) :] for each in known if each.startswith(prefix)] for prefix in (PREFIX, EVENTS)
+    }
     unknown = []
     for name in sorted(names):
-        rest = name[len(PREFIX) :]
-        if not name.upper().startswith(PREFIX):
-            unknown += [name] if _has_almost_the_prefix(name, known) else []
-        elif not name.startswith(PREFIX) or (rest not in known and not _KUBERNETES.fullmatch(rest)):
-            if near := _near(rest, known):
-                hint = f"the setting is {PREFIX}{near}: rename or unset it"
-                raise ConfigError(f"{_shown(name)} is not a setting", hint)
-            unknown.append(_shown(name))
+        prefix = next((each for each in families if name.upper().startswith(each)), SERVICE)
+        rest = name[len(prefix) :]
+        if prefix == SERVICE:
+            if distance(name.upper(), CONFIG) <= 1:
+                raise _no_setting(name, CONFIG)
+            unknown += [name] if _has_almost_the_prefix(name, families[PREFIX]) else []
+        elif not name.startswith(prefix) or (rest not in families[prefix] and not _KUBERNETES.fullmatch(rest)):
+            if near := _near(rest, families[prefix]):
+                raise _no_setting(name, prefix + near)
+            unknown += [_shown(name)] if prefix == PREFIX else []  # the service has more about its events
     return unknown
+
+
+def _no_setting(name: str, near: str) -> ConfigError:
+    return ConfigError(f"{_shown(name)} is not a setting", f"the setting is {near}: rename or unset it")
 
 
 def _has_almost_the_prefix(name: str, known: Collection[str]) -> bool:
