@@ -27,7 +27,7 @@ ROOMS = {
     "settings": ["kinds", "durations", "variable_names", "text_file", "dotenv_file", "config_file", ""],
     "messages": [],
     "fields": ["text_search", "json_columns", ""],
-    "models": ["", "row_state", "saving", "unreadable", "rows", "queries", "base", "service"],
+    "models": ["", "row_state", "saving", "unreadable", "rows", "queries", "base", "event_pages", "api_keys", "service"],
     "connection": [
         "",
         "call_site",

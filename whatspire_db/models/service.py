@@ -17,8 +17,13 @@ from ..fields import (
     TextKeyField,
     utcnow,
 )
-from ..light_stdlib import TypeVar
+from ..light_stdlib import TYPE_CHECKING, TypeVar
 from .base import BaseModel
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from .event_pages import EventPage
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -135,6 +140,33 @@ class ApiKey(BaseModel):
         table_name = "api_keys"
         constraints = [_KEY, _one_of("api_keys", "role", "read", "write", "admin")]
 
+    @classmethod
+    def issue(cls, role: str, description: str | None = None) -> tuple[ApiKey, str]:
+        """Make a key that the service accepts, and return its row and the key itself, which is stored nowhere.
+
+        :param role: "read", "write" or "admin".
+        :raises peewee.IntegrityError: for another role.
+        """
+        from .api_keys import issue
+
+        return issue(cls, role, description)
+
+    @classmethod
+    def find(cls, key: str) -> ApiKey | None:
+        """Return the row of a key that is active; None for one that is unknown or revoked."""
+        from .api_keys import find
+
+        return find(cls, key)
+
+    def revoke(self, by: str, reason: str | None = None) -> bool:
+        """Let the service accept the key no longer; False when somebody revoked it before, whose note stays.
+
+        :param by: who revokes it.
+        """
+        from .api_keys import revoke
+
+        return revoke(self, by, reason)
+
 
 @_indexed("created_at", "api_key_id", "event_type")
 class AuditLog(BaseModel):
@@ -169,6 +201,33 @@ class Event(BaseModel):
     class Meta:
         table_name = "events"
         constraints = [_KEY]
+
+    @classmethod
+    def page(
+        cls,
+        after: str | None = None,
+        *,
+        limit: int = 100,
+        session: str | None = None,
+        type: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        newest_first: bool = False,
+    ) -> EventPage:
+        """Return a page of events in the order of timestamp and id, with `events` and, for the next page, `after`.
+
+        Events that are added or deleted meanwhile shift nothing: no other event is skipped or told twice.
+
+        :param after: the `after` of the page before; None begins.
+        :param session: the `session_id` of the events.
+        :param since: the first moment.
+        :param until: the first moment that is too late.
+        :raises ValueRefused: when `after` is none, or `limit` is not from 1 to 10,000.
+        """
+        from .event_pages import Filter
+        from .event_pages import page as page_of
+
+        return page_of(cls, Filter(session, type, since, until, newest_first), after, limit)
 
 
 # The Go service declares the three composite ones too, but its migrator never makes them.
