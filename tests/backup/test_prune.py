@@ -410,7 +410,7 @@ def storm(place: Place, rounds: int) -> None:
 
     def prunes(*policy: int) -> int:
         pruned = 0
-        while not stop.is_set():
+        while not (stop.is_set() and pruned):
             backups = [one for one in backup.prune(settings_of(place), policy=Policy(*policy)) if one.fate == "kept"]
             assert backups
             pruned += 1
@@ -418,7 +418,7 @@ def storm(place: Place, rounds: int) -> None:
 
     def looks() -> int:
         looked = 0
-        while not stop.is_set():
+        while not (stop.is_set() and looked):
             backups, others = backup.list_backups(folder_of(place))
             assert all("no manifest" in other.reason for other in others)  # as it is for a moment
             assert len({one.manifest.serial for one in backups}) == len(backups)
@@ -436,8 +436,7 @@ def storm(place: Place, rounds: int) -> None:
             stop.set()
 
     with tools():
-        created, *counts = at_once(all_created, lambda: prunes(2), lambda: prunes(0, 1), looks)
-        assert all(counts), counts
+        created, *_ = at_once(all_created, lambda: prunes(2), lambda: prunes(0, 1), looks)
         assert sorted(one.manifest.serial for one in created) == list(range(2, len(created) + 2))
         latest = max(created, key=lambda one: one.manifest.serial)
         backups, others = backup.list_backups(folder_of(place))
