@@ -27,7 +27,18 @@ ROOMS = {
     "settings": ["kinds", "durations", "variable_names", "text_file", "dotenv_file", "config_file", ""],
     "messages": [],
     "fields": ["text_search", "json_columns", ""],
-    "models": ["", "row_state", "saving", "unreadable", "rows", "queries", "base", "event_pages", "api_keys", "service"],
+    "models": [
+        "",
+        "row_state",
+        "saving",
+        "unreadable",
+        "rows",
+        "queries",
+        "base",
+        "event_pages",
+        "api_keys",
+        "service",
+    ],
     "connection": [
         "",
         "call_site",
@@ -77,6 +88,7 @@ ROOMS = {
         "engines.sqlite.rebuild",
         "engines.sqlite.mending",
         "engines.sqlite.times",
+        "engines.sqlite.work_lock",
         "engines.sqlite.engine",
         "engines.postgres",
         "engines.postgres.limits",
@@ -171,6 +183,7 @@ ROOMS = {
         "",
     ],
     "health": ["values", "engines", "engines.sqlite", "engines.citus", "engines.postgres", "check", ""],
+    "data": ["pace", "engines.base", "engines.sqlite", "engines.postgres", "engines", "retention", ""],
     "cli": [
         "",
         "starting",
@@ -188,6 +201,7 @@ ROOMS = {
         "backup",
         "health",
         "settings",
+        "retain",
         "verbs",
     ],
 }

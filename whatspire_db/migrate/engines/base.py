@@ -152,6 +152,13 @@ class Engine(abc.ABC):
         """
 
     @abc.abstractmethod
+    def work_lock(self, wait_seconds: float) -> AbstractContextManager[None]:
+        """Hold the lock of long work on the rows, beside which others read, write and migrate.
+
+        :raises LockTimeout: when another run holds it for longer.
+        """
+
+    @abc.abstractmethod
     def transact(
         self,
         body: Callable[[], T],

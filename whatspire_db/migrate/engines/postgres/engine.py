@@ -256,7 +256,10 @@ class PostgresEngine(Engine):
         return bool(self.ask(pinned(_MAY_CREATE)))
 
     def lock(self, wait_seconds: float) -> AbstractContextManager[None]:
-        return locking.migration_lock(self.db, self.default_schema, wait_seconds)
+        return locking.run_lock(self.db, self.default_schema, wait_seconds)
+
+    def work_lock(self, wait_seconds: float) -> AbstractContextManager[None]:
+        return locking.run_lock(self.db, self.default_schema, wait_seconds, locking.ROWS)
 
     def transact(
         self,

@@ -28,24 +28,29 @@ STRONG_LOCK_MILLISECONDS = 50
 LOCK_STRENGTH = (WEAK_LOCK, "SHARE", "SHARE ROW EXCLUSIVE", "ACCESS EXCLUSIVE")
 
 
-# The migration lock
+# The locks of runs
+
+MIGRATE, ROWS = ("migrate", "another migration"), ("rows", "another run that changes many rows")
 
 
 @contextmanager
-def migration_lock(db: peewee.PostgresqlDatabase, schema: str, wait_seconds: float) -> Iterator[None]:
-    """Hold the migration lock of a schema, on the session of this thread.
+def run_lock(
+    db: peewee.PostgresqlDatabase, schema: str, wait_seconds: float, kind: tuple[str, str] = MIGRATE
+) -> Iterator[None]:
+    """Hold the lock of a schema that one run of a kind has at a time, on the session of this thread.
 
     Behind a pooler a session is not ours beyond a transaction: there the lock is a transaction's, on a connection of
     its own, whose read-committed transaction holds no snapshot that a concurrent build would wait for.
     """
-    key = hashlib.sha256(f"whatspire_db migrate {schema}".encode()).digest()[:8]
+    name, other = kind
+    key = hashlib.sha256(f"whatspire_db {name} {schema}".encode()).digest()[:8]
     number = int.from_bytes(key, "big", signed=True)
     if is_pooled(db):
-        with _transaction_lock(db, number, wait_seconds):
+        with _transaction_lock(db, number, wait_seconds, other):
             yield
         return
     with lifted(db):
-        _wait_for_lock(lambda: _try(db.connection(), "pg_try_advisory_lock", number), db, number, wait_seconds)
+        _wait_for_lock(lambda: _try(db.connection(), "pg_try_advisory_lock", number), db, number, wait_seconds, other)
         try:
             yield
         finally:
@@ -60,7 +65,7 @@ def is_pooled(db: peewee.PostgresqlDatabase) -> bool:
 
 
 @contextmanager
-def _transaction_lock(db: peewee.PostgresqlDatabase, number: int, wait_seconds: float) -> Iterator[None]:
+def _transaction_lock(db: peewee.PostgresqlDatabase, number: int, wait_seconds: float, other: str) -> Iterator[None]:
     connection = separate_connection(db)
 
     def attempt() -> bool:
@@ -73,7 +78,7 @@ def _transaction_lock(db: peewee.PostgresqlDatabase, number: int, wait_seconds: 
         return False
 
     try:
-        _wait_for_lock(attempt, db, number, wait_seconds)
+        _wait_for_lock(attempt, db, number, wait_seconds, other)
         yield
         rows(connection, "ROLLBACK")  # so that the pooler can keep its own connection
     finally:
@@ -85,7 +90,7 @@ def _try(connection: Any, function: str, number: int) -> bool:
 
 
 def _wait_for_lock(
-    attempt: Callable[[], bool], db: peewee.PostgresqlDatabase, number: int, wait_seconds: float
+    attempt: Callable[[], bool], db: peewee.PostgresqlDatabase, number: int, wait_seconds: float, other: str
 ) -> None:
     # Polled, for a blocking wait deadlocks with CREATE INDEX CONCURRENTLY of the holder.
     started = time.monotonic()
@@ -96,11 +101,11 @@ def _wait_for_lock(
         waited = time.monotonic() - started
         if waited > wait_seconds:
             raise LockTimeout(
-                f"another migration held the lock for {wait_seconds:g} s: {holder_of(db, number)}",
+                f"{other} held the lock for {wait_seconds:g} s: {holder_of(db, number)}",
                 "wait for it to end, raise --lock-timeout, or end it with pg_terminate_backend(pid)",
             )
         if waited > QUIET_SECONDS and not told:
-            logger.info("waiting for another migration: %s", holder_of(db, number))
+            logger.info("waiting for %s: %s", other, holder_of(db, number))
             told = True
         time.sleep(pause)
 

@@ -6,7 +6,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 
 import peewee
 
@@ -251,6 +251,11 @@ class SqliteEngine(Engine):
             if not is_locked(error):
                 raise
             raise self.locked_out((), wait_seconds) from None
+
+    def work_lock(self, wait_seconds: float) -> AbstractContextManager[None]:
+        from .work_lock import work_lock  # not for a migration
+
+        return work_lock(self._stamps_file, str(self.db.database), wait_seconds)
 
     @contextmanager
     def _write_lock(self, wait_seconds: float) -> Iterator[None]:

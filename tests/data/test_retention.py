@@ -1,0 +1,402 @@
+"""Old rows go, in short batches, by rules that somebody set; all others stay."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+
+import peewee
+import pytest
+
+from tests.conftest import Place
+from tests.migrate.models import model
+from tests.servers import eventually
+from whatspire_db import ConfigError, Event, LockTimeout, MigrationRunner, ModelError, Settings, WhatspireDBError
+from whatspire_db.data import Rule, retain, rules_of
+from whatspire_db.data.engines import engine_of
+from whatspire_db.data.pace import Pace
+from whatspire_db.fields import InstantField, NaiveInstantField, utcnow
+
+DAY = timedelta(days=1)
+NOW = datetime.now(timezone.utc)
+
+
+def logged(**fields: peewee.Field) -> type[peewee.Model]:
+    """Return a model of a table with a time."""
+    return model("Log", "log", {"at": InstantField(null=True, index=True), **fields})
+
+
+def made(db: peewee.Database, *models: type[peewee.Model]) -> None:
+    db.bind(models)
+    MigrationRunner(db, models).up()
+
+
+def filled(db: peewee.Database, log: type[peewee.Model], ages: list[float | None]) -> None:
+    rows = [{"at": None if age is None else NOW - age * DAY} for age in ages]
+    with db.atomic():
+        for start in range(0, len(rows), 500):
+            log.insert_many(rows[start : start + 500]).execute()
+
+
+def rule(log: type[peewee.Model], days: float = 30, column: str = "at") -> Rule:
+    return Rule(log, getattr(log, column), days * DAY, "test")
+
+
+def ages_left(log: type[peewee.Model]) -> list[float | None]:
+    found = [row.at for row in log.select().order_by(log.id)]
+    return [at and round((NOW - at) / DAY, 3) for at in found]
+
+
+def test_the_old_rows_go_and_all_others_stay(place: Place, db: peewee.Database) -> None:
+    log = logged()
+    made(db, log)
+    ages = [0, 29.9, 30.1, None, 31, -5, 400, *(31 + number / 100 for number in range(2500)), 1]
+    filled(db, log, ages)
+    (counted,) = retain(db, [rule(log)], dry_run=True)
+    assert (counted.rows, log.select().count()) == (2503, len(ages))
+    told: list[int] = []
+    (done,) = retain(db, [rule(log)], tell=lambda rule, rows: told.append(rows))
+    assert (done.rows, done.is_done) == (2503, True)
+    assert ages_left(log) == [0, 29.9, None, -5, 1]
+    assert told[-1] == 2503
+    steps = [later - earlier for earlier, later in zip([0, *told], told, strict=False)]
+    engine = engine_of(db)
+    assert steps[0] == engine.smallest
+    assert max(steps) <= engine.largest
+    assert retain(db, [rule(log)])[0].rows == 0
+
+
+def test_wall_clocks_of_utc(place: Place, db: peewee.Database) -> None:
+    log = model("Log", "log", {"at": NaiveInstantField(null=True)})
+    made(db, log)
+    filled(db, log, [29.999, 30.001])
+    assert retain(db, [rule(log)])[0].rows == 1
+    assert ages_left(log) == [29.999]
+
+
+@pytest.mark.parametrize("limit", [1, 150, 1000])
+def test_a_limit_and_the_next_run(place: Place, db: peewee.Database, limit: int) -> None:
+    log, other = logged(), model("Other", "other", {"at": InstantField(null=True)})
+    made(db, log, other)
+    filled(db, log, [40.0] * 200)
+    filled(db, other, [40.0] * 100)
+    done = retain(db, [rule(log), rule(other)], limit=limit)
+    assert sum(each.rows for each in done) == min(limit, 300)
+    assert all(each.is_done for each in done) == (limit == 1000)
+    retain(db, [rule(log), rule(other)])
+    assert (log.select().count(), other.select().count()) == (0, 0)
+
+
+def test_a_run_stops_behind_a_batch(place: Place, db: peewee.Database) -> None:
+    log = logged()
+    made(db, log)
+    filled(db, log, [40.0] * 500)
+    stop = threading.Event()
+    (done,) = retain(db, [rule(log)], stop=stop, tell=lambda rule, rows: stop.set())
+    assert not done.is_done
+    assert done.rows == engine_of(db).smallest
+    assert log.select().count() == 500 - done.rows
+
+
+def test_keys_of_any_form(place: Place, db: peewee.Database) -> None:
+    at = {"at": InstantField(null=True)}
+    two = model(
+        "Two",
+        "two",
+        {"a": peewee.IntegerField(), "b": peewee.TextField(), **at},
+        primary_key=peewee.CompositeKey("a", "b"),
+    )
+    made(db, two)
+    two.insert_many([{"a": n % 7, "b": str(n), "at": NOW - (40 - n % 2 * 20) * DAY} for n in range(300)]).execute()
+    assert retain(db, [rule(two)])[0].rows == 150
+    assert all(int(row.b) % 2 for row in two.select())
+    none = model("Nothing", "nothing", at, primary_key=False)
+    made(db, none)
+    with pytest.raises(ModelError, match="Nothing has no primary key"):
+        retain(db, [rule(none)])
+
+
+def family(on_delete: str | None) -> tuple[type[peewee.Model], type[peewee.Model]]:
+    parent = logged()
+    field = peewee.ForeignKeyField(parent, on_delete=on_delete, null=True)
+    child = model("Child", "child", {"at": InstantField(null=True), "parent": field})
+    return parent, child
+
+
+def test_rows_that_refer_to_others_go_first(place: Place, db: peewee.Database) -> None:
+    parent, child = family(None)
+    made(db, parent, child)
+    filled(db, parent, [40.0, 1.0])
+    child.insert_many([{"at": NOW - 40 * DAY, "parent": 1}, {"at": NOW, "parent": 2}]).execute()
+    done = retain(db, [rule(parent), rule(child)])
+    assert [(each.rule.model, each.rows) for each in done] == [(parent, 1), (child, 1)]
+
+
+def test_rows_that_others_refer_to_stay(place: Place, db: peewee.Database) -> None:
+    parent, child = family(None)
+    made(db, parent, child)
+    filled(db, parent, [40.0])
+    child.create(at=NOW, parent=1)
+    with pytest.raises(WhatspireDBError, match="rows of log cannot be deleted") as error:
+        retain(db, [rule(parent)])
+    assert "give those a rule" in error.value.hint
+    assert parent.select().count() == 1
+
+
+def test_rows_that_somebody_has_locked_are_left_for_the_next_run(postgres: Place) -> None:
+    db, other = postgres.connect(), postgres.connect()
+    log = logged()
+    made(db, log)
+    filled(db, log, [40.0] * 10)
+    with other.atomic():
+        other.execute_sql("SELECT 1 FROM log WHERE id = 5 FOR UPDATE")
+        assert retain(db, [rule(log)])[0].rows == 9
+    assert retain(db, [rule(log)])[0].rows == 1
+
+
+def test_one_run_at_a_time(place: Place, db: peewee.Database) -> None:
+    log = logged()
+    made(db, log)
+    filled(db, log, [40.0])
+    with engine_of(place.connect()).alone(1):
+        with pytest.raises(LockTimeout, match="another run that changes many rows held the lock"):
+            retain(db, [rule(log)], lock_timeout=0.1)
+        assert log.select().count() == 1
+        log.create(at=NOW)  # nobody else is kept out
+    assert retain(db, [rule(log)])[0].rows == 1
+
+
+def test_free_pages_leave_a_file_that_allows_it(sqlite: Place) -> None:
+    db = sqlite.connect()
+    log = logged(text=peewee.TextField(default="x" * 400))
+    made(db, log)
+    assert db.execute_sql("PRAGMA auto_vacuum").fetchone() == (2,)
+    filled(db, log, [40.0] * 5000)
+    (before,) = db.execute_sql("PRAGMA page_count").fetchone()
+    retain(db, [rule(log)])
+    assert db.execute_sql("PRAGMA freelist_count").fetchone() == (0,)
+    assert db.execute_sql("PRAGMA page_count").fetchone()[0] < before / 10
+
+
+def test_a_file_that_does_not_allow_it_keeps_its_free_pages(sqlite: Place) -> None:
+    with peewee.SqliteDatabase(sqlite.dsn) as plain:
+        plain.execute_sql("CREATE TABLE log (id integer PRIMARY KEY, at datetime)")
+    db = sqlite.connect()
+    log = logged()
+    made(db, log)
+    filled(db, log, [40.0] * 5000)
+    assert retain(db, [rule(log)])[0].rows == 5000
+    assert db.execute_sql("PRAGMA auto_vacuum").fetchone() == (0,)
+    assert db.execute_sql("PRAGMA freelist_count").fetchone()[0] > 10
+
+
+def writers(place: Place, log: type[peewee.Model], stop: threading.Event) -> Iterator[Callable[[], list[int]]]:
+    """Yield what writes new rows, until it is to stop, and returns their ids."""
+
+    def writes() -> list[int]:
+        db = place.connect()
+        ids = []
+        with db.connection_context():
+            while not (stop.is_set() and ids):
+                ids.append(int(log.insert(at=utcnow()).execute(db)))
+        return ids
+
+    return iter([writes] * 4)
+
+
+@pytest.mark.soak
+def test_beside_four_writers_exactly_the_old_rows_go(place: Place, db: peewee.Database) -> None:
+    from tests.backup.ground import at_once
+
+    log = logged(text=peewee.TextField(default="x" * 250))
+    made(db, log)
+    filled(db, log, [60 - number % 2 * 59.0 for number in range(100_000)])
+    stop = threading.Event()
+    batches: list[int] = []
+
+    def retains() -> int:
+        try:
+            return retain(place.connect(), [rule(log)], tell=lambda rule, rows: batches.append(rows))[0].rows
+        finally:
+            stop.set()
+
+    rows, *written = at_once(retains, *writers(place, log, stop))
+    assert rows == 50_000
+    assert len(batches) >= 50_000 / engine_of(db).largest
+    left = {row[0] for row in log.select(log.id).tuples()}
+    assert left == {*range(2, 100_001, 2), *(id for ids in written for id in ids)}
+
+
+KILLED = """
+import sys
+from tests.data.test_retention import *
+from tests.conftest import Place
+from whatspire_db import Settings, connect
+db = connect(Settings(dsn=sys.argv[1]))
+log = logged()
+db.bind([log])
+retain(db, [rule(log)], tell=lambda rule, rows: print(rows, flush=True))
+"""
+
+
+def test_a_run_that_is_killed_has_deleted_whole_batches(place: Place, db: peewee.Database) -> None:
+    import subprocess
+    import sys
+
+    log = logged()
+    made(db, log)
+    filled(db, log, [40.0] * 3000)
+    process = subprocess.Popen([sys.executable, "-c", KILLED, place.dsn], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    first = int(process.stdout.readline())
+    process.send_signal(signal.SIGKILL)
+    told = [first, *map(int, process.stdout.read().split())]
+    process.wait()
+    eventually(lambda: 3000 - log.select().count() >= told[-1], "what was told is deleted")
+    assert log.select().count() < 3000
+    assert retain(db, [rule(log)])[0].is_done
+    assert log.select().count() == 0
+
+
+# Rules
+
+
+def test_the_settings_rule_is_the_services(db: peewee.Database) -> None:
+    def found(**settings: object) -> list[tuple[str, timedelta]]:
+        return [(each.name, each.age) for each in rules_of([Event], Settings(**settings))]  # type: ignore[arg-type]
+
+    assert found() == []
+    assert found(events_enabled=True) == [("events.timestamp", 30 * DAY)]
+    assert found(events_enabled=True, events_retention_days=7) == [("events.timestamp", 7 * DAY)]
+    assert found(events_enabled=True, events_retention_days=0) == []
+    assert found(events_enabled=False, events_retention_days=7) == []
+    assert rules_of([], Settings(events_enabled=True)) == []
+
+
+@pytest.mark.parametrize("age", [timedelta(days=90), "90d", "2160h"])
+def test_the_rule_of_a_model(age: object) -> None:
+    class Note(peewee.Model):
+        made = InstantField(column_name="made_at")
+
+        class Meta:
+            retention = ("made", age)
+
+    (found,) = rules_of([Note], Settings())
+    assert (found.model, found.field, found.age, str(found)) == (
+        Note,
+        Note.made,
+        90 * DAY,
+        "note.made_at older than 90d",
+    )
+
+
+def test_rules_that_are_given_count_alone() -> None:
+    (found,) = rules_of([Event], Settings(events_enabled=True), ["events.created_at=12h"])
+    assert (found.field, found.age, found.source) == (Event.created_at, DAY / 2, "--rule")
+
+
+@pytest.mark.parametrize(
+    ("text", "fact"),
+    [
+        ("", "--rule is no rule"),
+        ("events", "--rule is no rule"),
+        ("events.timestamp", "--rule is no rule"),
+        ("events=30d", "--rule is no rule"),
+        ("other.timestamp=30d", "the table other, which no model has"),
+        ("events.other=30d", "it has no such column"),
+        ("events.type=30d", "no InstantField"),
+        ("events.timestamp=30", "its age is none"),
+        ("events.timestamp=0d", "not above 0"),
+        ("events.timestamp=-1h", "not above 0"),
+        ("events.timestamp=30days", "its age is none"),
+        ("events.timestamp=99999999d", "its age is none"),
+    ],
+)
+def test_texts_that_are_no_rules(text: str, fact: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        rules_of([Event], Settings(), [text])
+    assert fact in error.value.fact
+
+
+@pytest.mark.parametrize("declared", ["at", ("at",), ("at", 30), ("other", "30d"), ("id", "30d"), ("at", "x"), 5])
+def test_rules_of_models_that_are_none(declared: object) -> None:
+    class Note(peewee.Model):
+        at = InstantField()
+
+        class Meta:
+            retention = declared
+
+    with pytest.raises(ModelError, match="the retention of Note is no rule"):
+        rules_of([Note], Settings())
+
+
+@pytest.mark.parametrize(
+    ("rows", "seconds", "size"),
+    [(100, 0.05, 100), (100, 0.025, 200), (100, 0.001, 200), (100, 0.5, 10), (1000, 0.01, 1000), (10, 5.0, 10)],
+)
+def test_batches_grow_slowly_and_shrink_at_once(rows: int, seconds: float, size: int) -> None:
+    assert Pace(0.05, 10, 1000).after(rows, seconds) == size
+
+
+# The command
+
+
+def test_the_command(place: Place, db: peewee.Database) -> None:
+    MigrationRunner(db).up()
+    for number, age in enumerate([40, 20, 1]):
+        Event.create(id=str(number), type="x", session_id="s", timestamp=NOW - age * DAY)
+
+    def run(*arguments: str, **env: str) -> tuple[int, str, str]:
+        done = place.run("retain", *arguments, module="whatspire_db", env=env)
+        return done.returncode, done.stdout, done.stderr
+
+    code, out, err = run()
+    assert (code, out) == (2, "")
+    assert err.splitlines()[0] == "error: there is no rule, so nothing is deleted"
+    code, out, _ = run("--dry-run", WHATSAPP_EVENTS_ENABLED="true")
+    assert (code, out.splitlines()[1]) == (
+        0,
+        "events.timestamp older than 30d (WHATSAPP_EVENTS_RETENTION_DAYS): 1 row would be deleted",
+    )
+    assert Event.select().count() == 3
+    code, out, _ = run("--json", "--rule", "events.timestamp=10d", WHATSAPP_EVENTS_ENABLED="true")
+    (found,) = json.loads(out)["rules"]
+    assert (code, found["rows"], found["older_than"], found["source"]) == (0, 2, "10d", "--rule")
+    assert [event.id for event in Event.select()] == ["2"]
+    assert place.named.split()[0] in json.loads(out)["database"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--limit", "0"),
+        ("--limit", "x"),
+        ("--stall", "0s"),
+        ("--stall", "1h"),
+        ("--rule", "x"),
+        ("--lock-timeout", "x"),
+    ],
+)
+def test_bad_input_is_two_lines(sqlite: Place, arguments: tuple[str, str]) -> None:
+    done = sqlite.run("retain", *arguments, module="whatspire_db", env={"WHATSAPP_EVENTS_ENABLED": "true"})
+    assert (done.returncode, done.stdout) == (2, "")
+    assert len(done.stderr.splitlines()) == 2
+    assert not Path(sqlite.dsn).exists()
+
+
+def test_tables_that_are_not_there_are_two_lines(place: Place) -> None:
+    done = place.run("retain", module="whatspire_db", env={"WHATSAPP_EVENTS_ENABLED": "true"})
+    assert (done.returncode, done.stdout) == (1, "")
+    assert len(done.stderr.splitlines()) == 2
+
+
+def test_up_deletes_nothing(sqlite: Place) -> None:
+    db = sqlite.connect()
+    MigrationRunner(db).up()
+    Event.create(id="1", type="x", session_id="s", timestamp=NOW - 400 * DAY)
+    assert sqlite.run("up", env={"WHATSAPP_EVENTS_ENABLED": "true"}).returncode == 0
+    assert Event.select().count() == 1

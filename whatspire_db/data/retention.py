@@ -1,0 +1,279 @@
+"""Retention: rows that are older than a rule says are deleted in batches, each followed by a pause as long as itself.
+
+A batch takes about 50 ms at most, so others wait no longer for it; half of the time is theirs. Nothing is deleted
+without a rule that somebody set.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+import peewee
+from peewee import Tuple
+
+from ..errors import ConfigError, ModelError, WhatspireDBError
+from ..fields import InstantField, utcnow
+from ..messages import first_line
+from ..models.service import Event
+from ..settings import Settings
+from ..settings.durations import LONGEST_SECONDS, in_units, parse_duration, seconds_of
+from .engines import engine_of
+from .engines.base import RowEngine
+from .pace import STALL_SECONDS, Pace
+
+logger = logging.getLogger("whatspire_db.data")
+Model = type[peewee.Model]
+
+LOG_SECONDS = 10.0
+AGE = "an age like 30d, 12h or 90m"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Rows of a model whose time in a field lies further back than an age are deleted; `source` says who set it."""
+
+    model: Model
+    field: InstantField[Any]
+    age: timedelta
+    source: str
+
+    @property
+    def name(self) -> str:
+        """The column, as TABLE.COLUMN."""
+        return f"{self.model._meta.table_name}.{self.field.column_name}"
+
+    def __str__(self) -> str:
+        return f"{self.name} older than {shown_age(self.age)}"
+
+
+@dataclass(frozen=True)
+class Retained:
+    """What a rule did: how many rows were deleted, or would be; `is_done` is False where the run ended before."""
+
+    rule: Rule
+    before: datetime
+    rows: int
+    is_done: bool = True
+
+
+@dataclass
+class _Run:
+    """A run: what it may delete in all, and when it stops."""
+
+    engine: RowEngine
+    pace: Pace
+    left: int | None
+    stop: threading.Event
+    tell: Callable[[Rule, int], None]
+    cutoffs: dict[Rule, datetime] = field(default_factory=dict)
+
+    def rest(self, seconds: float) -> bool:
+        """Let others have their turn; False when the run shall stop."""
+        return not self.stop.wait(seconds)
+
+
+# Rules
+
+
+def rules_of(models: Sequence[Model], settings: Settings, given: Sequence[str] = ()) -> list[Rule]:
+    """Return the rules that somebody set: those given as TABLE.COLUMN=AGE alone, else of the settings and the models.
+
+    The settings' rule is that of the service: its events are deleted after `events_retention_days`, where
+    `events_enabled` is set. A model's is `retention = ("COLUMN", AGE)` in its Meta.
+
+    :raises ConfigError: when a text is no rule, or names what no model has.
+    :raises ModelError: when a model's rule is none.
+    """
+    if given:
+        return [_read_rule(models, text) for text in given]
+    rules = [rule for model in models if (rule := _declared(model)) is not None]
+    if settings.events_enabled and settings.events_retention_days and Event in models:
+        days = timedelta(days=settings.events_retention_days)
+        rules.append(Rule(Event, Event.timestamp, days, settings.name_of("events_retention_days")))
+    return rules
+
+
+def _read_rule(models: Sequence[Model], text: str) -> Rule:
+    place, _, age = text.partition("=")
+    table, _, column = place.strip().rpartition(".")
+    hint = f"write TABLE.COLUMN=AGE, with {AGE}"
+    found = [model for model in models if model._meta.table_name == table]
+    if not (age and column and table):
+        raise ConfigError("--rule is no rule", hint)
+    if not found:
+        raise ConfigError(f"--rule names the table {table}, which no model has", f"{hint}; --models names the models")
+    try:
+        return Rule(found[0], _instant(found[0], column), read_age(age), "--rule")
+    except ValueError as error:
+        raise ConfigError(f"--rule for {place.strip()}: {error}", hint) from None
+
+
+def _declared(model: Model) -> Rule | None:
+    declared = getattr(model._meta, "retention", None)
+    if declared is None:
+        return None
+    try:
+        column, age = declared
+        return Rule(model, _instant(model, column), age if isinstance(age, timedelta) else read_age(age), "Meta")
+    except (TypeError, ValueError) as error:
+        why = error if isinstance(error, ValueError) else "it is no pair"
+        hint = f'write retention = ("COLUMN", AGE) in its Meta, with a timedelta or {AGE}'
+        raise ModelError(f"the retention of {model.__name__} is no rule: {why}", hint) from None
+
+
+def _instant(model: Model, column: str) -> InstantField[Any]:
+    found = model._meta.columns.get(column) or model._meta.fields.get(column)
+    if found is None:
+        raise ValueError("it has no such column")
+    if not isinstance(found, InstantField):
+        raise ValueError("the column is no InstantField, and another one's time zone is not known")
+    return found
+
+
+def read_age(text: str) -> timedelta:
+    """Read an age: days as 30d, else a duration like 12h.
+
+    :raises ValueError: when it is none, or not above 0.
+    """
+    text = str(text).strip()
+    is_days = text.endswith("d") and text[:-1].isdecimal() and text.isascii() and len(text) < 8
+    age = timedelta(days=int(text[:-1])) if is_days else _duration(text)
+    if age <= timedelta(0):
+        raise ValueError("its age is not above 0")
+    return age
+
+
+def _duration(text: str) -> timedelta:
+    try:
+        return parse_duration(text)
+    except ValueError:
+        raise ValueError("its age is none") from None
+
+
+def shown_age(age: timedelta) -> str:
+    """Return an age as `read_age` takes it."""
+    return f"{age.days}d" if age.days and not age % timedelta(days=1) else in_units(age)
+
+
+# Runs
+
+
+def retain(
+    db: peewee.Database,
+    rules: Sequence[Rule],
+    *,
+    dry_run: bool = False,
+    limit: int | None = None,
+    stall: float | timedelta = STALL_SECONDS,
+    stop: threading.Event | None = None,
+    lock_timeout: float | timedelta = 60.0,
+    tell: Callable[[Rule, int], None] | None = None,
+) -> list[Retained]:
+    """Delete the rows that rules say are too old, and return what was deleted for each rule.
+
+    A run that ends midway, for whatever reason, has deleted whole batches; the next one goes on. Rows that refer to
+    others are deleted before those.
+
+    :param dry_run: count the rows, and delete none.
+    :param limit: how many rows to delete in all.
+    :param stall: how long others may wait for a batch, in seconds or as a timedelta.
+    :param stop: ends the run behind the current batch when it is set, in whatever thread.
+    :param lock_timeout: how long to wait for another run, in seconds or as a timedelta.
+    :param tell: is called with a rule and the number of rows that were deleted for it so far.
+    :raises LockTimeout: when another run takes longer.
+    :raises WhatspireDBError: when rows without a rule refer to those.
+    """
+    engine = engine_of(db)
+    pace = Pace(min(seconds_of("stall", stall), LONGEST_SECONDS) or STALL_SECONDS, engine.smallest, engine.largest)
+    run = _Run(engine, pace, limit, stop or threading.Event(), tell or _Log())
+    with nullcontext() if db.is_closed() is False else db.connection_context():
+        moment = utcnow()
+        if dry_run:
+            return [_counted(db, rule, moment - rule.age) for rule in rules]
+        with engine.alone(seconds_of("lock_timeout", lock_timeout)):
+            done = [_delete(run, rule, moment - rule.age) for rule in _children_first(rules)]
+            if any(each.rows for each in done):
+                engine.give_back(pace.seconds, run.rest)
+    return sorted(done, key=lambda each: rules.index(each.rule))
+
+
+def _children_first(rules: Sequence[Rule]) -> list[Rule]:
+    order = peewee.sort_models([rule.model for rule in rules])
+    return sorted(rules, key=lambda rule: -order.index(rule.model))
+
+
+def _counted(db: peewee.Database, rule: Rule, before: datetime) -> Retained:
+    query = rule.model.select(peewee.fn.COUNT(peewee.SQL("*"))).where(rule.field < before)
+    return Retained(rule, before, int(query.scalar(db)))
+
+
+def _delete(run: _Run, rule: Rule, before: datetime) -> Retained:
+    rows, size = 0, run.engine.smallest
+    while not run.stop.is_set():
+        wanted = size if run.left is None else min(size, run.left)
+        if not wanted:
+            break
+        started = time.monotonic()
+        deleted = _delete_batch(run.engine, rule, before, wanted)
+        seconds = time.monotonic() - started
+        if not deleted:
+            return Retained(rule, before, rows)
+        rows += deleted
+        run.left = None if run.left is None else run.left - deleted
+        run.tell(rule, rows)
+        size = run.pace.after(deleted, seconds)
+        run.rest(seconds)
+    return Retained(rule, before, rows, is_done=False)
+
+
+def _delete_batch(engine: RowEngine, rule: Rule, before: datetime, size: int) -> int:
+    keys = rule.model._meta.get_primary_keys()
+    if not keys:
+        fact = f"{rule.model.__name__} has no primary key, by which rows are deleted in batches"
+        raise ModelError(fact, "give it one, or delete its rows yourself")
+    old = rule.model.select(*keys).where(rule.field < before).limit(size)
+    if _begins_an_index(rule):  # else the whole table would be sorted for each batch
+        old = old.order_by(rule.field)
+    key = keys[0] if len(keys) == 1 else Tuple(*keys)
+    query = rule.model.delete().where(key.in_(engine.unlocked(old)))
+    try:
+        with engine.batch():
+            return int(query.execute(engine.db))
+    except peewee.IntegrityError as error:
+        raise WhatspireDBError(
+            f"rows of {rule.model._meta.table_name} cannot be deleted: {first_line(error)}",
+            "others refer to them: give those a rule that deletes them first; the rows that are gone stay so",
+        ) from error
+
+
+def _begins_an_index(rule: Rule) -> bool:
+    return any(_first_field(index) is rule.field for index in rule.model._meta.fields_to_index())
+
+
+def _first_field(index: peewee.ModelIndex) -> object:
+    first = index._expressions[0] if index._expressions else None
+    return getattr(first, "node", first)  # Ordering wraps it
+
+
+class _Log:
+    """Tells the log every ten seconds how far a run is."""
+
+    def __init__(self) -> None:
+        self.last = time.monotonic()
+
+    def __call__(self, rule: Rule, rows: int) -> None:
+        if time.monotonic() - self.last > LOG_SECONDS:
+            self.last = time.monotonic()
+            logger.info("%s: %s rows deleted", rule, rows)
+
+
+def without_index(rules: Sequence[Rule]) -> Iterator[Rule]:
+    """Yield rules whose column begins no declared index: each batch reads the table from its start."""
+    return (rule for rule in rules if not _begins_an_index(rule))
