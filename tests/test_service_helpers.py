@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import Place
 from whatspire_db import ApiKey, Event, MigrationRunner, ValueRefused
-from whatspire_db.models.event_pages import LARGEST
+from whatspire_db.models.service.event_pages import LARGEST
 
 START = datetime(2026, 11, 22, 9, tzinfo=timezone.utc)
 

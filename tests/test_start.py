@@ -26,11 +26,9 @@ with connect():
 print(*sys.modules)
 """
 MIGRATE = """
-import runpy, sys
-try:
-    runpy.run_module("whatspire_db.migrate", run_name="__main__")
-finally:
-    print(*sys.modules)
+import atexit, runpy, sys
+atexit.register(lambda: print(*sys.modules))
+runpy.run_module("whatspire_db.migrate", run_name="__main__")
 """
 
 # By room; "" is the package itself.
@@ -38,7 +36,7 @@ WORKERS = {
     "": "errors fields fields.text_search interruption light_stdlib peewee_compat",
     "connection": "borrowing call_site connecting database engines pool pool_state query_log replica tasks transactions",
     "dsn": "forms targets",
-    "models": "base queries row_state rows saving service",
+    "models": "base queries row_state rows saving service service.sessions service.shared",
     "settings": "kinds",
 }
 STARTS = {
@@ -47,6 +45,7 @@ STARTS = {
     "connection": "own_database patience",
     "dsn": "naming redaction",
     "settings": "durations",
+    "models": "service.access service.events service.history service.messages",
     "migrate": "ddl engines engines.base history plan progress reports runner schema stamp stamping",
 }
 OF_ENGINE = {

@@ -25,22 +25,22 @@ from .errors import (
 from .light_stdlib import TYPE_CHECKING, Any
 from .models.base import BaseModel
 from .models.queries import readable
-from .models.service import (
-    ApiKey,
-    AuditLog,
-    Event,
-    MigrationVersion,
-    Presence,
-    Reaction,
-    Receipt,
-    Session,
-    WebhookConfig,
-)
 from .settings import Settings
 
 if TYPE_CHECKING:
     from .connection.pool_stats import PoolStats
     from .migrate import MigrationRunner
+    from .models.service import (
+        ApiKey,
+        AuditLog,
+        Event,
+        MigrationVersion,
+        Presence,
+        Reaction,
+        Receipt,
+        Session,
+        WebhookConfig,
+    )
 
 __version__ = "0.1.0"
 
@@ -78,7 +78,13 @@ __all__ = [
 
 
 # A worker that only reads and writes rows does not pay for these.
-_LOADED_LATER = {"MigrationRunner": ".migrate", "PoolStats": ".connection.pool_stats"}
+_LOADED_LATER = {"MigrationRunner": ".migrate", "PoolStats": ".connection.pool_stats"} | dict.fromkeys(
+    (
+        *("ApiKey", "AuditLog", "Event", "MigrationVersion", "Presence"),
+        *("Reaction", "Receipt", "Session", "WebhookConfig"),
+    ),
+    ".models.service",
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -74,12 +74,14 @@ def is_own(model: type[peewee.Model]) -> bool:
 
 
 def registered_models() -> list[type[BaseModel]]:
-    """Return every subclass of BaseModel that is a table, in the order of definition."""
-    found: list[type[BaseModel]] = []
+    """Return every subclass of BaseModel that is a table: the service's, then others in the order of definition."""
+    from .service import SERVICE_MODELS
+
+    found = list(SERVICE_MODELS)
     pending = list(BaseModel.__subclasses__())
     while pending:
         model = pending.pop(0)
-        if not model._meta.abstract:
+        if not model._meta.abstract and model not in found:
             found.append(model)
         pending.extend(model.__subclasses__())
     return found

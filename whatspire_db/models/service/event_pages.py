@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from peewee import ColumnBase, Context, Field, Value
 
-from ..errors import ValueRefused
-from ..fields.text_search import on_postgres
+from ...errors import ValueRefused
+from ...fields.text_search import on_postgres
 
 if TYPE_CHECKING:
-    from .service import Event
+    from . import Event
 
 LARGEST = 10_000
 

@@ -7,10 +7,10 @@ import secrets
 import uuid
 from typing import TYPE_CHECKING
 
-from ..fields import utcnow
+from ...fields import utcnow
 
 if TYPE_CHECKING:
-    from .service import ApiKey
+    from . import ApiKey
 
 BYTES = 32  # of chance in a key, which is their base64url
 
