@@ -98,11 +98,9 @@ def test_the_start_after_an_adoption_is_one_statement(place: Place, db: pw.Datab
 
 
 STARTED = """
-import runpy, sys
-try:
-    runpy.run_module("whatspire_db.migrate", run_name="__main__")
-finally:
-    print(*sys.modules, file=sys.stderr)
+import atexit, runpy, sys
+atexit.register(lambda: print(*sys.modules, file=sys.stderr))
+runpy.run_module("whatspire_db.migrate", run_name="__main__")
 """
 
 
