@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import Any
 
 from ..connection.connecting import connect
-from ..data.retention import Retained, Rule, retain, rules_of, shown_age, without_index
+from ..data.retention import Retained, retain, rules_of, shown_age
 from ..dsn.redaction import shown
 from ..errors import ConfigError
 from ..settings.durations import read_duration, seconds_of
@@ -93,7 +93,7 @@ def _run(call: Call) -> Answer:
         "rules": [_document(each) for each in done],
         "duration_ms": round(seconds * 1000),
     }
-    return Answer(call.named(document), [call.line, *_lines(done, options.dry_run), *_notes(rules)])
+    return Answer(call.named(document), [call.line, *_lines(done, options.dry_run), *_notes(done)])
 
 
 def _document(done: Retained) -> dict[str, Any]:
@@ -115,6 +115,7 @@ def _lines(done: Sequence[Retained], dry_run: bool) -> Iterator[str]:
         yield symbol("✅" if each.is_done else "⏳", f"{each.rule} ({each.rule.source}): {rows} {did}")
 
 
-def _notes(rules: Sequence[Rule]) -> Iterator[str]:
-    for rule in without_index(rules):
-        yield f"note: no index begins with {rule.name}: each batch reads the table from its start"
+def _notes(done: Sequence[Retained]) -> Iterator[str]:
+    for each in done:
+        if not each.is_indexed:
+            yield f"note: no index begins with {each.rule.name}: each batch reads the table from its start"

@@ -129,7 +129,7 @@ def _require_file(path: str) -> None:
         raise ConnectionFailed(f"{path}: {error.strerror}", "give this user the right to it") from None
 
 
-def file_targets(paths: Sequence[str], config: str | None) -> Iterator[Target]:
+def file_targets(paths: Sequence[str], config: str | None = None) -> Iterator[Target]:
     """Yield a target for each file.
 
     :param config: the config file that the other settings are read from, as `Settings.from_environment` takes it.
@@ -150,7 +150,7 @@ def _dsn_of_file(path: str) -> str:
 # DSNs
 
 
-def dsn_targets(path: str, config: str | None) -> list[Target]:
+def dsn_targets(path: str, config: str | None = None) -> list[Target]:
     """Return a target for each DSN of a file; a malformed one has an error of its own.
 
     :param config: as for `file_targets`.

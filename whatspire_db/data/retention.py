@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -55,12 +55,16 @@ class Rule:
 
 @dataclass(frozen=True)
 class Retained:
-    """What a rule did: how many rows were deleted, or would be; `is_done` is False where the run ended before."""
+    """What a rule did: how many rows were deleted, or would be; `is_done` is False where the run ended before.
+
+    Without an index that begins with the column, which `is_indexed` tells, each batch reads the table from its start.
+    """
 
     rule: Rule
     before: datetime
     rows: int
-    is_done: bool = True
+    is_done: bool
+    is_indexed: bool
 
 
 @dataclass
@@ -196,7 +200,7 @@ def retain(
     with nullcontext() if db.is_closed() is False else db.connection_context():
         moment = utcnow()
         if dry_run:
-            return [_counted(db, rule, moment - rule.age) for rule in rules]
+            return [_counted(engine, rule, moment - rule.age) for rule in rules]
         with engine.alone(seconds_of("lock_timeout", lock_timeout)):
             done = [_delete(run, rule, moment - rule.age) for rule in _children_first(rules)]
             if any(each.rows for each in done):
@@ -209,37 +213,38 @@ def _children_first(rules: Sequence[Rule]) -> list[Rule]:
     return sorted(rules, key=lambda rule: -order.index(rule.model))
 
 
-def _counted(db: peewee.Database, rule: Rule, before: datetime) -> Retained:
+def _counted(engine: RowEngine, rule: Rule, before: datetime) -> Retained:
     query = rule.model.select(peewee.fn.COUNT(peewee.SQL("*"))).where(rule.field < before)
-    return Retained(rule, before, int(query.scalar(db)))
+    return Retained(rule, before, int(query.scalar(engine.db)), True, engine.begins_an_index(rule.field))
 
 
 def _delete(run: _Run, rule: Rule, before: datetime) -> Retained:
     rows, size = 0, run.engine.smallest
+    is_indexed = run.engine.begins_an_index(rule.field)
     while not run.stop.is_set():
         wanted = size if run.left is None else min(size, run.left)
         if not wanted:
             break
         started = time.monotonic()
-        deleted = _delete_batch(run.engine, rule, before, wanted)
+        deleted = _delete_batch(run.engine, rule, before, wanted, is_indexed)
         seconds = time.monotonic() - started
         if not deleted:
-            return Retained(rule, before, rows)
+            return Retained(rule, before, rows, True, is_indexed)
         rows += deleted
         run.left = None if run.left is None else run.left - deleted
         run.tell(rule, rows)
         size = run.pace.after(deleted, seconds)
         run.rest(seconds)
-    return Retained(rule, before, rows, is_done=False)
+    return Retained(rule, before, rows, False, is_indexed)
 
 
-def _delete_batch(engine: RowEngine, rule: Rule, before: datetime, size: int) -> int:
+def _delete_batch(engine: RowEngine, rule: Rule, before: datetime, size: int, is_indexed: bool) -> int:
     keys = rule.model._meta.get_primary_keys()
     if not keys:
         fact = f"{rule.model.__name__} has no primary key, by which rows are deleted in batches"
         raise ModelError(fact, "give it one, or delete its rows yourself")
     old = rule.model.select(*keys).where(rule.field < before).limit(size)
-    if _begins_an_index(rule):  # else the whole table would be sorted for each batch
+    if is_indexed:  # else the whole table would be sorted for each batch
         old = old.order_by(rule.field)
     key = keys[0] if len(keys) == 1 else Tuple(*keys)
     query = rule.model.delete().where(key.in_(engine.unlocked(old)))
@@ -253,15 +258,6 @@ def _delete_batch(engine: RowEngine, rule: Rule, before: datetime, size: int) ->
         ) from error
 
 
-def _begins_an_index(rule: Rule) -> bool:
-    return any(_first_field(index) is rule.field for index in rule.model._meta.fields_to_index())
-
-
-def _first_field(index: peewee.ModelIndex) -> object:
-    first = index._expressions[0] if index._expressions else None
-    return getattr(first, "node", first)  # Ordering wraps it
-
-
 class _Log:
     """Tells the log every ten seconds how far a run is."""
 
@@ -272,8 +268,3 @@ class _Log:
         if time.monotonic() - self.last > LOG_SECONDS:
             self.last = time.monotonic()
             logger.info("%s: %s rows deleted", rule, rows)
-
-
-def without_index(rules: Sequence[Rule]) -> Iterator[Rule]:
-    """Yield rules whose column begins no declared index: each batch reads the table from its start."""
-    return (rule for rule in rules if not _begins_an_index(rule))

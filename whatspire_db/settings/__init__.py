@@ -243,9 +243,18 @@ def _found() -> str | None:
     for folder in CONFIG_FOLDERS:
         for name in CONFIG_NAMES:
             path = os.path.join(os.path.expanduser(folder), name) if folder != "." else name
-            if _may_exist(path) and not os.path.isdir(path):
+            if _is_there(path) and not os.path.isdir(path):
                 return path
     return None
+
+
+def _is_there(path: str) -> bool:
+    """Tell whether there is a file or a link; none in a folder that this user may not search, as the service has it."""
+    try:
+        os.lstat(path)
+    except OSError:
+        return False
+    return True
 
 
 def _of_config(file: ConfigFile) -> Source:

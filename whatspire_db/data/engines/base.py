@@ -9,6 +9,8 @@ from typing import Any
 
 import peewee
 
+from whatspire_db.migrate.engines.base import engine_for
+
 
 class RowEngine(abc.ABC):
     """Changes many rows in batches, of which none holds others up for long.
@@ -21,13 +23,23 @@ class RowEngine(abc.ABC):
 
     def __init__(self, db: Any) -> None:
         self.db = db
+        self.schema = engine_for(db)
 
-    @abc.abstractmethod
     def alone(self, wait_seconds: float) -> AbstractContextManager[None]:
         """Hold the lock that only one run of long work on the rows has; it is gone with its process.
 
         :raises LockTimeout: when another run holds it for longer.
         """
+        return self.schema.work_lock(wait_seconds)
+
+    def begins_an_index(self, field: peewee.Field) -> bool:
+        """Tell whether a column stands first in an index of the live table, by which its rows are found in order."""
+        key = self.schema.key(field.model)
+        table = self.schema.snapshot([key]).tables.get(key)
+        column = self.schema.fold(field.column_name)
+        return table is not None and any(
+            index.valid and not index.predicate and index.keys[0].column == column for index in table.indexes
+        )
 
     @abc.abstractmethod
     def batch(self) -> AbstractContextManager[Any]:

@@ -7,8 +7,6 @@ from typing import Any
 
 import peewee
 
-from whatspire_db.migrate.engines.postgres.engine import PostgresEngine
-
 from .base import RowEngine
 
 
@@ -16,9 +14,6 @@ class PostgresRows(RowEngine):
     """Batches on PostgreSQL."""
 
     smallest, largest = 100, 10_000
-
-    def alone(self, wait_seconds: float) -> AbstractContextManager[None]:
-        return PostgresEngine(self.db).work_lock(wait_seconds)
 
     def batch(self) -> AbstractContextManager[Any]:
         batch: AbstractContextManager[Any] = self.db.atomic()

@@ -9,8 +9,6 @@ from typing import Any
 
 import peewee
 
-from whatspire_db.migrate.engines.sqlite.engine import SqliteEngine
-
 from .base import RowEngine
 
 INCREMENTAL = 2  # https://www.sqlite.org/pragma.html#pragma_auto_vacuum
@@ -20,9 +18,6 @@ class SqliteRows(RowEngine):
     """Batches on SQLite."""
 
     smallest, largest = 10, 1000
-
-    def alone(self, wait_seconds: float) -> AbstractContextManager[None]:
-        return SqliteEngine(self.db).work_lock(wait_seconds)
 
     def batch(self) -> AbstractContextManager[Any]:
         # A transaction that reads first and then writes can fail at once, whatever the time for waiting.
