@@ -15,7 +15,16 @@ import pytest
 from tests.conftest import Place
 from tests.migrate.models import model
 from tests.servers import eventually
-from whatspire_db import ConfigError, Event, LockTimeout, MigrationRunner, ModelError, Settings, WhatspireDBError
+from whatspire_db import (
+    ConfigError,
+    Event,
+    LockTimeout,
+    MigrationRunner,
+    ModelError,
+    Settings,
+    TransactionError,
+    WhatspireDBError,
+)
 from whatspire_db.data import Rule, retain, rules_of
 from whatspire_db.data.engines import engine_of
 from whatspire_db.data.pace import Pace
@@ -163,6 +172,15 @@ def test_rows_that_somebody_has_locked_are_left_for_the_next_run(postgres: Place
         other.execute_sql("SELECT 1 FROM log WHERE id = 5 FOR UPDATE")
         assert retain(db, [rule(log)])[0].rows == 9
     assert retain(db, [rule(log)])[0].rows == 1
+
+
+def test_within_a_transaction_it_is_refused(place: Place, db: peewee.Database) -> None:
+    log = logged()
+    made(db, log)
+    filled(db, log, [40.0])
+    with db.atomic(), pytest.raises(TransactionError, match="within a transaction"):
+        retain(db, [rule(log)])
+    assert log.select().count() == 1
 
 
 def test_one_run_at_a_time(place: Place, db: peewee.Database) -> None:

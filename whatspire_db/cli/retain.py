@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
@@ -84,7 +83,6 @@ def _run(call: Call) -> Answer:
         dry_run=options.dry_run,
         limit=options.limit,
         lock_timeout=seconds_of("lock_timeout", wait),
-        stop=threading.Event(),
         **more,
     )
     seconds = time.monotonic() - started

@@ -11,14 +11,14 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
 import peewee
 from peewee import Tuple
 
-from ..errors import ConfigError, ModelError, WhatspireDBError
+from ..errors import ConfigError, ModelError, TransactionError, WhatspireDBError
 from ..fields import InstantField, utcnow
 from ..messages import first_line
 from ..models.service import Event
@@ -76,7 +76,6 @@ class _Run:
     left: int | None
     stop: threading.Event
     tell: Callable[[Rule, int], None]
-    cutoffs: dict[Rule, datetime] = field(default_factory=dict)
 
     def rest(self, seconds: float) -> bool:
         """Let others have their turn; False when the run shall stop."""
@@ -191,9 +190,14 @@ def retain(
     :param stop: ends the run behind the current batch when it is set, in whatever thread.
     :param lock_timeout: how long to wait for another run, in seconds or as a timedelta.
     :param tell: is called with a rule and the number of rows that were deleted for it so far.
+    :raises TransactionError: within a transaction, which would keep all that is deleted locked until its end.
     :raises LockTimeout: when another run takes longer.
     :raises WhatspireDBError: when rows without a rule refer to those.
     """
+    if db.in_transaction():
+        raise TransactionError(
+            "retain() within a transaction would keep all that it deletes locked", "end the transaction before"
+        )
     engine = engine_of(db)
     pace = Pace(min(seconds_of("stall", stall), LONGEST_SECONDS) or STALL_SECONDS, engine.smallest, engine.largest)
     run = _Run(engine, pace, limit, stop or threading.Event(), tell or _Log())
