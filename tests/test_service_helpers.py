@@ -112,6 +112,14 @@ def test_nanoseconds_of_the_service_are_no_second_place(
         assert ids == (order[::-1] if newest_first else order)
 
 
+def test_equal_timestamps_are_in_one_order_on_both_engines(made: peewee.Database) -> None:
+    ids = ["A", "B", "a", "a-b", "aa", "b", "é"]
+    for id in reversed(ids):
+        Event.create(id=id, type="x", session_id="s", timestamp=START)
+    assert [id for page in pages(limit=2) for id in page] == ids
+    assert [id for page in pages(limit=3, newest_first=True) for id in page] == ids[::-1]
+
+
 def test_events_of_a_page_are_rows_like_others(events: list[str]) -> None:
     (event,) = Event.page(limit=1).events
     assert (event.data, event.timestamp) == ({"n": 0}, START)

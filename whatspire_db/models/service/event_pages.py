@@ -50,11 +50,22 @@ def page(model: type[Event], wanted: Filter, after: str | None, limit: int) -> E
         query = query.where(*conditions)
     if after is not None:
         query = query.where(*_behind(model, _read(after), wanted.newest_first))
-    order = (model.timestamp, model.id)
+    order = (model.timestamp, _ByBytes(model.id))
     query = query.order_by(*((each.desc() for each in order) if wanted.newest_first else order))
     found = list(query.limit(limit + 1))
     events = found[:limit]
     return EventPage(events, _written(events[-1]) if len(found) > limit else None)
+
+
+class _ByBytes(ColumnBase):
+    """A text that sorts by its bytes, as SQLite sorts it, whatever the language of a PostgreSQL database."""
+
+    def __init__(self, field: Field) -> None:
+        self.field = field
+
+    def __sql__(self, ctx: Context) -> Context:
+        ctx = ctx.sql(self.field)
+        return ctx.literal(' COLLATE pg_catalog."C"') if on_postgres(ctx) else ctx
 
 
 class _Exact(ColumnBase):
@@ -82,8 +93,8 @@ def _conditions(model: type[Event], wanted: Filter) -> list[Any]:
 def _behind(model: type[Event], place: tuple[str, str], newest_first: bool) -> list[Any]:
     moment, key = Value(place[0], converter=False), place[1]
     if newest_first:
-        return [model.timestamp <= moment, (model.timestamp < moment) | (model.id < key)]
-    return [model.timestamp >= moment, (model.timestamp > moment) | (model.id > key)]
+        return [model.timestamp <= moment, (model.timestamp < moment) | (_ByBytes(model.id) < key)]
+    return [model.timestamp >= moment, (model.timestamp > moment) | (_ByBytes(model.id) > key)]
 
 
 def _written(event: Any) -> str:
