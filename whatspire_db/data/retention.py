@@ -194,10 +194,7 @@ def retain(
     :raises LockTimeout: when another run takes longer.
     :raises WhatspireDBError: when rows without a rule refer to those.
     """
-    if db.in_transaction():
-        raise TransactionError(
-            "retain() within a transaction would keep all that it deletes locked", "end the transaction before"
-        )
+    _require_no_transaction(db)
     engine = engine_of(db)
     pace = Pace(min(seconds_of("stall", stall), LONGEST_SECONDS) or STALL_SECONDS, engine.smallest, engine.largest)
     run = _Run(engine, pace, limit, stop or threading.Event(), tell or _Log())
@@ -210,6 +207,13 @@ def retain(
             if any(each.rows for each in done):
                 engine.give_back(pace.seconds, run.rest)
     return sorted(done, key=lambda each: rules.index(each.rule))
+
+
+def _require_no_transaction(db: peewee.Database) -> None:
+    if db.in_transaction():
+        raise TransactionError(
+            "retain() within a transaction would keep all that it deletes locked", "end the transaction before"
+        )
 
 
 def _children_first(rules: Sequence[Rule]) -> list[Rule]:
