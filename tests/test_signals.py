@@ -81,7 +81,11 @@ def has_open(process: subprocess.Popen[str], path: str) -> bool:
 def is_waiting_for_the_lock(place: Place, process: subprocess.Popen[str]) -> Callable[[], bool]:
     if place.is_sqlite:
         return lambda: has_open(process, place.dsn)
-    asked = "SELECT 1 FROM pg_stat_activity WHERE query LIKE '%pg_try_advisory_lock%' AND pid <> ALL (%s || pg_backend_pid())"
+    # Not by an earlier one of these questions, whose session may take a moment to end.
+    asked = (
+        "SELECT 1 FROM pg_stat_activity WHERE query LIKE '%pg_try_advisory_lock%' "
+        "AND query NOT LIKE '%pg_stat_activity%' AND pid <> ALL (%s)"
+    )
     known = [pid for (pid,) in ask(place, "SELECT pid FROM pg_stat_activity")]
     return lambda: bool(ask(place, asked.replace("%s", f"ARRAY{known}::int[]")))
 
