@@ -62,9 +62,9 @@ class SqliteDatabase(Pooling, peewee.SqliteDatabase):
     def _set_pragmas(self, conn: Any) -> None:
         interruption.cancellable(conn)
         wanted = pragmas(self)
-        if self.target.path is not None and "auto_vacuum" not in dict(wanted):
-            if not conn.execute("PRAGMA page_count").fetchone()[0]:
-                conn.execute("PRAGMA auto_vacuum = INCREMENTAL")  # a new file: its free pages can be given back later
+        is_for_us_to_say = self.target.path is not None and "auto_vacuum" not in dict(wanted)
+        if is_for_us_to_say and not conn.execute("PRAGMA page_count").fetchone()[0]:
+            conn.execute("PRAGMA auto_vacuum = INCREMENTAL")  # a new file: its free pages can be given back later
         for name, value in wanted:
             if name == "journal_mode":
                 if self.keeps_journal_mode and conn.execute("PRAGMA page_count").fetchone()[0]:
