@@ -70,28 +70,22 @@ WITH oids AS (
         FROM pg_catalog.pg_constraint AS k
         WHERE conrelid = ANY ((SELECT o FROM oids)::oid[]) AND conparentid = 0
     UNION ALL
-    SELECT 5, objid, e.xmin::text::bigint << 32 # coalesce(s.xmin::text::bigint, 0) # refobjsubid # coalesce((
-            SELECT hashtext(string_agg(concat_ws(' ', relnamespace, relname), ' ' ORDER BY n.refobjid))
-            FROM pg_catalog.pg_depend AS n JOIN pg_catalog.pg_class AS c ON c.oid = n.refobjid AND relkind = 'S'
-            WHERE n.classid = 'pg_catalog.pg_attrdef'::regclass AND n.objid = e.objid
-                AND n.refclassid = 'pg_catalog.pg_class'::regclass
-        ), 0)::bigint
-        FROM pg_catalog.pg_depend AS e LEFT JOIN pg_catalog.pg_sequence AS s ON seqrelid = objid
+    SELECT 5, objid, e.xmin::text::bigint << 32 # coalesce(s.xmin::text::bigint, 0) # refobjsubid
+        FROM pg_catalog.pg_depend AS e JOIN pg_catalog.pg_sequence AS s ON seqrelid = objid
         WHERE refclassid = 'pg_catalog.pg_class'::regclass AND refobjid = ANY ((SELECT o FROM oids)::oid[])
-            AND (classid = 'pg_catalog.pg_attrdef'::regclass
-                OR (classid = 'pg_catalog.pg_class'::regclass AND seqrelid IS NOT NULL))
+            AND classid = 'pg_catalog.pg_class'::regclass
+    UNION ALL
+    -- A default shows the names of the sequences, collations and labels that it holds by their numbers.
+    SELECT 9, oid, xmin::text::bigint << 32 # coalesce(hashtext(
+            CASE WHEN strpos(adbin::text, '{VAR ') = 0 THEN pg_get_expr(adbin, 0) END), 0)::bigint
+        FROM pg_catalog.pg_attrdef WHERE adrelid = ANY ((SELECT o FROM oids)::oid[])
     UNION ALL
     SELECT 6, oid, hashtext(typname)::bigint # typnamespace::bigint
         FROM pg_catalog.pg_type WHERE oid >= 16384 AND typtype <> 'c' AND typcategory <> 'A'
     UNION ALL
     SELECT 7, oid, hashtext(proname)::bigint # pronamespace::bigint FROM pg_catalog.pg_proc WHERE oid >= 16384
     UNION ALL
-    SELECT 8, oid, hashtext(collname)::bigint # collnamespace::bigint
-        FROM pg_catalog.pg_collation WHERE oid >= 16384
-    UNION ALL
-    SELECT 9, oid, hashtext(enumlabel) FROM pg_catalog.pg_enum WHERE oid >= 16384
-    UNION ALL
-    SELECT 10, oid, hashtext(extname) # CASE WHEN extname = 'citus' THEN {node} ELSE 0 END FROM pg_catalog.pg_extension
+    SELECT 8, oid, hashtext(extname) # CASE WHEN extname = 'citus' THEN {node} ELSE 0 END FROM pg_catalog.pg_extension
 )
 SELECT (SELECT max(version) FROM migration_versions),
     (SELECT concat_ws(' ', current_setting('server_version_num')::int / 10000, current_schema(), count(*),
