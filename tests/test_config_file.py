@@ -139,9 +139,9 @@ def test_a_file_that_is_found_and_not_the_services_does_not_count(text: str) -> 
 @pytest.mark.parametrize(
     ("text", "fact"),
     [
-        ("[1, 2]", "line 1 of named.yaml: the file is no mapping"),
-        ("\ndatabase: postgres", "line 2 of named.yaml: database is no mapping"),
-        ("a: 1\na: 2", "line 2 of named.yaml has a key for the second time"),
+        ("[1, 2]", "line 1 of named.yaml: the file is not a mapping"),
+        ("\ndatabase: postgres", "line 2 of named.yaml: database is not a mapping"),
+        ("a: 1\na: 2", "line 2 of named.yaml repeats a key"),
     ],
 )
 def test_a_file_that_is_named_has_to_be_the_services(text: str, fact: str) -> None:
@@ -159,18 +159,27 @@ WRONG = {
         f"database:\n  max_idle_conns: {SECRET}-host=x password={SECRET}",
         "database.max_idle_conns (line 2 of config.yaml)",
     ),
-    "a misspelt key": ("database:\n  max_idl_conns: 3", "line 2 of config.yaml: database.max_idl_conns is no setting"),
-    "an unknown key": (f"database:\n  {SECRET}: 3", "line 2 of config.yaml: a key of database is no setting"),
-    "a key twice": ("database:\n  dsn: a.db\n  dsn: b.db", "line 3 of config.yaml has a key for the second time"),
-    "a key twice in two cases": ("database:\n  dsn: a.db\n  DSN: b.db", "line 3 of config.yaml has a key"),
-    "a section twice in two cases": ("database: {dsn: a.db}\nDatabase: {dsn: b.db}", "line 2 of config.yaml has a key"),
-    "a key twice elsewhere": ("database: {dsn: a.db}\nserver:\n  - {a: 1, a: 2}", "line 3 of config.yaml has a key"),
-    "a list": ("database:\n  dsn: [a.db]", "line 2 of config.yaml: database.dsn is no plain value"),
-    "a mapping": ("database:\n  dsn:\n    a: b", "line 3 of config.yaml: database.dsn is no plain value"),
-    "binary": ("database:\n  dsn: !!binary aGk=", "line 2 of config.yaml: database.dsn is no plain value"),
+    "a misspelt key": (
+        "database:\n  max_idl_conns: 3",
+        "line 2 of config.yaml: database.max_idl_conns is not a setting",
+    ),
+    "an unknown key": (f"database:\n  {SECRET}: 3", "line 2 of config.yaml: a key of database is not a setting"),
+    "a key twice": ("database:\n  dsn: a.db\n  dsn: b.db", "line 3 of config.yaml repeats a key"),
+    "a key twice in two cases": ("database:\n  dsn: a.db\n  DSN: b.db", "line 3 of config.yaml repeats a key"),
+    "a section twice in two cases": (
+        "database: {dsn: a.db}\nDatabase: {dsn: b.db}",
+        "line 2 of config.yaml repeats a key",
+    ),
+    "a key twice elsewhere": (
+        "database: {dsn: a.db}\nserver:\n  - {a: 1, a: 2}",
+        "line 3 of config.yaml repeats a key",
+    ),
+    "a list": ("database:\n  dsn: [a.db]", "line 2 of config.yaml: database.dsn is not a plain value"),
+    "a mapping": ("database:\n  dsn:\n    a: b", "line 3 of config.yaml: database.dsn is not a plain value"),
+    "binary": ("database:\n  dsn: !!binary aGk=", "line 2 of config.yaml: database.dsn is not a plain value"),
     "an own type": (
         "database:\n  dsn: !python/name:os.system",
-        "line 2 of config.yaml: database.dsn is no plain value",
+        "line 2 of config.yaml: database.dsn is not a plain value",
     ),
     "an octal number": (
         "events:\n  retention_days: 010",
@@ -189,8 +198,8 @@ WRONG = {
     "two documents": ("database: {dsn: a.db}\n---\ndatabase: {dsn: b.db}", "line 2 of config.yaml cannot be parsed"),
     "an unknown alias": ("database: *x", "line 1 of config.yaml cannot be parsed"),
     "a list as a key": ("database: {[a]: b}", "line 1 of config.yaml cannot be parsed"),
-    "too deep": ("database: {dsn: " + "[" * 5000 + "]" * 5000 + "}", "config.yaml has values within values too deep"),
-    "itself": ("a: &a {<<: *a}\ndatabase: {dsn: x}\nevents: *a", "config.yaml has values within values too deep"),
+    "too deep": ("database: {dsn: " + "[" * 5000 + "]" * 5000 + "}", "config.yaml is nested too deeply"),
+    "itself": ("a: &a {<<: *a}\ndatabase: {dsn: x}\nevents: *a", "config.yaml is nested too deeply"),
     "no database": ("database:\n  driver: postgres", "WHATSAPP_DATABASE_DSN is not set"),
     "two that do not agree": (
         "database:\n  driver: postgres\n  dsn: app.db",
@@ -263,6 +272,17 @@ def test_every_command_tells_which_file_it_read(sqlite: Place) -> None:
         "error: database.max_idle_conns (line 1 of other.yaml) is 'x'",
         "hint:  it takes a whole number, 0 or more",
     ]
+
+
+def test_health_and_runs_over_many_tell_which_file_they_read(sqlite: Place) -> None:
+    assert sqlite.run("up").returncode == 0
+    (sqlite.folder / "config.yaml").write_text("database: {max_idle_conns: 3}")
+    done = sqlite.run(module="whatspire_db.health")
+    assert any(line.split() == ["settings", "from", "config.yaml"] for line in done.stdout.splitlines())
+    assert json.loads(sqlite.run("--json", module="whatspire_db.health").stdout)["config"] == "config.yaml"
+    files = ("--each-file", "*.db")
+    assert sqlite.run("verify", *files).stdout.splitlines()[0] == "settings from config.yaml"
+    assert [each["config"] for each in json.loads(sqlite.run("verify", "--json", *files).stdout)] == ["config.yaml"]
 
 
 def settings_of(place: Place, *arguments: str) -> str:

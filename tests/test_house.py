@@ -87,7 +87,7 @@ ROOMS = {
         "engines.sqlite.rebuild",
         "engines.sqlite.mending",
         "engines.sqlite.times",
-        "engines.sqlite.work_lock",
+        "engines.sqlite.stamps_file",
         "engines.sqlite.engine",
         "engines.postgres",
         "engines.postgres.limits",

@@ -19,6 +19,7 @@ pytestmark = pytest.mark.sampled
 PATHS = {"public": "public", "before pg_catalog": "public,pg_catalog", "of the attacker": "planted,pg_catalog,public"}
 # What models declare without a schema means what the search_path leads to first, so that can be drift.
 EXITS = {0, 1, 4}
+RETAIN = ("retain", "--rule", "events.timestamp=30d")
 
 
 @pytest.fixture(params=PATHS, ids=lambda name: name.replace(" ", "-"))
@@ -144,3 +145,14 @@ def test_planted_code_does_not_run_in_a_query_of_json_values(postgres: Place) ->
             assert [event.id for event in Event.select(Event.id).where(Event.data.contains('"b"'))] == ["1"]
         db.close_all()
         assert here.is_harmless()
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_planted_code_does_not_run_in_retention(hostile: tuple[Place, Planted], dry_run: bool) -> None:
+    place, here = hostile
+    safe = f"SET search_path = {PATHS['public']}, planted; "
+    psql(here.dsn, f"{safe}INSERT INTO events VALUES ('1', 't', 's', '{{}}', '2020-01-01', '2020-01-01')")
+    done = place.run(*RETAIN, *(["--dry-run"] if dry_run else []), module="whatspire_db")
+    assert here.is_harmless()
+    assert done.returncode == 0, done.stderr
+    assert "1 row" in done.stdout

@@ -130,13 +130,20 @@ def test_events_of_a_page_are_rows_like_others(events: list[str]) -> None:
 
 @pytest.mark.parametrize("limit", [0, -1, LARGEST + 1, True, 2.5, "3"])
 def test_limits_that_are_none(made: peewee.Database, limit: object) -> None:
-    with pytest.raises(ValueRefused, match="limit is no number"):
+    with pytest.raises(ValueRefused, match="limit is not a number"):
         Event.page(limit=limit)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("after", ["", "x", "[]", "[1, 2]", '["2026"]', '{"a": "b"}', "null", 3])
+AFTERS: list[object] = [
+    *("", "x", "[]", "[1, 2]", '["2026"]', '{"a": "b"}', "null", 3, "[" * 100_000),
+    *('["soon", "e1"]', '["infinity", "e1"]', '["2026-11-22 09:00:00+00:00", 1]'),
+    *('["2026-11-22 09:00:00+00:00", "a\\u0000"]', '["2026-11-22 09:00:00+00:00", "\\ud800"]'),
+]
+
+
+@pytest.mark.parametrize("after", AFTERS, ids=range(len(AFTERS)))
 def test_places_that_are_none(made: peewee.Database, after: object) -> None:
-    with pytest.raises(ValueRefused, match="after is no place"):
+    with pytest.raises(ValueRefused, match="after does not come from a page"):
         Event.page(after)  # type: ignore[arg-type]
 
 
@@ -156,6 +163,21 @@ def test_a_key_is_issued_found_and_revoked(made: peewee.Database) -> None:
     stored = ApiKey.get_by_id(row.id)
     assert (stored.is_active, stored.revoked_by, stored.revocation_reason) == (False, "ada", "lost")
     assert stored.revoked_at == found.revoked_at
+
+
+def test_what_others_write_after_a_revocation_stays(made: peewee.Database) -> None:
+    row, _ = ApiKey.issue("read")
+    row.revoke("ada", "lost")
+    assert not row.is_dirty()
+    ApiKey.update(revocation_reason="stolen").where(ApiKey.id == row.id).execute()
+    row.description = "of a worker"
+    row.save()
+    stored = ApiKey.get_by_id(row.id)
+    assert (stored.description, stored.revocation_reason, stored.revoked_by) == ("of a worker", "stolen", "ada")
+
+
+def test_a_text_that_no_key_can_be_is_unknown(made: peewee.Database) -> None:
+    assert ApiKey.find("\ud800\0") is None
 
 
 def test_the_first_who_revokes_a_key_stays(made: peewee.Database) -> None:

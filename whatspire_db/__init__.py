@@ -77,19 +77,13 @@ __all__ = [
 ]
 
 
-# A worker that only reads and writes rows does not pay for these.
-_LOADED_LATER = {"MigrationRunner": ".migrate", "PoolStats": ".connection.pool_stats"} | dict.fromkeys(
-    (
-        *("ApiKey", "AuditLog", "Event", "MigrationVersion", "Presence"),
-        *("Reaction", "Receipt", "Session", "WebhookConfig"),
-    ),
-    ".models.service",
-)
+# A program pays only for what it uses.
+_LOADED_LATER = {"MigrationRunner": ".migrate", "PoolStats": ".connection.pool_stats"}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LOADED_LATER:
+    if name in __all__:  # the others are models of the service
         from importlib import import_module
 
-        return getattr(import_module(_LOADED_LATER[name], __name__), name)
+        return getattr(import_module(_LOADED_LATER.get(name, ".models.service"), __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

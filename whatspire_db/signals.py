@@ -124,17 +124,15 @@ def end(code: int) -> NoReturn:
     """End the process with a command's exit code, whatever signals come meanwhile.
 
     Threads and what is registered for the end of Python have their turn, as always. Python itself is not taken apart:
-    that takes some 2 ms for memory that is about to be given back, and who sends a signal then changes the exit code.
+    that takes some 2 ms for memory that is about to be given back, and a signal that comes then changes the exit code.
     """
     for number in NUMBERS:
         if signal.getsignal(number) not in (signal.SIG_IGN, None):
             signal.signal(number, lambda number, frame: os._exit(code))
-    with suppress(Exception):
-        threading._shutdown()  # type: ignore[attr-defined]  # as multiprocessing ends its processes
-        atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
+    # As multiprocessing ends its processes.
+    for last in (threading._shutdown, atexit._run_exitfuncs, sys.stdout.flush, sys.stderr.flush):  # type: ignore[attr-defined]
         with suppress(Exception):
-            stream.flush()
+            last()
     os._exit(code)
 
 

@@ -183,6 +183,71 @@ def test_within_a_transaction_it_is_refused(place: Place, db: peewee.Database) -
     assert log.select().count() == 1
 
 
+@pytest.mark.parametrize(
+    "wrong", [{"limit": 0}, {"limit": -1}, {"limit": True}, {"limit": "5"}, {"stall": 0}, {"stall": -1}]
+)
+def test_limits_that_are_wrong_delete_nothing(place: Place, db: peewee.Database, wrong: dict[str, object]) -> None:
+    log = logged()
+    made(db, log)
+    filled(db, log, [40.0])
+    with pytest.raises(ConfigError):
+        retain(db, [rule(log)], **wrong)  # type: ignore[arg-type]
+    assert log.select().count() == 1
+
+
+def test_an_age_beyond_the_year_1(db: peewee.Database) -> None:
+    (found,) = rules_of([Event], Settings(events_enabled=True, events_retention_days=999_999_999))
+    with pytest.raises(ConfigError, match="leads back beyond the year 1"):
+        retain(db, [found])
+    with pytest.raises(ConfigError, match="is not above 0"):
+        Rule(Event, Event.timestamp, timedelta(0), "test")
+
+
+def test_a_superuser_runs_no_trigger_of_another_role(postgres: Place) -> None:
+    db = postgres.connect()
+    log = logged()
+    made(db, log)
+    filled(db, log, [40.0])
+    owner = f"retain_{postgres.named.split('_')[-1]}"
+    with db.connection_context():
+        db.execute_sql(f"CREATE ROLE {owner}")
+        try:
+            db.execute_sql(f"ALTER TABLE log OWNER TO {owner}")
+            with pytest.raises(WhatspireDBError, match="would run code of") as refused:
+                retain(db, [rule(log)])
+            assert "--trust-source" in refused.value.hint
+            assert log.select().count() == 1
+            assert retain(db, [rule(log)], trust_source=True)[0].rows == 1
+        finally:
+            db.execute_sql(f"DROP OWNED BY {owner}; DROP ROLE {owner}")
+
+
+def test_two_tables_of_one_name_are_not_guessed_at() -> None:
+    one = model("One", "log", {"at": InstantField()}, schema="a")
+    two = model("Two", "log", {"at": InstantField()}, schema="b")
+    with pytest.raises(ConfigError, match="One, Two all have a table 'log'"):
+        rules_of([one, two], Settings(), ["log.at=30d"])
+
+
+def test_a_secret_in_a_rule_is_not_repeated() -> None:
+    with pytest.raises(ConfigError) as error:
+        rules_of([Event], Settings(), ["postgres://me:Zq7SECRETx9@host/db.events=30d"])
+    assert "Zq7SECRETx9" not in str(error.value)
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o644])
+def test_the_file_of_the_lock_is_as_open_as_the_database(sqlite: Place, mode: int) -> None:
+    """Made by root for itself alone, it would keep a worker from reading its stamps."""
+    db = sqlite.connect()
+    log = logged()
+    db.bind([log])
+    with db.connection_context():
+        db.create_tables([log])
+    Path(sqlite.dsn).chmod(mode)
+    retain(db, [rule(log)])
+    assert Path(f"{sqlite.dsn}-stamps").stat().st_mode & 0o777 == mode
+
+
 def test_one_run_at_a_time(place: Place, db: peewee.Database) -> None:
     log = logged()
     made(db, log)
@@ -327,18 +392,18 @@ def test_rules_that_are_given_count_alone() -> None:
 @pytest.mark.parametrize(
     ("text", "fact"),
     [
-        ("", "--rule is no rule"),
-        ("events", "--rule is no rule"),
-        ("events.timestamp", "--rule is no rule"),
-        ("events=30d", "--rule is no rule"),
-        ("other.timestamp=30d", "the table other, which no model has"),
-        ("events.other=30d", "it has no such column"),
-        ("events.type=30d", "no InstantField"),
-        ("events.timestamp=30", "its age is none"),
+        ("", "--rule is not a rule"),
+        ("events", "--rule is not a rule"),
+        ("events.timestamp", "--rule is not a rule"),
+        ("events=30d", "--rule is not a rule"),
+        ("other.timestamp=30d", "--rule: no model has the table 'other'"),
+        ("events.other=30d", "there is no such column"),
+        ("events.type=30d", "not an InstantField"),
+        ("events.timestamp=30", "that is not an age"),
         ("events.timestamp=0d", "not above 0"),
         ("events.timestamp=-1h", "not above 0"),
-        ("events.timestamp=30days", "its age is none"),
-        ("events.timestamp=99999999d", "its age is none"),
+        ("events.timestamp=30days", "that is not an age"),
+        ("events.timestamp=99999999d", "that is not an age"),
     ],
 )
 def test_texts_that_are_no_rules(text: str, fact: str) -> None:
@@ -347,7 +412,13 @@ def test_texts_that_are_no_rules(text: str, fact: str) -> None:
     assert fact in error.value.fact
 
 
-@pytest.mark.parametrize("declared", ["at", ("at",), ("at", 30), ("other", "30d"), ("id", "30d"), ("at", "x"), 5])
+NO_RULES: list[object] = [
+    *("at", ("at",), ("at", 30), ("other", "30d"), ("id", "30d"), ("at", "x"), 5, {"at": "30d", "by": 1}),
+    *(("at", timedelta(0)), ("at", -DAY), ("at", "0d"), (1, "30d")),
+]
+
+
+@pytest.mark.parametrize("declared", NO_RULES, ids=repr)
 def test_rules_of_models_that_are_none(declared: object) -> None:
     class Note(peewee.Model):
         at = InstantField()
@@ -355,7 +426,7 @@ def test_rules_of_models_that_are_none(declared: object) -> None:
         class Meta:
             retention = declared
 
-    with pytest.raises(ModelError, match="the retention of Note is no rule"):
+    with pytest.raises(ModelError, match="the retention of Note is not a rule"):
         rules_of([Note], Settings())
 
 
@@ -417,6 +488,7 @@ def test_tables_that_are_not_there_are_two_lines(place: Place) -> None:
     done = place.run("retain", module="whatspire_db", env={"WHATSAPP_EVENTS_ENABLED": "true"})
     assert (done.returncode, done.stdout) == (1, "")
     assert len(done.stderr.splitlines()) == 2
+    assert not (place.is_sqlite and Path(place.dsn).exists())
 
 
 def test_up_deletes_nothing(sqlite: Place) -> None:

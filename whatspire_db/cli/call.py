@@ -86,9 +86,13 @@ class Call:
         :raises ConfigError: when one of them is wrong.
         """
         settings = read_settings(self.options)
+        self.about(settings)
+        return settings
+
+    def about(self, settings: Settings) -> None:
+        """Remember the database that the call is about, and the config file that named it."""
         self.driver, self.config = settings.driver, settings.config
         self.name(settings.target)
-        return settings
 
     def name(self, target: SqliteTarget | PostgresTarget) -> None:
         """Remember the database that the call is about."""
@@ -96,8 +100,12 @@ class Call:
 
     def named(self, document: dict[str, Any]) -> dict[str, Any]:
         """Return a document that begins with the database it speaks of, and with the config file that was read."""
-        config = {"config": self.config} if self.config else {}
-        return {"driver": self.driver, "database": self.database} | config | document
+        return {"driver": self.driver, "database": self.database} | self.read | document
+
+    @property
+    def read(self) -> dict[str, Any]:
+        """What a document says of the config file that was read."""
+        return {"config": self.config} if self.config else {}
 
     @property
     def line(self) -> str:
@@ -292,14 +300,20 @@ def configure_logging(options: Any) -> None:
     logger.setLevel(logging.INFO if options.verbose else logging.ERROR if options.quiet else logging.WARNING)
 
 
-def read_settings(options: Any) -> Settings:
+def given_settings(options: Any) -> Settings:
     """Return the environment's settings under those of the command line.
 
     :raises ConfigError: when one of them is wrong.
     """
-    settings = Settings.from_environment(
-        driver=options.driver, dsn=options.dsn, config=options.config, option_prefix="--"
-    )
+    return Settings.from_environment(driver=options.driver, dsn=options.dsn, config=options.config, option_prefix="--")
+
+
+def read_settings(options: Any) -> Settings:
+    """Return the given settings as a command uses them.
+
+    :raises ConfigError: when one of them is wrong.
+    """
+    settings = given_settings(options)
     if settings.log_level == LOG_LEVELS[-1]:
         logging.getLogger("whatspire_db").setLevel(logging.INFO)
         return settings

@@ -47,11 +47,11 @@ def _failure_document(error: WhatspireDBError, code: int) -> dict[str, Any]:
 
 def _run(call: Call) -> Answer:
     health = _check(call)
-    document = {"exit": OK if health.healthy else FAILED} | health.to_json()
+    document = {"exit": OK if health.healthy else FAILED} | call.read | health.to_json()
+    lines = [aligned([*rows(health), *([("settings from", call.config)] if call.config else [])])]
     if health.error is None:
-        return Answer(document, [aligned(list(rows(health)))])
-    error = WhatspireDBError(health.error, health.hint or "")
-    return Answer(document, [aligned(list(rows(health)))], FAILED, error)
+        return Answer(document, lines)
+    return Answer(document, lines, FAILED, WhatspireDBError(health.error, health.hint or ""))
 
 
 def _check(call: Call) -> Health:

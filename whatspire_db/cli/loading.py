@@ -41,8 +41,7 @@ def settings_and_models(call: Call, given: Settings | None = None) -> tuple[Sett
         raise ConfigError(f"{name} is given without models", "name their modules: --models or WHATSAPP_DATABASE_MODELS")
     models = load_models(modules, with_service=not only)
     settings = _in_own_database(settings, models, only)
-    call.driver = settings.driver
-    call.name(settings.target)
+    call.about(settings)
     return settings, models
 
 

@@ -118,6 +118,8 @@ class _Run:
         """Do all, and return the answer about them."""
         if self.kind == "schema" and self._speaks:
             self.call.show(self.call.line)
+        elif self.call.config and self._speaks:
+            self.call.show(f"settings from {self.call.config}")
         try:
             for number, result in self.jobs.run():
                 self._say(number, result)
@@ -170,12 +172,13 @@ class _Run:
         return WhatspireDBError(f"{len(failed)} of {self._all} failed: {named}", hint)
 
     def _document(self, number: int, target: Target) -> dict[str, Any]:
+        begun = target.document() | self.call.read
         if result := self.results.get(number):
-            return target.document() | result.document
+            return begun | result.document
         if self.is_interrupted:
-            return target.document() | failure_document(*_interruption())
+            return begun | failure_document(*_interruption())
         error = WhatspireDBError("not begun, for another one failed", "run it again, or without --fail-fast")
-        return target.document() | failure_document(error, FAILED)
+        return begun | failure_document(error, FAILED)
 
     # In a thread of its own
 

@@ -10,6 +10,7 @@ from datetime import timedelta
 from typing import Any
 
 from ..connection.connecting import connect
+from ..data.pace import STALL_SECONDS
 from ..data.retention import Retained, retain, rules_of, shown_age
 from ..dsn.redaction import shown
 from ..errors import ConfigError
@@ -29,15 +30,24 @@ def parser_of(prog: str = PROG) -> argparse.ArgumentParser:
         action="append",
         metavar="TABLE.COLUMN=AGE",
         help="delete the rows of a table whose time in a column is older, like events.timestamp=30d; only the rules "
-        "that are given count then (default: Meta.retention of the models, and WHATSAPP_EVENTS_RETENTION_DAYS)",
+        "that are given apply then (default: Meta.retention of the models, and WHATSAPP_EVENTS_RETENTION_DAYS)",
     )
     parser.add_argument("--dry-run", action="store_true", help="count the rows, and delete none")
-    parser.add_argument("--limit", type=_rows, metavar="N", help="delete at most so many rows in this run")
+    parser.add_argument("--limit", type=_rows, metavar="N", help="delete at most N rows in this run")
     parser.add_argument(
-        "--stall", type=_stall, metavar="D", help="how long others may wait for a batch, like 50ms (default)"
+        "--stall",
+        type=_stall,
+        default=timedelta(seconds=STALL_SECONDS),
+        metavar="D",
+        help="how long others may wait for a batch, like 50ms (default)",
     )
     parser.add_argument(
         "--lock-timeout", metavar="D", help="wait so long for another run, like 90s or 5m (default: 60s)"
+    )
+    parser.add_argument(
+        "--trust-source",
+        action="store_true",
+        help="let a PostgreSQL superuser run triggers of other roles that are on the tables",
     )
     add_shared_options(parser)
     return parser
@@ -71,19 +81,16 @@ def _run(call: Call) -> Answer:
             "there is no rule, so nothing is deleted",
             "give --rule TABLE.COLUMN=AGE, retention in the Meta of a model, or WHATSAPP_EVENTS_ENABLED=true",
         )
-    wait = settings.migration_lock_timeout
-    if options.lock_timeout is not None:
-        wait = read_duration("--lock-timeout", options.lock_timeout)
-    db = connect(settings)
-    more: dict[str, Any] = {} if options.stall is None else {"stall": options.stall}
+    wait = settings.migration_lock_timeout if options.lock_timeout is None else options.lock_timeout
     started = time.monotonic()
     done = retain(
-        db,
+        connect(settings, read_only=True),  # which makes no file where there is none
         rules,
         dry_run=options.dry_run,
         limit=options.limit,
-        lock_timeout=seconds_of("lock_timeout", wait),
-        **more,
+        stall=options.stall,
+        lock_timeout=seconds_of("--lock-timeout", wait),
+        trust_source=options.trust_source,
     )
     seconds = time.monotonic() - started
     document = {

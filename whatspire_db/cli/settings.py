@@ -12,7 +12,7 @@ from typing import Any
 from ..dsn.naming import describe
 from ..settings import KINDS, Settings, variable
 from ..settings.durations import in_units
-from .call import Answer, Call, configure_logging, run_command
+from .call import Answer, Call, configure_logging, given_settings, run_command
 from .options import Parser, add_database_options
 
 PROG = "whatspire-db settings"
@@ -36,11 +36,8 @@ def main(argv: list[str] | None = None, prog: str = PROG) -> int:
 
 def _run(call: Call) -> Answer:
     configure_logging(call.options)
-    # Not those of a command's session, which is silent about statements whatever the settings say.
-    settings = Settings.from_environment(
-        driver=call.options.driver, dsn=call.options.dsn, config=call.options.config, option_prefix="--"
-    )
-    call.driver, call.database, call.config = settings.driver, describe(settings.target), settings.config
+    settings = given_settings(call.options)
+    call.about(settings)
     found = [_described(settings, field) for field in KINDS]
     return Answer(call.named({"settings": found}), [call.line, *_lines(found)], wanted=True)
 

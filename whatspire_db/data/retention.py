@@ -18,12 +18,13 @@ from typing import Any
 import peewee
 from peewee import Tuple
 
+from ..dsn.redaction import shown
 from ..errors import ConfigError, ModelError, TransactionError, WhatspireDBError
 from ..fields import InstantField, utcnow
 from ..messages import first_line
 from ..models.service import Event
 from ..settings import Settings
-from ..settings.durations import LONGEST_SECONDS, in_units, parse_duration, seconds_of
+from ..settings.durations import in_units, parse_duration, seconds_of
 from .engines import engine_of
 from .engines.base import RowEngine
 from .pace import STALL_SECONDS, Pace
@@ -37,17 +38,37 @@ AGE = "an age like 30d, 12h or 90m"
 
 @dataclass(frozen=True)
 class Rule:
-    """Rows of a model whose time in a field lies further back than an age are deleted; `source` says who set it."""
+    """Rows of a model whose time in a field lies further back than an age are deleted; `source` says who set it.
+
+    :raises ConfigError: when the age is not above 0, for then all rows would go.
+    """
 
     model: Model
     field: InstantField[Any]
     age: timedelta
     source: str
 
+    def __post_init__(self) -> None:
+        if self.age <= timedelta(0):
+            raise ConfigError(f"the age of the rule for {self.name} is not above 0", f"give {AGE}")
+
     @property
     def name(self) -> str:
         """The column, as TABLE.COLUMN."""
         return f"{self.model._meta.table_name}.{self.field.column_name}"
+
+    def before(self, now: datetime) -> datetime:
+        """Return the moment before which rows are deleted.
+
+        :raises ConfigError: when it lies before the year 1, which no row does.
+        """
+        try:
+            return now - self.age
+        except OverflowError:
+            raise ConfigError(
+                f"the age of the rule for {self.name} leads back beyond the year 1 ({self.source})",
+                f"give {AGE}, or leave the rule out to keep all rows",
+            ) from None
 
     def __str__(self) -> str:
         return f"{self.name} older than {shown_age(self.age)}"
@@ -109,13 +130,17 @@ def _read_rule(models: Sequence[Model], text: str) -> Rule:
     hint = f"write TABLE.COLUMN=AGE, with {AGE}"
     found = [model for model in models if model._meta.table_name == table]
     if not (age and column and table):
-        raise ConfigError("--rule is no rule", hint)
+        raise ConfigError("--rule is not a rule", hint)
     if not found:
-        raise ConfigError(f"--rule names the table {table}, which no model has", f"{hint}; --models names the models")
+        raise ConfigError(f"--rule: no model has the table {shown(table)}", f"{hint}; --models names the models")
+    if len(found) > 1:
+        names = ", ".join(sorted(model.__name__ for model in found))
+        hint = "declare retention in the Meta of the model that you mean"
+        raise ConfigError(f"--rule: {names} all have a table {shown(table)}", hint)
     try:
         return Rule(found[0], _instant(found[0], column), read_age(age), "--rule")
     except ValueError as error:
-        raise ConfigError(f"--rule for {place.strip()}: {error}", hint) from None
+        raise ConfigError(f"--rule for {shown(place.strip())}: {error}", hint) from None
 
 
 def _declared(model: Model) -> Rule | None:
@@ -123,20 +148,22 @@ def _declared(model: Model) -> Rule | None:
     if declared is None:
         return None
     try:
+        if not isinstance(declared, tuple | list) or len(declared) != 2:
+            raise ValueError("it is not a pair")
         column, age = declared
         return Rule(model, _instant(model, column), age if isinstance(age, timedelta) else read_age(age), "Meta")
-    except (TypeError, ValueError) as error:
-        why = error if isinstance(error, ValueError) else "it is no pair"
+    except (ValueError, ConfigError) as error:
+        why = error.fact if isinstance(error, ConfigError) else error
         hint = f'write retention = ("COLUMN", AGE) in its Meta, with a timedelta or {AGE}'
-        raise ModelError(f"the retention of {model.__name__} is no rule: {why}", hint) from None
+        raise ModelError(f"the retention of {model.__name__} is not a rule: {why}", hint) from None
 
 
 def _instant(model: Model, column: str) -> InstantField[Any]:
     found = model._meta.columns.get(column) or model._meta.fields.get(column)
     if found is None:
-        raise ValueError("it has no such column")
+        raise ValueError("there is no such column")
     if not isinstance(found, InstantField):
-        raise ValueError("the column is no InstantField, and another one's time zone is not known")
+        raise ValueError("the column is not an InstantField, so the time zone of its values is not known")
     return found
 
 
@@ -147,17 +174,13 @@ def read_age(text: str) -> timedelta:
     """
     text = str(text).strip()
     is_days = text.endswith("d") and text[:-1].isdecimal() and text.isascii() and len(text) < 8
-    age = timedelta(days=int(text[:-1])) if is_days else _duration(text)
-    if age <= timedelta(0):
-        raise ValueError("its age is not above 0")
-    return age
-
-
-def _duration(text: str) -> timedelta:
     try:
-        return parse_duration(text)
+        age = timedelta(days=int(text[:-1])) if is_days else parse_duration(text)
     except ValueError:
-        raise ValueError("its age is none") from None
+        raise ValueError("that is not an age") from None
+    if age <= timedelta(0):
+        raise ValueError("the age is not above 0")
+    return age
 
 
 def shown_age(age: timedelta) -> str:
@@ -178,35 +201,51 @@ def retain(
     stop: threading.Event | None = None,
     lock_timeout: float | timedelta = 60.0,
     tell: Callable[[Rule, int], None] | None = None,
+    trust_source: bool = False,
 ) -> list[Retained]:
     """Delete the rows that rules say are too old, and return what was deleted for each rule.
 
-    A run that ends midway, for whatever reason, has deleted whole batches; the next one goes on. Rows that refer to
-    others are deleted before those.
+    A run that ends midway has deleted whole batches; the next one goes on. Rows that refer to others go before those.
 
     :param dry_run: count the rows, and delete none.
-    :param limit: how many rows to delete in all.
-    :param stall: how long others may wait for a batch, in seconds or as a timedelta.
+    :param limit: how many rows to delete in all; None is no limit.
+    :param stall: how long others may wait for a batch, above 0, in seconds or as a timedelta.
     :param stop: ends the run behind the current batch when it is set, in whatever thread.
     :param lock_timeout: how long to wait for another run, in seconds or as a timedelta.
     :param tell: is called with a rule and the number of rows that were deleted for it so far.
+    :param trust_source: let a PostgreSQL superuser run code of other roles that is attached to the tables.
+    :raises ConfigError: when the limit, a time or an age is wrong.
     :raises TransactionError: within a transaction, which would keep all that is deleted locked until its end.
     :raises LockTimeout: when another run takes longer.
-    :raises WhatspireDBError: when rows without a rule refer to those.
+    :raises WhatspireDBError: when rows without a rule refer to those, or a superuser would run code of other roles.
     """
     _require_no_transaction(db)
-    engine = engine_of(db)
-    pace = Pace(min(seconds_of("stall", stall), LONGEST_SECONDS) or STALL_SECONDS, engine.smallest, engine.largest)
-    run = _Run(engine, pace, limit, stop or threading.Event(), tell or _Log())
-    with nullcontext() if db.is_closed() is False else db.connection_context():
-        moment = utcnow()
-        if dry_run:
-            return [_counted(engine, rule, moment - rule.age) for rule in rules]
-        with engine.alone(seconds_of("lock_timeout", lock_timeout)):
-            done = [_delete(run, rule, moment - rule.age) for rule in _children_first(rules)]
-            if any(each.rows for each in done):
-                engine.give_back(pace.seconds, run.rest)
-    return sorted(done, key=lambda each: rules.index(each.rule))
+    engine = engine_of(db, trust_source)
+    run = _Run(engine, _pace(engine, stall), _checked_limit(limit), stop or threading.Event(), tell or _Log())
+    wait_seconds = None if dry_run else seconds_of("lock_timeout", lock_timeout)
+    with db.connection_context() if db.is_closed() else nullcontext():
+        return _done(run, rules, wait_seconds)
+
+
+def _pace(engine: RowEngine, stall: float | timedelta) -> Pace:
+    seconds = seconds_of("stall", stall)
+    if not seconds:
+        raise ConfigError("stall is 0", "give a time above 0")
+    return Pace(seconds, engine.smallest, engine.largest)
+
+
+def _checked_limit(limit: int | None) -> int | None:
+    # SQLite takes a LIMIT below 0 for none.
+    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
+        raise ConfigError("limit is not a number of rows", "give a whole number, 1 or more, or None for no limit")
+    return limit
+
+
+def _require_trusted(engine: RowEngine, rules: Sequence[Rule]) -> None:
+    """Refuse to run triggers, and what else is attached to a table, of roles with fewer rights than this one."""
+    for rule in rules:
+        if found := engine.schema.untrusted_table(rule.model):
+            raise found
 
 
 def _require_no_transaction(db: peewee.Database) -> None:
@@ -216,14 +255,31 @@ def _require_no_transaction(db: peewee.Database) -> None:
         )
 
 
-def _children_first(rules: Sequence[Rule]) -> list[Rule]:
-    order = peewee.sort_models([rule.model for rule in rules])
-    return sorted(rules, key=lambda rule: -order.index(rule.model))
+def _children_first(rules: Sequence[Rule]) -> list[tuple[Rule, datetime]]:
+    """Return rules and the moments before which rows go, those first whose rows refer to others."""
+    now, order = utcnow(), peewee.sort_models([rule.model for rule in rules])
+    return [(rule, rule.before(now)) for rule in sorted(rules, key=lambda rule: -order.index(rule.model))]
 
 
 def _counted(engine: RowEngine, rule: Rule, before: datetime) -> Retained:
     query = rule.model.select(peewee.fn.COUNT(peewee.SQL("*"))).where(rule.field < before)
-    return Retained(rule, before, int(query.scalar(engine.db)), True, engine.begins_an_index(rule.field))
+    is_indexed = engine.begins_an_index(rule.field)
+    with engine.with_own_names():
+        return Retained(rule, before, int(query.scalar(engine.db)), True, is_indexed)
+
+
+def _done(run: _Run, rules: Sequence[Rule], wait_seconds: float | None) -> list[Retained]:
+    """Do what the rules say, or, without a time to wait for other runs, count what that would be."""
+    _require_trusted(run.engine, rules)
+    todo = _children_first(rules)
+    if wait_seconds is None:
+        done = [_counted(run.engine, rule, before) for rule, before in todo]
+    else:
+        with run.engine.alone(wait_seconds):
+            done = [_delete(run, rule, before) for rule, before in todo]
+            if any(each.rows for each in done):
+                run.engine.give_back(run.pace.seconds, run.rest)
+    return sorted(done, key=lambda each: rules.index(each.rule))
 
 
 def _delete(run: _Run, rule: Rule, before: datetime) -> Retained:

@@ -85,7 +85,7 @@ class Settings:
     backup_name: str | None = _setting(TEXT, None)  # the database's
     backup_before_migrate: bool = _setting(BOOLEAN, False)
     events_enabled: bool = _setting(BOOLEAN, False)
-    events_retention_days: int = _setting(COUNT, 30)  # 0: for ever
+    events_retention_days: int = _setting(COUNT, 30)  # 0: forever
     # Which settings were given, by field, and under which name: a variable, an option, or a key of the config file.
     origins: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
     # Where they were given, by field; and the config file that was read, "" for none.
@@ -243,18 +243,10 @@ def _found() -> str | None:
     for folder in CONFIG_FOLDERS:
         for name in CONFIG_NAMES:
             path = os.path.join(os.path.expanduser(folder), name) if folder != "." else name
-            if _is_there(path) and not os.path.isdir(path):
+            # A folder that this user may not search counts as holding none, as the service has it.
+            if os.path.lexists(path) and not os.path.isdir(path):
                 return path
     return None
-
-
-def _is_there(path: str) -> bool:
-    """Tell whether there is a file or a link; none in a folder that this user may not search, as the service has it."""
-    try:
-        os.lstat(path)
-    except OSError:
-        return False
-    return True
 
 
 def _of_config(file: ConfigFile) -> Source:
@@ -293,7 +285,7 @@ def _completed(given: Mapping[str, Any], origins: Mapping[str, str]) -> dict[str
         values["driver"] = _driver_for(values["driver"], values["dsn"], name_of, "dsn")
     elif values["driver"] == POSTGRES:
         missing = variable("dsn") if origins else "dsn"
-        raise ConfigError(f"{missing} is not set", f"{name_of('driver')}=postgres takes {POSTGRES_FORMS}")
+        raise ConfigError(f"{missing} is not set", f"{name_of('driver')} is postgres, which takes {POSTGRES_FORMS}")
     else:
         values |= {"driver": SQLITE, "dsn": DEFAULT_SQLITE_DSN}
     if values["replica_dsn"]:
@@ -318,7 +310,7 @@ def _driver_for(driver: str, dsn: str, name_of: Callable[[str], str], field: str
             raise ConfigError(f"{fact}, but the database itself is {titles[driver]}", hint)
         raise ConfigError(
             f"{fact}, but {name_of('driver')} is {driver}",
-            f"set {name_of('driver')}={kind} or leave it out, or give the DSN of a {driver} database",
+            f"set {name_of('driver')} to {kind} or leave it out, or give the DSN of a {driver} database",
         )
     _parsed(kind, name_of(field), dsn)
     return kind

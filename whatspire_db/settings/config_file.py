@@ -1,7 +1,7 @@
 """The Go service's config file -> texts of settings, each with its line; whatever is not understood is refused.
 
-The service passes silently over a file that it cannot parse. YAML's own types would read 12:30 as 750 and `on` as true,
-so every value stays the text that stands there.
+The service silently ignores a file that it cannot parse. YAML's own types would read 12:30 as 750 and `on` as true, so
+every value is kept as the text in the file.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from ..errors import ConfigError
 from .text_file import read_text
 
 HOLDS = "YAML or JSON"
-# Of the service, which has a clock of its own for what `retain` does when it is called.
+NONE = "WHATSAPP_CONFIG= (empty) reads no config file"
+# When the service deletes old events; `retain` does so when it is called.
 NOT_OURS = {"events": ("cleanup_time", "cleanup_interval")}
 
 _YAML = "tag:yaml.org,2002:"
@@ -26,7 +27,7 @@ _OCTAL = re.compile(r"[-+]?0[0-9_]+")  # YAML 1.1 reads 010 as 8, and 1.2 as 10
 
 @dataclass(frozen=True)
 class Entry:
-    """A value of the file: the text that stands there, empty for null, and its line."""
+    """A value: its text in the file, empty for null, and its line."""
 
     text: str
     line: int
@@ -41,11 +42,11 @@ class ConfigFile:
 
 
 def read_config(name: str, known: Sequence[tuple[str, str]], named: bool) -> ConfigFile | None:
-    """Return what a config file holds for us; None where it is another program's.
+    """Return what a config file says of our settings; None where it is another program's.
 
     :param known: sections, and the keys that each may have.
-    :param named: the file was named, and not found: it is the service's whatever it holds.
-    :raises ConfigError: when it is not there, cannot be read or parsed, or holds what is not understood.
+    :param named: somebody named the file, so it is the service's, whatever is in it.
+    :raises ConfigError: when it does not exist, cannot be read or parsed, or contains what is not understood.
     """
     text = read_text(name, HOLDS)
     if text is None:
@@ -55,7 +56,7 @@ def read_config(name: str, known: Sequence[tuple[str, str]], named: bool) -> Con
     try:
         entries = reader.entries(reader.tree(text), sections, named)
     except RecursionError:
-        raise ConfigError(f"{name} has values within values too deep to read", "name another file") from None
+        raise ConfigError(f"{name} is nested too deeply", f"name another file, or {NONE}") from None
     return None if entries is None else ConfigFile(name, entries)
 
 
@@ -81,11 +82,11 @@ class _Reader:
     def _wrong(self, line: int) -> ConfigError:
         return ConfigError(
             f"line {line} of {self.name} cannot be parsed",
-            f"it should be {HOLDS}; WHATSAPP_CONFIG= without a value reads no config file",
+            f"it should be {HOLDS}; {NONE}",
         )
 
     def _refuse_doubled(self, root: yaml.Node) -> None:
-        """Refuse a mapping anywhere that has a key twice: the service takes none of such a file."""
+        """Refuse a mapping anywhere that repeats a key: the service reads nothing of such a file."""
         nodes, checked = [root], set()
         while nodes:
             node = nodes.pop()
@@ -106,8 +107,8 @@ class _Reader:
             if not isinstance(key, yaml.ScalarNode):
                 raise self._wrong(_line(key))
             if word(key.value) in found:
-                fact = f"line {_line(key)} of {self.name} has a key for the second time"
-                raise ConfigError(fact, "leave one of the two out; capitals make no other key")
+                fact = f"line {_line(key)} of {self.name} repeats a key"
+                raise ConfigError(fact, "remove one of the two; upper and lower case are the same")
             found[word(key.value)] = (key, value)
         return found
 
@@ -124,7 +125,7 @@ class _Reader:
     def entries(
         self, root: yaml.Node | None, sections: Mapping[str, Collection[str]], named: bool
     ) -> dict[tuple[str, str], Entry] | None:
-        """Return what the sections hold; None where nothing shows that the file is the service's."""
+        """Return what the sections contain; None where nothing shows that the file is the service's."""
         if root is None or _is_null(root):
             return {} if named else None
         if not isinstance(root, yaml.MappingNode):
@@ -155,28 +156,29 @@ class _Reader:
             yield key, self._entry(f"{section}.{key}", value)
 
     def _no_mapping(self, node: yaml.Node, what: str) -> ConfigError:
-        return ConfigError(f"line {_line(node)} of {self.name}: {what} is no mapping", "write key: value lines in it")
+        fact = f"line {_line(node)} of {self.name}: {what} is not a mapping"
+        return ConfigError(fact, "write key: value lines in it")
 
     def _unknown(self, section: str, key: str, at: yaml.Node, known: Collection[str]) -> ConfigError:
         from difflib import get_close_matches  # only for the message
 
         near = get_close_matches(key, known, n=1)
         hint = f"the setting is {section}.{near[0]}" if near else f"{section} takes {', '.join(sorted(known))}"
-        # A key that is none may be a secret that lost its place.
+        # An unknown key may be a secret in the wrong place.
         shown = f"{section}.{key}" if near else f"a key of {section}"
-        return ConfigError(f"line {_line(at)} of {self.name}: {shown} is no setting", hint)
+        return ConfigError(f"line {_line(at)} of {self.name}: {shown} is not a setting", f"{hint}; {NONE}")
 
     def _entry(self, name: str, node: yaml.Node) -> Entry:
         if _is_null(node):
             return Entry("", _line(node))
         if not isinstance(node, yaml.ScalarNode) or node.tag not in _TEXTS:
-            fact = f"line {_line(node)} of {self.name}: {name} is no plain value"
-            raise ConfigError(fact, "write one text or number")
+            fact = f"line {_line(node)} of {self.name}: {name} is not a plain value"
+            raise ConfigError(fact, "write a text or a number")
         if node.style is None and _OCTAL.fullmatch(node.value):
-            hint = "leave out the zeros that it begins with, or quote a text"
+            hint = "remove the leading zeros, or quote it if it is a text"
             raise ConfigError(f"line {_line(node)} of {self.name}: {name} may be an octal number", hint)
         if "\0" in node.value:
-            raise ConfigError(f"line {_line(node)} of {self.name}: {name} holds a NUL", "leave it out")
+            raise ConfigError(f"line {_line(node)} of {self.name}: {name} contains a NUL character", "remove it")
         return Entry(node.value, _line(node))
 
 

@@ -1,4 +1,4 @@
-"""Files of settings, which may be pipes: their text, or why it cannot be read."""
+"""Settings files, which may be pipes: their text, or why it cannot be read."""
 
 from __future__ import annotations
 

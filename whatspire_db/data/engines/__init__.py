@@ -6,23 +6,23 @@ from typing import TYPE_CHECKING
 
 import peewee
 
-from whatspire_db.errors import ConfigError
+from whatspire_db.migrate.engines.base import engine_for
 
 if TYPE_CHECKING:
     from .base import RowEngine
 
 
-def engine_of(db: peewee.Database) -> RowEngine:
+def engine_of(db: peewee.Database, trust_source: bool = False) -> RowEngine:
     """Return the engine of a database.
 
-    :raises ConfigError: when it is neither SQLite nor PostgreSQL.
+    :param trust_source: let a superuser run code that other roles left in the database.
+    :raises ModelError: when it is neither SQLite nor PostgreSQL.
     """
-    if isinstance(db, peewee.SqliteDatabase):
+    schema = engine_for(db, trust_source)
+    if isinstance(schema.db, peewee.SqliteDatabase):
         from .sqlite import SqliteRows
 
-        return SqliteRows(db)
-    if isinstance(db, peewee.PostgresqlDatabase):
-        from .postgres import PostgresRows
+        return SqliteRows(schema)
+    from .postgres import PostgresRows
 
-        return PostgresRows(db)
-    raise ConfigError(f"{type(db).__name__} is no database for this", "use one of SQLite or PostgreSQL")
+    return PostgresRows(schema)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import peewee
 
-from whatspire_db.migrate.engines.base import engine_for
+from whatspire_db.migrate.engines.base import Engine
 
 
 class RowEngine(abc.ABC):
@@ -21,9 +21,9 @@ class RowEngine(abc.ABC):
     smallest: int
     largest: int
 
-    def __init__(self, db: Any) -> None:
-        self.db = db
-        self.schema = engine_for(db)
+    def __init__(self, schema: Engine) -> None:
+        self.schema = schema
+        self.db: Any = schema.db
 
     def alone(self, wait_seconds: float) -> AbstractContextManager[None]:
         """Hold the lock that only one run of long work on the rows has; it is gone with its process.
@@ -41,18 +41,21 @@ class RowEngine(abc.ABC):
             index.valid and not index.predicate and index.keys[0].column == column for index in table.indexes
         )
 
+    def with_own_names(self) -> AbstractContextManager[Any]:
+        """Run a block in which functions and operators are the engine's own, whatever the search_path leads to."""
+        return nullcontext()
+
     @abc.abstractmethod
     def batch(self) -> AbstractContextManager[Any]:
-        """Run a block as one transaction that may write."""
+        """Run a block as one transaction that may write, in which functions and operators are the engine's own."""
 
     @abc.abstractmethod
     def unlocked(self, query: peewee.ModelSelect) -> peewee.ModelSelect:
         """Return a query for rows to change that waits for no other transaction's rows."""
 
-    def give_back(self, seconds: float, rest: Callable[[float], bool]) -> int:
-        """Return the space of deleted rows to the file system, and how many bytes that was.
+    def give_back(self, seconds: float, rest: Callable[[float], bool]) -> None:  # noqa: B027 - nothing to do on a server
+        """Return the space of deleted rows to the file system.
 
         :param seconds: how long one transaction of it may take.
-        :param rest: waits for so many seconds; False when no more shall be done.
+        :param rest: waits for so many seconds; False when the run is to stop.
         """
-        return 0

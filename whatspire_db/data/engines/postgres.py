@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import peewee
@@ -15,9 +16,14 @@ class PostgresRows(RowEngine):
 
     smallest, largest = 100, 10_000
 
+    @contextmanager
+    def with_own_names(self) -> Iterator[None]:
+        with self.db.atomic():
+            self.schema.search_first("pg_catalog")
+            yield
+
     def batch(self) -> AbstractContextManager[Any]:
-        batch: AbstractContextManager[Any] = self.db.atomic()
-        return batch
+        return self.with_own_names()
 
     def unlocked(self, query: peewee.ModelSelect) -> peewee.ModelSelect:
         return query.for_update("FOR UPDATE SKIP LOCKED")

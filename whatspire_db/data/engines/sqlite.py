@@ -27,18 +27,14 @@ class SqliteRows(RowEngine):
     def unlocked(self, query: peewee.ModelSelect) -> peewee.ModelSelect:
         return query
 
-    def give_back(self, seconds: float, rest: Callable[[float], bool]) -> int:
-        if self._pragma("auto_vacuum") != INCREMENTAL:
-            return 0
-        before = self._pragma("page_count")
-        while self._pragma("freelist_count"):
+    def give_back(self, seconds: float, rest: Callable[[float], bool]) -> None:
+        while self._pragma("auto_vacuum") == INCREMENTAL and self._pragma("freelist_count"):
             started = time.monotonic()
             with self.batch():
                 while time.monotonic() - started < seconds and self._pragma("freelist_count"):
                     self.db.execute_sql("PRAGMA incremental_vacuum(1)")  # the driver frees one page a statement
             if not rest(time.monotonic() - started):
-                break
-        return int((before - self._pragma("page_count")) * self._pragma("page_size"))
+                return
 
     def _pragma(self, name: str) -> int:
         return int(self.db.execute_sql(f"PRAGMA {name}").fetchone()[0])

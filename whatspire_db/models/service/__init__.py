@@ -1,4 +1,4 @@
-"""The service's nine tables. Each model is loaded when it is first used, for to make one takes a third of a ms."""
+"""The service's nine tables. A model is loaded when it is first used, because creating one takes about 0.3 ms."""
 
 from __future__ import annotations
 

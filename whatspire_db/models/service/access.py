@@ -1,4 +1,4 @@
-"""Who may use the service's API, and what was done with it."""
+"""API keys, and the audit log."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class ApiKey(BaseModel):
 
     @classmethod
     def issue(cls, role: str, description: str | None = None) -> tuple[ApiKey, str]:
-        """Make a key that the service accepts, and return its row and the key itself, which is stored nowhere.
+        """Create a key that the service accepts; return its row and the key itself, of which only a hash is stored.
 
         :param role: "read", "write" or "admin".
         :raises peewee.IntegrityError: for another role.
@@ -47,7 +47,7 @@ class ApiKey(BaseModel):
         return find(cls, key)
 
     def revoke(self, by: str, reason: str | None = None) -> bool:
-        """Let the service accept the key no longer; False when somebody revoked it before, whose note stays.
+        """Revoke the key; return False when it was revoked before, and leave who did so and why as they are.
 
         :param by: who revokes it.
         """

@@ -1,4 +1,4 @@
-"""Keys to the service's API: made, found and revoked as the service does it."""
+"""API keys of the service: issued, found and revoked as the service does it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ...fields import utcnow
 if TYPE_CHECKING:
     from . import ApiKey
 
-BYTES = 32  # of chance in a key, which is their base64url
+BYTES = 32  # random ones, whose base64url is the key
 
 
 def issue(model: type[ApiKey], role: str, description: str | None) -> tuple[ApiKey, str]:
@@ -37,9 +37,10 @@ def revoke(row: ApiKey, by: str, reason: str | None) -> bool:
     if is_ours:
         for name, value in changed.items():
             setattr(row, name, value)
+        row._note_saved(changed)  # so that save() does not write them over what others write later
     return is_ours
 
 
 def hash_of(key: str) -> str:
     """Return what is stored of a key."""
-    return hashlib.sha256(key.encode()).hexdigest()
+    return hashlib.sha256(key.encode(errors="surrogatepass")).hexdigest()

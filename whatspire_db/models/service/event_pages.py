@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from peewee import ColumnBase, Context, Field, Value
 
 from ...errors import ValueRefused
+from ...fields import parse_instant
 from ...fields.text_search import on_postgres
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def page(model: type[Event], wanted: Filter, after: str | None, limit: int) -> E
     :raises ValueRefused: when that is none, or the limit is not from 1 to 10,000.
     """
     if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= LARGEST:
-        raise ValueRefused("limit is no number of events for a page", f"give a whole number from 1 to {LARGEST}")
+        raise ValueRefused("limit is not a number of events for a page", f"give a whole number from 1 to {LARGEST}")
     query = model.select(model, _Exact(model.timestamp).alias("exact"))
     if conditions := _conditions(model, wanted):
         query = query.where(*conditions)
@@ -103,10 +104,16 @@ def _written(event: Any) -> str:
 
 
 def _read(after: str) -> tuple[str, str]:
+    """Read the place that `_written` wrote; it may have been in the hands of others.
+
+    :raises ValueRefused: for anything else.
+    """
     try:
         moment, key = json.loads(after)
-    except (TypeError, ValueError):
-        moment = key = None
-    if not isinstance(moment, str) or not isinstance(key, str):
-        raise ValueRefused("after is no place among events", "give the `after` of the page before, as it is")
+        parse_instant(moment, "after")
+        if "\0" in key.encode().decode():
+            raise ValueError
+    except (TypeError, ValueError, AttributeError, RecursionError, ValueRefused):
+        hint = "pass on the `after` of the page before, unchanged"
+        raise ValueRefused("after does not come from a page of events", hint) from None
     return moment, key

@@ -1,4 +1,4 @@
-"""Events, and where they are sent."""
+"""Events and webhooks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The recorded runs of migrators."""
+"""Recorded migration runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is known of messages and of who writes them."""
+"""Reactions, receipts and presence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sessions of WhatsApp."""
+"""WhatsApp sessions."""
 
 from __future__ import annotations
 

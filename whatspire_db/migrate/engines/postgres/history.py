@@ -75,7 +75,7 @@ WITH oids AS (
         WHERE refclassid = 'pg_catalog.pg_class'::regclass AND refobjid = ANY ((SELECT o FROM oids)::oid[])
             AND classid = 'pg_catalog.pg_class'::regclass
     UNION ALL
-    -- A default shows the names of the sequences, collations and labels that it holds by their numbers.
+    -- A default stores sequences, collations and enum labels by number; its text shows their names.
     SELECT 9, oid, xmin::text::bigint << 32 # coalesce(hashtext(
             CASE WHEN strpos(adbin::text, '{VAR ') = 0 THEN pg_get_expr(adbin, 0) END), 0)::bigint
         FROM pg_catalog.pg_attrdef WHERE adrelid = ANY ((SELECT o FROM oids)::oid[])

@@ -51,7 +51,6 @@ BATCH = 100
 _READ: dict[object, Table] = {}
 KEPT_TABLES = 5000  # beyond a run; one takes some 10 KiB, and its model twice that
 
-_STAMPS_MODE = 0o644  # what another user could write, a start could not believe
 
 # https://www.sqlite.org/datatype3.html, 3.1
 _AFFINITIES = {"integer": "int", "text": "char|clob|text", "blob": "blob", "real": "real|floa|doub"}
@@ -228,18 +227,10 @@ class SqliteEngine(Engine):
             return Stamps()
 
     def keep(self, stamps: Stamps) -> None:
-        path = self._stamps_file
-        if path is None:
-            return
-        with suppress(OSError):
-            # In place, and not by way of another file, which a kill would leave behind; half a text counts as none.
-            mode = os.stat(path.removesuffix("-stamps")).st_mode & _STAMPS_MODE
-            with os.fdopen(open_regular(path, os.O_WRONLY | os.O_CREAT, mode), "wb") as file:
-                status = os.fstat(file.fileno())
-                if status.st_uid == os.geteuid() and status.st_nlink == 1:
-                    os.fchmod(file.fileno(), status.st_mode & _STAMPS_MODE)
-                    file.truncate()
-                    file.write(stamps.to_text().encode())
+        if self._stamps_file is not None:
+            from .stamps_file import write  # not for a start that finds its stamp
+
+            write(self._stamps_file, stamps.to_text())
 
     @contextmanager
     def lock(self, wait_seconds: float) -> Iterator[None]:
@@ -253,7 +244,7 @@ class SqliteEngine(Engine):
             raise self.locked_out((), wait_seconds) from None
 
     def work_lock(self, wait_seconds: float) -> AbstractContextManager[None]:
-        from .work_lock import work_lock  # not for a migration
+        from .stamps_file import work_lock  # not for a migration
 
         return work_lock(self._stamps_file, str(self.db.database), wait_seconds)
 

@@ -1,4 +1,4 @@
-"""SQLite: a lock for long work on the rows, beside the write lock, which others need meanwhile."""
+"""SQLite: the file of the stamps is written, and locked for long work on the rows beside others who write."""
 
 from __future__ import annotations
 
@@ -6,12 +6,29 @@ import fcntl
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from whatspire_db.errors import LockTimeout
 from whatspire_db.files import open_regular
 
 TRY_SECONDS = 0.05
+MODE = 0o644  # what another user could write, a start could not believe
+
+
+def write(path: str, text: str) -> None:
+    """Write the stamps; without them the next start looks in full."""
+    # In place, and not by way of another file, which a kill would leave behind; half a text counts as none.
+    with suppress(OSError), os.fdopen(_opened(path, os.O_WRONLY), "wb") as file:
+        status = os.fstat(file.fileno())
+        if status.st_uid == os.geteuid() and status.st_nlink == 1:
+            os.fchmod(file.fileno(), status.st_mode & MODE)
+            file.truncate()
+            file.write(text.encode())
+
+
+def _opened(path: str, flags: int) -> int:
+    """Open the file; one that is made gets the permissions of the database, which only its user may write."""
+    return open_regular(path, flags | os.O_CREAT, os.stat(path.removesuffix("-stamps")).st_mode & MODE)
 
 
 @contextmanager
@@ -23,7 +40,7 @@ def work_lock(path: str | None, database: str, wait_seconds: float) -> Iterator[
     :param path: the file; None for a database in memory, which no other process sees.
     :raises LockTimeout: when another run holds it for longer.
     """
-    descriptor = _opened(path)
+    descriptor = _to_lock(path)
     try:
         if descriptor is not None:
             _wait(descriptor, database, wait_seconds)
@@ -33,9 +50,10 @@ def work_lock(path: str | None, database: str, wait_seconds: float) -> Iterator[
             os.close(descriptor)
 
 
-def _opened(path: str | None) -> int | None:
+def _to_lock(path: str | None) -> int | None:
     try:
-        return None if path is None else open_regular(path, os.O_RDWR | os.O_CREAT)
+        # Opened to read, which is enough for the lock, and is all that others than the file's own user may do.
+        return None if path is None else _opened(path, os.O_RDONLY)
     except OSError:
         return None
 
