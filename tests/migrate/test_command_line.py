@@ -136,7 +136,7 @@ SETTINGS = [
     ({"WHATSAPP_DATABASE_DRIVER": "mysql"}, ["WHATSAPP_DATABASE_DRIVER", "'mysql'", "sqlite, postgres"]),
     ({"WHATSAPP_DATABASE_DRIVER": "Postgre"}, ["did you mean postgres?"]),
     ({"WHATSAPP_DATABASE_DRIVER": "Postgres"}, ["is a SQLite DSN", "set WHATSAPP_DATABASE_DRIVER to sqlite"]),
-    ({"WHATSAPP_DATABASE_DSN": "postgres://u:hunter2@h/d"}, ["WHATSAPP_DATABASE_DRIVER=postgres"]),
+    ({"WHATSAPP_DATABASE_DSN": "postgres://u:hunter2@h/d"}, ["set WHATSAPP_DATABASE_DRIVER to postgres"]),
     ({"WHATSAPP_DATABASE_DSN": "x.db?_journal_mod=WAL"}, ["_journal_mod"]),
     ({"WHATSAPP_DATABASE_DRIVER": "postgres", "WHATSAPP_DATABASE_DSN": "hunter2 host=x"}, ["malformed"]),
     (
