@@ -26,7 +26,7 @@ ROOMS = {
     "dsn": ["", "redaction", "forms", "mistakes", "targets", "sqlite", "postgres", "naming"],
     "settings": ["kinds", "durations", "variable_names", "text_file", "dotenv_file", "config_file", ""],
     "messages": [],
-    "fields": ["text_search", "json_columns", ""],
+    "fields": ["", "text_search", "json_columns", "json_fields"],
     "models": [
         "",
         "row_state",
@@ -35,8 +35,11 @@ ROOMS = {
         "rows",
         "queries",
         "base",
-        *(f"service.{name}" for name in ("shared", "event_pages", "api_keys", "sessions", "messages", "access")),
-        *("service.events", "service.history", "service"),
+        "service",
+        *(
+            f"service.{name}"
+            for name in ("event_pages", "api_keys", "sessions", "messages", "access", "events", "history")
+        ),
     ],
     "connection": [
         "",

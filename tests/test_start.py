@@ -33,14 +33,14 @@ runpy.run_module("whatspire_db.migrate", run_name="__main__")
 
 # By room; "" is the package itself.
 WORKERS = {
-    "": "errors fields fields.text_search interruption light_stdlib peewee_compat",
+    "": "errors fields interruption light_stdlib peewee_compat",
     "connection": "borrowing call_site connecting database engines pool pool_state query_log replica tasks transactions",
     "dsn": "forms targets",
-    "models": "base queries row_state rows saving service service.sessions service.shared",
+    "models": "base queries row_state rows saving service service.sessions",
     "settings": "kinds",
 }
 STARTS = {
-    "": "files signals",
+    "": "fields.json_fields fields.text_search files signals",
     "cli": "call loading migrate starting",
     "connection": "own_database patience",
     "dsn": "naming redaction",

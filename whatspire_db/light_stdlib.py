@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 else:
     import re
     from collections import namedtuple
+    from functools import cache
     from importlib import import_module
     from operator import attrgetter
 
@@ -82,6 +83,8 @@ else:
     class field:
         """What a class says of a field beside its annotation."""
 
+        __slots__ = ("compare", "default", "default_factory", "metadata", "name", "repr")
+
         def __init__(self, default=MISSING, default_factory=None, repr=True, compare=True, metadata=None):
             self.default, self.default_factory = default, default_factory
             self.repr, self.compare, self.metadata = repr, compare, metadata
@@ -90,17 +93,15 @@ else:
         """Give a class what the standard library's decorator gives one without base classes."""
         if cls is None:
             return lambda cls: dataclass(cls, frozen=frozen, eq=eq)
-        fields = {name: _field(cls, name) for name in cls.__annotations__}
-        made = {"__init__": _initializer(fields, hasattr(cls, "__post_init__")), "__repr__": _representer(fields)}
+        made = {"__init__": _initialize, "__repr__": _represent}
         if eq:
-            values = attrgetter(*(name for name, field in fields.items() if field.compare))
-            made["__eq__"] = lambda self, other: values(self) == values(other) if type(other) is cls else NotImplemented
-            made["__hash__"] = (lambda self: hash(values(self))) if frozen else None
+            made |= {"__eq__": _equal, "__hash__": _hash if frozen else None}
         if frozen:
             made["__setattr__"] = made["__delattr__"] = _refuse
         for name in made.keys() - vars(cls).keys() | made.keys() & {"__hash__"}:
             setattr(cls, name, made[name])
-        cls.__fields__, cls.__dataclass_fields__ = fields, _StandardFields()
+        cls.__fields__ = {name: _field(cls, name) for name in cls.__annotations__}
+        cls.__dataclass_fields__ = _StandardFields()
         return cls
 
     def fields(cls):
@@ -122,34 +123,39 @@ else:
             delattr(cls, name)
         return found
 
-    def _initializer(fields, has_more):
-        names = tuple(fields)
+    @cache
+    def _layout(cls):
+        """Return a dataclass's names, its defaults, what makes those that are not shared, and what compares it."""
+        fields = cls.__fields__
         defaults = {name: field.default for name, field in fields.items() if field.default is not MISSING}
         factories = {name: field.default_factory for name, field in fields.items() if field.default_factory}
+        return tuple(fields), defaults, factories, attrgetter(*(n for n, field in fields.items() if field.compare))
 
-        def __init__(self, *arguments, **given):
-            values = self.__dict__
-            values.update(zip(names, arguments, strict=False), **given)
-            is_doubled = len(values) < len(arguments) + len(given)
-            if len(values) < len(names):
-                for name, make in factories.items():
-                    if name not in values:
-                        values[name] = make()
-                values.update(defaults | values)
-            if is_doubled or values.keys() != fields.keys():
-                raise TypeError(f"{type(self).__name__} takes {', '.join(names)}, each once")
-            if has_more:
-                self.__post_init__()
+    def _initialize(self, *arguments, **given):
+        names, defaults, factories, _ = _layout(type(self))
+        values = self.__dict__
+        values.update(zip(names, arguments, strict=False), **given)
+        is_doubled = len(values) < len(arguments) + len(given)
+        if len(values) < len(names):
+            for name, make in factories.items():
+                if name not in values:
+                    values[name] = make()
+            values.update(defaults | values)
+        if is_doubled or values.keys() != self.__fields__.keys():
+            raise TypeError(f"{type(self).__name__} takes {', '.join(names)}, each once")
+        if hasattr(self, "__post_init__"):
+            self.__post_init__()
 
-        return __init__
+    def _represent(self):
+        shown = (name for name, field in self.__fields__.items() if field.repr)
+        return f"{type(self).__qualname__}({', '.join(f'{name}={getattr(self, name)!r}' for name in shown)})"
 
-    def _representer(fields):
-        shown = [name for name, field in fields.items() if field.repr]
+    def _equal(self, other):
+        values = _layout(type(self))[3]
+        return values(self) == values(other) if type(other) is type(self) else NotImplemented
 
-        def __repr__(self):
-            return f"{type(self).__qualname__}({', '.join(f'{name}={getattr(self, name)!r}' for name in shown)})"
-
-        return __repr__
+    def _hash(self):
+        return hash(_layout(type(self))[3](self))
 
     def _refuse(self, name, value=None):
         from dataclasses import FrozenInstanceError

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-import json
 import re
 import uuid
 from datetime import datetime, timezone
+from importlib import import_module
 
 import peewee
 from peewee import SQL, Context, Node
 
 from ..errors import ValueRefused
 from ..light_stdlib import TYPE_CHECKING, Any, Generic, TypeVar, pattern
-from .text_search import StoredText, TextSearch, on_postgres
 
 V = TypeVar("V")
 
 if TYPE_CHECKING:
-    from .json_columns import JSONValue
-    from .typed import TypedFlag, TypedInstant, TypedInt64, TypedJSON, TypedText
+    from .json_fields import JSONBytesField as JSONBytesField
+    from .json_fields import JSONTextField as JSONTextField
+    from .typed import TypedFlag, TypedInstant, TypedInt64, TypedText
 else:  # what a column holds is for type checkers alone
-    TypedFlag = TypedInstant = TypedInt64 = TypedJSON = TypedText = Generic
+    TypedFlag = TypedInstant = TypedInt64 = TypedText = Generic
+
+    def __getattr__(name: str) -> Any:
+        if name not in ("JSONBytesField", "JSONTextField"):  # which few programs load
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(".json_fields", __name__), name)
+
 
 UTC = timezone.utc
 
@@ -55,6 +61,12 @@ _GO_TIME = pattern(r"(\d{4}-\d\d-\d\d)[ T](\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|[+-
 
 
 NO_TIME = "a text that is not a time of the form 2026-11-22 09:05:03.123+00:00"
+
+
+def on_postgres(ctx: Context | None) -> bool:
+    """Return whether peewee renders for PostgreSQL: its own type map says so, whatever class of Database it is."""
+    types = ctx.state.field_types if ctx is not None else None
+    return types is not None and types.get("BLOB") == "BYTEA"
 
 
 def utcnow() -> datetime:
@@ -126,32 +138,32 @@ class InstantField(TypedInstant[V], peewee.Field):
             return value
         if not isinstance(value, datetime):
             raise ValueRefused(
-                f"{_column(self)} takes a datetime, not {type(value).__name__}", "give an aware datetime"
+                f"{column_of(self)} takes a datetime, not {type(value).__name__}", "give an aware datetime"
             )
         if value.utcoffset() is None:
             raise ValueRefused(
-                f"{_column(self)} takes an aware datetime, and this one has no time zone",
+                f"{column_of(self)} takes an aware datetime, and this one has no time zone",
                 "use datetime.now(timezone.utc), or add the zone with .replace(tzinfo=...)",
             )
         try:
             return _Instant(value, self._naive_on_postgres)
         except OverflowError:
             raise ValueRefused(
-                f"{_column(self)} takes a time of the years 1 to 9999 in UTC, and this one lies outside",
+                f"{column_of(self)} takes a time of the years 1 to 9999 in UTC, and this one lies outside",
                 "use a time within these years",
             ) from None
 
     def python_value(self, value: Any) -> Any:
         if isinstance(value, str):
-            return parse_instant(value, _column(self))
+            return parse_instant(value, column_of(self))
         if isinstance(value, datetime):
             try:
                 return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
             except OverflowError:
-                raise Unreadable(_column(self), "a time outside the years 1 to 9999 in UTC") from None
+                raise Unreadable(column_of(self), "a time outside the years 1 to 9999 in UTC") from None
         if value is None or isinstance(value, Node):
             return value
-        raise Unreadable(_column(self), f"a value of type {type(value).__name__}, which is not a time")
+        raise Unreadable(column_of(self), f"a value of type {type(value).__name__}, which is not a time")
 
 
 class NaiveInstantField(InstantField[V]):
@@ -183,70 +195,8 @@ class TextField(TypedText[V], peewee.TextField):
     field_type = "text"
 
 
-class _JSONField(TextSearch):
-    """What both fields for JSON are asked: LIKE and its kin search the stored text, value() looks inside."""
-
-    holds_bytes = False
-
-    def _text(self) -> StoredText:
-        return StoredText(self)
-
-    def value(self, *path: str | int) -> JSONValue:
-        """Return a value within the JSON, by its keys and its places in lists, for where(), select() and order_by().
-
-        :raises ValueRefused: for a path of other types, and when the value is compared with one of another type.
-        """
-        from .json_columns import JSONValue  # only where a query looks inside
-
-        return JSONValue(self, path)
-
-
-class JSONTextField(_JSONField, TextField[Any]):
-    """Any JSON value, stored as text as Go's json.Marshal writes it; an empty text reads as None."""
-
-    def db_value(self, value: Any) -> Any:
-        return value if value is None or isinstance(value, Node) else _dump(self, value)
-
-    def python_value(self, value: Any) -> Any:
-        return _load(self, value)
-
-
-class JSONBytesField(TypedJSON[Any], _JSONField, peewee.Field):
-    """Any JSON value, stored as UTF-8 bytes: `bytea` on both engines; no bytes at all read as None."""
-
-    field_type = "bytea"
-    holds_bytes = True
-
-    def db_value(self, value: Any) -> Any:
-        return value if value is None or isinstance(value, Node) else _dump(self, value).encode()
-
-    def python_value(self, value: Any) -> Any:
-        return _load(self, bytes(value) if isinstance(value, memoryview) else value)
-
-
-def _dump(field: peewee.Field, value: Any) -> str:
-    try:
-        text = json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-        text.encode()  # a lone surrogate has no UTF-8
-        return text
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ValueRefused(
-            f"{_column(field)} takes a JSON value, and json.dumps() raised {type(error).__name__}",
-            "use dicts, lists, texts, finite numbers, booleans and None, none of which contains itself",
-        ) from None
-
-
-def _load(field: peewee.Field, value: Any) -> Any:
-    if value is None or value in ("", b""):
-        return None
-    try:
-        return json.loads(value)
-    except (ValueError, TypeError, RecursionError):
-        # The value itself stays out of the message: it is a row's content.
-        raise Unreadable(_column(field), "a value that is not JSON") from None
-
-
-def _column(field: peewee.Field) -> str:
+def column_of(field: peewee.Field) -> str:
+    """Return how a message names the column of a field."""
     model = getattr(field, "model", None)
     return f"{model._meta.table_name}.{field.column_name}" if model is not None else "the column"
 

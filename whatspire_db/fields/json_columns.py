@@ -14,7 +14,8 @@ from peewee import SQL, ColumnBase, Context, Expression, Node, Value
 from ..errors import ValueRefused
 from ..light_stdlib import Any
 from ..sql import pinned
-from .text_search import StoredText, TextSearch, name_of, on_postgres, plain
+from . import on_postgres
+from .text_search import StoredText, TextSearch, name_of, plain
 
 _CHECKS_INPUT = 16  # the first PostgreSQL that tells whether a text is JSON without an error
 

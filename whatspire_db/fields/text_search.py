@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
-
 import peewee
 from peewee import SQL, ColumnBase, Context, Expression, Node, NodeList, Value
 
 from ..errors import ValueRefused
 from ..light_stdlib import Any
+from . import on_postgres
 
 # Bytes, as hex, that are UTF-8 without U+0000: of others PostgreSQL makes no text but an error.
 _UTF8 = (
@@ -16,12 +15,6 @@ _UTF8 = (
     "|(f0[9ab]|f[123][89ab]|f48).[89ab].[89ab].)*$"
 )
 _ESCAPED = NodeList((SQL("ESCAPE"), Value("\\", converter=False)))
-
-
-def on_postgres(ctx: Context | None) -> bool:
-    """Return whether peewee renders for PostgreSQL: its own type map says so, whatever class of Database it is."""
-    types = ctx.state.field_types if ctx is not None else None
-    return types is not None and types.get("BLOB") == "BYTEA"
 
 
 class TextSearch(ColumnBase):
@@ -126,14 +119,6 @@ class _Regexp(ColumnBase):
         # Bytes as they are: sqlite3 hands no function a text that is not UTF-8.
         raw = text.field if isinstance(text, StoredText) else text
         return ctx.sql(Expression(raw, peewee.OP.REGEXP, pattern))
-
-
-def matches(pattern: str | None, subject: Any) -> bool | None:
-    """Return whether a regular expression is found: SQLite's REGEXP, which it leaves to the program."""
-    if pattern is None or subject is None:
-        return None
-    text = subject.decode(errors="replace") if isinstance(subject, bytes) else str(subject)
-    return re.search(pattern, text) is not None
 
 
 class StoredText(TextSearch):

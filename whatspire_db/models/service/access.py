@@ -6,7 +6,7 @@ from peewee import SQL
 
 from ...fields import FlagField, InstantField, JSONTextField, NaiveInstantField, TextField, TextKeyField, utcnow
 from ..base import BaseModel
-from .shared import KEY, indexed, one_of
+from . import KEY, indexed, one_of
 
 
 @indexed("is_active", "created_at", "key_hash", unique="key_hash")

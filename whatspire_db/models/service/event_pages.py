@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 from peewee import ColumnBase, Context, Field, Value
 
 from ...errors import ValueRefused
-from ...fields import parse_instant
-from ...fields.text_search import on_postgres
+from ...fields import on_postgres, parse_instant
 
 if TYPE_CHECKING:
     from . import Event

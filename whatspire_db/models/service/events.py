@@ -7,7 +7,7 @@ from peewee import SQL
 from ...fields import FlagField, InstantField, JSONBytesField, JSONTextField, TextField, TextKeyField, utcnow
 from ...light_stdlib import TYPE_CHECKING
 from ..base import BaseModel
-from .shared import KEY, indexed
+from . import KEY, indexed
 
 if TYPE_CHECKING:
     from datetime import datetime

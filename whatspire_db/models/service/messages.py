@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ...fields import InstantField, TextField, TextKeyField, utcnow
 from ..base import BaseModel
-from .shared import KEY, indexed, one_of
+from . import KEY, indexed, one_of
 
 
 @indexed("session_id", "message_id")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -17,7 +18,6 @@ from whatspire_db.connection.query_log import QueryLog
 from whatspire_db.connection.tasks import native_thread_id
 from whatspire_db.dsn.targets import SqliteTarget
 from whatspire_db.errors import ConnectionFailed, LockTimeout, TransactionError
-from whatspire_db.fields.text_search import matches
 from whatspire_db.light_stdlib import TYPE_CHECKING, Any, lazy_module
 from whatspire_db.peewee_compat import pragmas
 
@@ -198,6 +198,14 @@ def _is_missing(path: str) -> bool:
     return False
 
 
+def _matches(pattern: str | None, subject: Any) -> bool | None:
+    """Return whether a regular expression is found: SQLite's REGEXP, which it leaves to the program."""
+    if pattern is None or subject is None:
+        return None
+    text = subject.decode(errors="replace") if isinstance(subject, bytes) else str(subject)
+    return re.search(pattern, text) is not None
+
+
 def open_sqlite(
     target: SqliteTarget, limits: Limits, log: QueryLog, read_only: bool = False, refuse_writes: bool = False
 ) -> SqliteDatabase:
@@ -225,7 +233,7 @@ def open_sqlite(
         check_same_thread=False,  # a thread that died cannot close its connection
     )
     db.target, db.must_exist = target, refuse_writes
-    db.register_function(matches, "regexp", 2)
+    db.register_function(_matches, "regexp", 2)
     return db
 
 
