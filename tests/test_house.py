@@ -35,6 +35,7 @@ ROOMS = {
         "rows",
         "queries",
         "base",
+        "data_migrations",
         "service",
         *(
             f"service.{name}"
@@ -91,6 +92,7 @@ ROOMS = {
         "engines.sqlite.mending",
         "engines.sqlite.times",
         "engines.sqlite.stamps_file",
+        "engines.sqlite.history",
         "engines.sqlite.engine",
         "engines.postgres",
         "engines.postgres.limits",
@@ -185,7 +187,10 @@ ROOMS = {
         "",
     ],
     "health": ["values", "engines", "engines.sqlite", "engines.citus", "engines.postgres", "check", ""],
-    "data": ["pace", "engines.base", "engines.sqlite", "engines.postgres", "engines", "retention", ""],
+    "data": [
+        *("pace", "keys", "engines.base", "engines.sqlite", "engines.postgres", "engines", "records"),
+        *("retention", "migrations", ""),
+    ],
     "cli": [
         "",
         "starting",
@@ -203,6 +208,7 @@ ROOMS = {
         "backup",
         "health",
         "settings",
+        "data",
         "retain",
         "verbs",
     ],

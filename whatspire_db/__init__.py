@@ -9,6 +9,7 @@ from .connection.connecting import connect
 from .errors import (
     ConfigError,
     ConnectionFailed,
+    DataMigrationFailed,
     LockTimeout,
     MigrationRefused,
     ModelError,
@@ -30,6 +31,7 @@ from .settings import Settings
 if TYPE_CHECKING:
     from .connection.pool_stats import PoolStats
     from .migrate import MigrationRunner
+    from .models.data_migrations import data_migration
     from .models.service import (
         ApiKey,
         AuditLog,
@@ -50,6 +52,7 @@ __all__ = [
     "BaseModel",
     "ConfigError",
     "ConnectionFailed",
+    "DataMigrationFailed",
     "Event",
     "LockTimeout",
     "MigrationRefused",
@@ -73,12 +76,17 @@ __all__ = [
     "WhatspireDBError",
     "WrongNode",
     "connect",
+    "data_migration",
     "readable",
 ]
 
 
 # A program pays only for what it uses.
-_LOADED_LATER = {"MigrationRunner": ".migrate", "PoolStats": ".connection.pool_stats"}
+_LOADED_LATER = {
+    "MigrationRunner": ".migrate",
+    "PoolStats": ".connection.pool_stats",
+    "data_migration": ".models.data_migrations",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -31,7 +31,9 @@ from .loading import Model, settings_and_models
 if TYPE_CHECKING:
     from argparse import ArgumentParser
 
+    from ..data import DataState
     from ..migrate.diff import Changes
+    from ..models.data_migrations import DataMigration
 
 PROG = "python -m whatspire_db.migrate"
 PENDING, REFUSED = 3, 4
@@ -157,6 +159,7 @@ def runner_of(
     waits: tuple[float, float],
     watcher: Watcher,
     before_changes: Callable[[], str | None] | None = None,
+    data: Sequence[DataMigration] | None = None,
 ) -> MigrationRunner:
     """Return the runner that the options and the settings of its database ask for."""
     settings = db.settings or Settings()
@@ -170,6 +173,7 @@ def runner_of(
         watcher=watcher,
         wait_for_server=waits[1],
         trust_source=options.trust_source,
+        data=data,
     )
 
 
@@ -243,6 +247,12 @@ class _CommandLineWatcher(Watcher):
             self.bar.close()
             self.bar = None
 
+    def data_progress(self, migration: DataMigration, rows: int) -> None:
+        if self.draws:
+            print(f"\r{migration.name}: {rows:,} rows", end="", file=sys.stderr, flush=True)
+        else:
+            super().data_progress(migration, rows)
+
 
 def _up(runner: MigrationRunner, call: Call) -> Answer:
     if not (call.options.quiet or call.options.json):
@@ -259,11 +269,15 @@ def _report(report: Report) -> Iterator[str]:
         yield f"   {step.title}"
     if report.version != report.previous_version:
         yield symbol("✅", f"Migration recorded: version {report.version}")
-    if not report.applied:
+    if not (report.applied or report.data):
         yield symbol("✅", "Nothing to do")
     if report.drift:
         differences = "1 difference" if len(report.drift) == 1 else f"{len(report.drift)} differences"
         yield symbol("⚠️", f"{differences} that adding cannot mend: run verify to see what")
+    for state in report.data.done if report.data else ():
+        yield symbol("✅", f"data migration {state}")
+    for state in report.data.left if report.data else ():
+        yield symbol("⏳", f"data migration {state}")
     yield symbol("✅", "Database migrations completed")
 
 
@@ -272,9 +286,24 @@ def _plan(runner: MigrationRunner, call: Call) -> Answer:
     notes = [*map(str, plan.renamed), *(f"note: {note}" for note in plan.notes)]
     heading = [f"-- {printable(line)}" for line in (call.line, *notes)]
     shown = [*heading, plan.sql().rstrip("\n")] if plan.sql() else []
-    lines = shown if call.options.sql else [call.line, str(plan)]
-    code = REFUSED if plan.refused else PENDING if plan.pending else OK
-    return Answer(call.named(plan.to_json()), lines, code, wanted=call.options.sql)
+    left = [state for state in _data_states(runner) if state.is_left]
+    if left and not (plan or call.options.sql):
+        lines = [call.line]
+    else:
+        lines = shown if call.options.sql else [call.line, str(plan)]
+    lines += [f"{'-- ' if call.options.sql else ''}data migration {state}" for state in left]
+    code = REFUSED if plan.refused else PENDING if plan.pending or left else OK
+    document = plan.to_json() | _data_document(runner, left)
+    return Answer(call.named(document), lines, code, wanted=call.options.sql)
+
+
+def _data_states(runner: MigrationRunner) -> list[DataState]:
+    """Return how the data migrations stand; none where none is declared, whatever was begun before."""
+    return runner.data_migrations().states()[: len(runner.data)] if runner.data else []
+
+
+def _data_document(runner: MigrationRunner, states: Sequence[DataState]) -> dict[str, Any]:
+    return {"data": [state.to_json() for state in states]} if runner.data else {}
 
 
 def _verify(runner: MigrationRunner, call: Call) -> Answer:
@@ -327,12 +356,14 @@ def _status(runner: MigrationRunner, call: Call) -> Answer:
         "version": max((run.version for run in runs), default=0),
         "runs": [run.to_json() for run in runs],
         "pending": [step.to_json() for step in plan.pending],
+        **_data_document(runner, states := _data_states(runner)),
     }
     lines = [call.line, *_run_lines(runs)]
+    lines += [f"data migration {state}" for state in states]
     lines += [f"pending: {step.title}" for step in plan.pending]
     if plan.refused:
         lines.append(f"refused: {len(plan.refused)}, see plan")
-    if not plan:
+    if not (plan or any(state.is_left for state in states)):
         lines.append("nothing is pending")
     return Answer(call.named(document), lines)
 
