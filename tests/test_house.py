@@ -199,6 +199,7 @@ ROOMS = {
         "call",
         "loading",
         "migrate",
+        "looks",
         "jobs",
         "targets",
         "sayings",

@@ -213,7 +213,7 @@ class _Run:
             watcher = NamingWatcher(target, self.names, is_new)
             before = self.backups.of(target, settings)
             runner = migrate.runner_of(db, self.subject.models, options, waits, watcher, before, data=())
-            return migrate.ANSWERS[options.verb](runner, _call_of(options, target))
+            return migrate.answer(runner, _call_of(options, target))
         finally:
             db.close_all()
 
