@@ -69,6 +69,7 @@ ROOMS = {
         "engines.postgres.database",
         "connecting",
     ],
+    "transfer.fence": [],  # which the others ask
     "migrate": [
         "schema",
         "diff",
@@ -186,6 +187,7 @@ ROOMS = {
     ],
     "health": ["values", "engines", "engines.sqlite", "engines.citus", "engines.postgres", "check", ""],
     "data": ["pace", "engines.base", "engines.sqlite", "engines.postgres", "engines", "retention", ""],
+    "transfer": ["", "change_log"],
     "cli": [
         "",
         "starting",
