@@ -70,6 +70,7 @@ ROOMS = {
         "engines.postgres.database",
         "connecting",
     ],
+    "transfer.fence": [],  # which the others ask
     "migrate": [
         "schema",
         "diff",
@@ -191,6 +192,7 @@ ROOMS = {
         *("pace", "keys", "engines.base", "engines.sqlite", "engines.postgres", "engines", "records"),
         *("retention", "migrations", ""),
     ],
+    "transfer": ["", "change_log"],
     "cli": [
         "",
         "starting",

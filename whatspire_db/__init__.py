@@ -9,6 +9,7 @@ from .connection.connecting import connect
 from .errors import (
     ConfigError,
     ConnectionFailed,
+    DatabaseMoved,
     DataMigrationFailed,
     LockTimeout,
     MigrationRefused,
@@ -53,6 +54,7 @@ __all__ = [
     "ConfigError",
     "ConnectionFailed",
     "DataMigrationFailed",
+    "DatabaseMoved",
     "Event",
     "LockTimeout",
     "MigrationRefused",

@@ -16,21 +16,28 @@ from .migrate import PENDING, REFUSED
 
 if TYPE_CHECKING:
     from ..data import DataState
+    from ..transfer.fence import Fence
+
+
+def _moved(fence: Fence | None) -> tuple[dict[str, Any], list[str]]:
+    """Return what a document and the first lines say of a database whose rows were moved to another one."""
+    return ({"moved": fence.to_json()}, [fence.fact, f"    hint: {fence.hint}"]) if fence else ({}, [])
 
 
 def _plan(runner: MigrationRunner, call: Call) -> Answer:
     plan = runner.plan()
+    moved, first = _moved(runner.fence())
     notes = [*map(str, plan.renamed), *(f"note: {note}" for note in plan.notes)]
     heading = [f"-- {printable(line)}" for line in (call.line, *notes)]
-    shown = [*heading, plan.sql().rstrip("\n")] if plan.sql() else []
+    shown = [*heading, plan.sql().rstrip("\n")] if plan.sql() else [f"-- {printable(line)}" for line in first]
     left = [state for state in _data_states(runner) if state.is_left]
     if left and not (plan or call.options.sql):
         lines = [call.line]
     else:
-        lines = shown if call.options.sql else [call.line, str(plan)]
+        lines = shown if call.options.sql else [*first[:1], call.line, str(plan)]  # which has the hint
     lines += [f"{'-- ' if call.options.sql else ''}data migration {state}" for state in left]
     code = REFUSED if plan.refused else PENDING if plan.pending or left else OK
-    document = plan.to_json() | _data_document(runner, left)
+    document = moved | plan.to_json() | _data_document(runner, left)
     return Answer(call.named(document), lines, code, wanted=call.options.sql)
 
 
@@ -48,7 +55,9 @@ def _verify(runner: MigrationRunner, call: Call) -> Answer:
     mending = runner.mending() if wants_sql or wants_json else None
     changes = mending.changes if mending else runner.verify_schema()
     times = () if wants_sql and not wants_json else runner.time_notes()
+    moved, first = _moved(runner.fence())
     document = {
+        **moved,
         "version": _version_for(runner) if wants_json else None,  # its table may be closed to this role
         "missing": [item.to_json() for item in changes.missing],
         "drift": [
@@ -60,9 +69,9 @@ def _verify(runner: MigrationRunner, call: Call) -> Answer:
         **({"renamed": [renaming.to_json() for renaming in changes.renamed]} if changes.renamed else {}),
     }
     code = REFUSED if changes.drift else PENDING if changes.missing else OK
-    lines = [call.line, _shown(changes), *map(str, changes.renamed), *(f"note: {note}" for note in times)]
+    lines = [*first, call.line, _shown(changes), *map(str, changes.renamed), *(f"note: {note}" for note in times)]
     if wants_sql:
-        lines = [f"-- {printable(call.line)}", str(mending)]
+        lines = [*(f"-- {printable(line)}" for line in (*first, call.line)), str(mending)]
     return Answer(call.named(document), lines, code, wanted=wants_sql)
 
 
@@ -87,13 +96,15 @@ def _shown(changes: Changes) -> str:
 def _status(runner: MigrationRunner, call: Call) -> Answer:
     runs = runner.status()
     plan = runner.plan() if runner.check().missing else Plan(runner.engine.name, 0)  # a stamp saves the full look
+    moved, first = _moved(runner.fence())
     document = {
+        **moved,
         "version": max((run.version for run in runs), default=0),
         "runs": [run.to_json() for run in runs],
         "pending": [step.to_json() for step in plan.pending],
         **_data_document(runner, states := _data_states(runner)),
     }
-    lines = [call.line, *_run_lines(runs)]
+    lines = [*first, call.line, *_run_lines(runs)]
     lines += [f"data migration {state}" for state in states]
     lines += [f"pending: {step.title}" for step in plan.pending]
     if plan.refused:

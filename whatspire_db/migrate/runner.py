@@ -36,6 +36,7 @@ from .stamping import Stamping
 if TYPE_CHECKING:
     from ..data import DataMigrations, DataOutcome
     from ..models.data_migrations import DataMigration
+    from ..transfer.fence import Fence
     from .diff import Changes
     from .full_look import Looking
     from .mending import Mending
@@ -152,6 +153,11 @@ class MigrationRunner:
     def stamped_models(self) -> list[ModelType]:
         """The models that a stamp is about: the runner's, and the one of the history."""
         return self._stamping.stamped_models
+
+    def fence(self) -> Fence | None:
+        """Return where the rows of this database were moved to, and when; None if they are here."""
+        with self._connection():
+            return self.engine.fence()
 
     @_patient
     def plan(self) -> Plan:
