@@ -1,4 +1,4 @@
-"""The command line: python -m whatspire_db.migrate [up|plan|verify|status|version]."""
+"""The command line: python -m whatspire_db.migrate [up|plan|verify|status|version|undo]."""
 
 from __future__ import annotations
 
@@ -39,19 +39,27 @@ VERBS = {
     "up": "apply what is pending in one transaction, verify and record it (default)",
     "plan": "show every step with its SQL, lock and cost; exit 3 when something is pending, 4 when refused",
     "verify": "compare the whole schema; exit 3 when something is missing, 4 when something drifted",
-    "status": "list the recorded runs, and what is pending",
+    "status": "list the recorded runs with what each added, what is pending, and what undo would do",
     "version": "print the recorded version, 0 before the first run",
+    "undo": "drop what the last run added, where no row is lost; exit 4 when refused, with --plan 3 when it would drop",
 }
 MANY = ("each_schema", "each_file", "dsn_file")  # options that name many databases
 # What the parser makes of no arguments.
 NOTHING_TYPED: dict[str, Any] = {
     "verb": "up",
-    **dict.fromkeys(("lock_timeout", "wait", "models", "driver", "dsn", "config", *MANY, "jobs")),
+    **dict.fromkeys(("lock_timeout", "wait", "models", "driver", "dsn", "config", *MANY, "jobs", "to")),
     **dict.fromkeys(("backup", "sql", "trust_source", "fail_fast", "only_models", "json", "quiet", "verbose"), False),
+    **dict.fromkeys(("plan", "with_data"), False),
 }
 _LOOKS = ("up", "plan", "verify", "status")
 # The verbs that use an option; all verbs use those that are not here.
-USERS = {"backup": ("up",), "sql": ("plan", "verify"), "trust_source": _LOOKS, **dict.fromkeys(MANY, _LOOKS)}
+USERS = {
+    "backup": ("up",),
+    "sql": ("plan", "verify", "undo"),
+    "trust_source": (*_LOOKS, "undo"),
+    **dict.fromkeys(MANY, _LOOKS),
+    **dict.fromkeys(("to", "plan", "with_data"), ("undo",)),
+}
 
 
 def parser_of(prog: str = PROG) -> ArgumentParser:
@@ -61,7 +69,7 @@ def parser_of(prog: str = PROG) -> ArgumentParser:
     parser = Parser(
         prog=prog,
         formatter_class=RawHelpFormatter,
-        description="Bring a database to the declared schema by adding what is missing. Never drops.",
+        description="Bring a database to the declared schema by adding what is missing. Only undo drops.",
         epilog="verbs:\n" + "\n".join(f"  {verb:<9}{text}" for verb, text in VERBS.items()),
     )
     parser.add_argument("verb", nargs="?", choices=list(VERBS), default="up", metavar="VERB", help="see below")
@@ -77,7 +85,15 @@ def parser_of(prog: str = PROG) -> ArgumentParser:
     parser.add_argument(
         "--sql",
         action="store_true",
-        help="print statements alone, for psql or sqlite3: with plan what is pending, with verify what mends drift",
+        help="print statements alone, for psql or sqlite3: with plan what is pending, with verify what mends drift, "
+        "with undo what it would run",
+    )
+    parser.add_argument(
+        "--to", metavar="VERSION", help="with undo: undo all runs that are newer than this version (default: the last)"
+    )
+    parser.add_argument("--plan", action="store_true", help="with undo: show what it would do, and touch nothing")
+    parser.add_argument(
+        "--with-data", action="store_true", help="with undo: make a backup, then drop what holds rows too"
     )
     parser.add_argument(
         "--trust-source",
@@ -174,8 +190,8 @@ def runner_of(
 
 
 def _before_changes(options: Any, settings: Settings) -> Callable[[], str | None] | None:
-    """Return what --backup asks for; without it the settings decide."""
-    if not options.backup:
+    """Return what --backup or --with-data asks for; without them the settings decide."""
+    if not (options.backup or options.with_data):
         return None
     from ..backup.before_migration import before_migration  # not for a run that makes none
 
@@ -209,7 +225,8 @@ class _CommandLineWatcher(Watcher):
     def __init__(self, call: Call, is_new: bool) -> None:
         super().__init__()
         options = call.options
-        self.says = options.verb == "up" and not (options.quiet or options.json)
+        changes = options.verb == "up" or (options.verb == "undo" and not (options.plan or options.sql))
+        self.says = changes and not (options.quiet or options.json)
         self.draws = not options.quiet and sys.stderr.isatty()
         self.is_new = is_new
         self.line = f"   {call.line}{', created by this run' if is_new else ''}"
@@ -321,12 +338,16 @@ def _shown(changes: Changes) -> str:
 
 
 def _status(runner: MigrationRunner, call: Call) -> Answer:
+    from .undo import outlook  # not for a start
+
     runs = runner.status()
     plan = runner.plan() if runner.check().missing else Plan(runner.engine.name, 0)  # a stamp saves the full look
+    undo, undo_lines = outlook(runner) if not is_many(call.options) else ({}, [])
     document = {
         "version": max((run.version for run in runs), default=0),
         "runs": [run.to_json() for run in runs],
         "pending": [step.to_json() for step in plan.pending],
+        **undo,
     }
     lines = [call.line, *_run_lines(runs)]
     lines += [f"pending: {step.title}" for step in plan.pending]
@@ -334,10 +355,12 @@ def _status(runner: MigrationRunner, call: Call) -> Answer:
         lines.append(f"refused: {len(plan.refused)}, see plan")
     if not plan:
         lines.append("nothing is pending")
-    return Answer(call.named(document), lines)
+    return Answer(call.named(document), lines + undo_lines)
 
 
 def _run_lines(runs: Sequence[MigrationStatus]) -> Iterator[str]:
+    from .undo import said_of  # not for a start
+
     if not runs:
         yield "no run is recorded yet"
         return
@@ -345,12 +368,18 @@ def _run_lines(runs: Sequence[MigrationStatus]) -> Iterator[str]:
     yield f"{'version':<{width}}  {'applied at':<23}  run"
     for run in runs:
         applied_at = f"{run.applied_at:%Y-%m-%d %H:%M:%S} UTC" if run.applied_at else "-"
-        yield f"{run.version:<{width}}  {applied_at:<23}  {run.name}"
+        yield f"{run.version:<{width}}  {applied_at:<23}  {run.name}{said_of(run)}"
 
 
 def _version(runner: MigrationRunner, call: Call) -> Answer:
     version = runner.version()
     return Answer(call.named({"version": version}), [str(version)], wanted=True)
+
+
+def _undo(runner: MigrationRunner, call: Call) -> Answer:
+    from .undo import answer  # not for a start
+
+    return answer(runner, call)
 
 
 ANSWERS: dict[str, Callable[[MigrationRunner, Call], Answer]] = {
@@ -359,4 +388,5 @@ ANSWERS: dict[str, Callable[[MigrationRunner, Call], Answer]] = {
     "verify": _verify,
     "status": _status,
     "version": _version,
+    "undo": _undo,
 }

@@ -19,16 +19,23 @@ MOST_TAKEN = 1000  # versions that another writer takes one after the other
 
 @dataclass(frozen=True)
 class MigrationStatus:
-    """One recorded run: `version` in epoch seconds, `applied_at` aware and in UTC."""
+    """One recorded run: `version` in epoch seconds, `applied_at` aware and in UTC.
+
+    `added` says how many objects of each kind it added; None where nobody recorded that, and undo leaves it alone.
+    `undone_by` is the version of the run that took them back.
+    """
 
     version: int
     name: str
     applied_at: datetime | None
     applied: bool = True
+    added: dict[str, int] | None = None
+    undone_by: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         applied_at = self.applied_at.isoformat() if self.applied_at else None
-        return {"version": self.version, "name": self.name, "applied_at": applied_at, "applied": self.applied}
+        more = {} if self.added is None else {"added": self.added, "undone_by": self.undone_by}
+        return {"version": self.version, "name": self.name, "applied_at": applied_at, "applied": self.applied, **more}
 
 
 def exists(engine: Engine) -> bool:

@@ -34,10 +34,13 @@ from .stamp import Standing
 from .stamping import Stamping
 
 if TYPE_CHECKING:
+    from .applying import Applying
     from .diff import Changes
     from .full_look import Looking
     from .mending import Mending
     from .times import TimeNote
+    from .undo_plan import UndoPlan, UndoReport
+    from .undoing import Undoing
 
 logger = logging.getLogger("whatspire_db.migrate")
 T = TypeVar("T")
@@ -53,12 +56,7 @@ def _patient(verb: Callable[[MigrationRunner], T]) -> Callable[[MigrationRunner]
 
     @functools.wraps(verb)
     def run(self: MigrationRunner) -> T:
-        self._patience = Patience(self.lock_timeout, self.wait_for_server)
-        try:
-            with _uncollected(len(self.models) > MANY):
-                return self._patience.run(lambda: verb(self), self._let_go)
-        finally:
-            self.engine.forget()
+        return self._patiently(lambda: verb(self))
 
     return run
 
@@ -127,6 +125,14 @@ class MigrationRunner:
         self._patience = Patience(self.lock_timeout, self.wait_for_server)
         # A temporary table is gone with its session: nothing to migrate.
         self.models = [model for model in self.models if not model._meta.temporary]
+
+    def _patiently(self, verb: Callable[[], T]) -> T:
+        self._patience = Patience(self.lock_timeout, self.wait_for_server)
+        try:
+            with _uncollected(len(self.models) > MANY):
+                return self._patience.run(verb, self._let_go)
+        finally:
+            self.engine.forget()
 
     @property
     def _stamping(self) -> Stamping:
@@ -204,9 +210,11 @@ class MigrationRunner:
 
     @_patient
     def status(self) -> list[MigrationStatus]:
-        """Return the recorded runs, oldest first."""
+        """Return the recorded runs, oldest first, with what each added where that was recorded too."""
+        from .records import with_added
+
         with self._connection(), self._looking.reading():
-            return history.status(self.engine)
+            return with_added(self.engine, history.status(self.engine))
 
     @_patient
     def up(self) -> Report:
@@ -230,6 +238,38 @@ class MigrationRunner:
                 _warn_of_renamings(refused.plan)
                 raise
             return self._reported(done, started)
+
+    def undo_plan(self, to: int | None = None, *, with_data: bool = False) -> UndoPlan:
+        """Return what `undo` would do, with the SQL of every step; changes nothing.
+
+        :raises ConfigError: when no run has the version `to`.
+        """
+        return self._patiently(lambda: self._connected(lambda: self._undoing(with_data).plan(to)))
+
+    def undo(self, to: int | None = None, *, with_data: bool = False) -> UndoReport:
+        """Drop what the last recorded run added, or all runs that are newer than a version, and record that.
+
+        Nothing that holds rows is dropped, nothing that was changed since, and nothing that others depend on.
+
+        :param to: the version that becomes the newest one that is not undone; 0 undoes all that is recorded.
+        :param with_data: drop what holds rows too, behind the backup that `before_changes` makes.
+        :raises UndoRefused: when it would lose or break something; nothing was dropped.
+        :raises ConfigError: when no run has the version `to`.
+        :raises StepFailed: when the database refused a statement; its transaction was rolled back.
+        :raises LockTimeout: when another migration, or a session in the way, went on for too long.
+        """
+        # What is chosen before a session is lost stays what is undone.
+        chosen = self._patiently(lambda: self._connected(lambda: self._undoing(with_data).chosen(to)))
+        return self._patiently(lambda: self._connected(lambda: self._undoing(with_data).run(chosen)))
+
+    def _connected(self, work: Callable[[], T]) -> T:
+        with self._connection():
+            return work()
+
+    def _undoing(self, with_data: bool) -> Undoing:
+        from .undoing import Undoing
+
+        return Undoing(self._applying(), self.before_changes, with_data)
 
     def up_as_stamped(self, standing: Standing | None) -> Report | None:
         """Return what `up` reports for an answer that fits the stamp; None where a run has to look.
@@ -257,11 +297,14 @@ class MigrationRunner:
         return Done(plan, plan.version)
 
     def _upgrade(self, standing: Standing | None) -> Done:
-        from .applying import Applying
         from .upgrade import Upgrade
 
-        applying = Applying(self._looking, self.watcher, self._patience, self.record_all)
-        return Upgrade(applying, self.before_changes, self._as_stamped).run(standing)
+        return Upgrade(self._applying(), self.before_changes, self._as_stamped).run(standing)
+
+    def _applying(self) -> Applying:
+        from .applying import Applying
+
+        return Applying(self._looking, self.watcher, self._patience, self.record_all)
 
     def _let_go(self) -> bool:
         """Hold no place on a server that is full or gone; return whether a next attempt gets another session.

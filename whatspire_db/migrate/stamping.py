@@ -88,6 +88,11 @@ class Stamping:
             recorded = replace(standing.stamps, unrecorded="")
             self._keep(standing, self._with_found(recorded, standing.mark, drift))
 
+    def keep_undone(self, standing: Standing | None) -> None:
+        """Note that no run is past its transaction: what one had added there is taken back."""
+        if standing and standing.stamps:
+            self._keep(standing, replace(standing.stamps, unrecorded=""))
+
     def _with_found(self, stamps: Stamps, mark: str, drift: Sequence[Drift]) -> Stamps:
         # What rows alone keep from being finished can be done as soon as they are corrected, so it is looked for again.
         if any(d.unfinished for d in drift):
