@@ -71,7 +71,7 @@ def tables(path: Path) -> set[str]:
         return {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
 
 
-ALL = {"customer", "invoice", "migration_versions"}
+ALL = {"customer", "invoice", "migration_versions", "whatspire_db_runs"}
 
 
 @contextmanager

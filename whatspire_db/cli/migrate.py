@@ -88,13 +88,7 @@ def parser_of(prog: str = PROG) -> ArgumentParser:
         help="print statements alone, for psql or sqlite3: with plan what is pending, with verify what mends drift, "
         "with undo what it would run",
     )
-    parser.add_argument(
-        "--to", metavar="VERSION", help="with undo: undo all runs that are newer than this version (default: the last)"
-    )
-    parser.add_argument("--plan", action="store_true", help="with undo: show what it would do, and touch nothing")
-    parser.add_argument(
-        "--with-data", action="store_true", help="with undo: make a backup, then drop what holds rows too"
-    )
+    _add_undo_options(parser)
     parser.add_argument(
         "--trust-source",
         action="store_true",
@@ -103,6 +97,16 @@ def parser_of(prog: str = PROG) -> ArgumentParser:
     add_many_options(parser)
     add_shared_options(parser)
     return parser
+
+
+def _add_undo_options(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--to", metavar="VERSION", help="with undo: undo all runs that are newer than this version (default: the last)"
+    )
+    parser.add_argument("--plan", action="store_true", help="with undo: show what it would do, and touch nothing")
+    parser.add_argument(
+        "--with-data", action="store_true", help="with undo: make a backup, then drop what holds rows too"
+    )
 
 
 def _parse(prog: str, argv: list[str]) -> Any:

@@ -128,7 +128,10 @@ def _read(engine: Engine) -> list[Record]:
 
 def _record(version: int, content: str, undone_by: int | None) -> Record:
     try:
-        return Record(version, tuple(map(Added.from_json, json.loads(content))), undone_by)
+        found = json.loads(content)
+        if not isinstance(found, list):
+            raise TypeError
+        return Record(version, tuple(map(Added.from_json, found)), undone_by)
     except (KeyError, TypeError, ValueError, RecursionError):
         raise WhatspireDBError(
             f"what run {version} added cannot be read from {RUNS_TABLE}", "it was not written by this package"

@@ -315,4 +315,5 @@ class Draft:
 
 
 def _refusal(added: Added, reason: str, hint: str) -> Refusal:
-    return Refusal(f"drop_{added.kind}", label(added.table), added.name, f"cannot drop {added.title}: {reason}", hint)
+    name = added.name or added.table[1]
+    return Refusal(f"drop_{added.kind}", label(added.table), name, f"cannot drop {added.title}: {reason}", hint)
