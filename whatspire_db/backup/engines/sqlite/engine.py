@@ -13,6 +13,7 @@ from whatspire_db.backup.manifest import Content, Manifest, Progress
 from whatspire_db.dsn.targets import SqliteTarget
 from whatspire_db.errors import BackupInvalid, ConfigError, TargetRefused, WhatspireDBError
 from whatspire_db.files import kind_of
+from whatspire_db.migrate.schema import HISTORY_TABLE, RUNS_TABLE
 
 from ..base import Engine, Restoration, as_file_name
 from . import verifying
@@ -96,7 +97,7 @@ class SqliteEngine(Engine):
 
 def _is_for_data(table: str) -> bool:
     """Tell a table from one for notes: the package's of its migrations, or SQLite's of statistics and counters."""
-    return table != "migration_versions" and not table.startswith(("sqlite_stat", "sqlite_sequence"))
+    return table not in (HISTORY_TABLE, RUNS_TABLE) and not table.startswith(("sqlite_stat", "sqlite_sequence"))
 
 
 def _file_of(target: SqliteTarget) -> Path:
