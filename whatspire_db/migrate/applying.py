@@ -208,7 +208,7 @@ class Applying:
     def _record(self, plan: Plan, standing: Standing | None, added: Sequence[Added]) -> int:
         """Record the run, and stamp the schema that was verified with the mark of `standing`."""
         try:
-            version = history.record(self.engine)
+            version = history.record(self.engine, newest=standing.version if standing else None)
             if added:
                 records.write(self.engine, version, [each for each in added if each.definition is not None])
         except peewee.PeeweeException as error:

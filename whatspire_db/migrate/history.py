@@ -118,14 +118,15 @@ def _copied(row: list[str]) -> MigrationStatus:
     return MigrationStatus(recorded_version(version), name, MigrationVersion.applied_at.python_value(when))
 
 
-def record(engine: Engine, name: str = RUN_NAME) -> int:
+def record(engine: Engine, name: str = RUN_NAME, newest: int | None = None) -> int:
     """Add a row and return its version: the later of now and the last one + 1.
 
     The Go service takes no lock when it records its start, so a version that it takes meanwhile is passed over.
 
+    :param newest: the last version, where it was just asked for.
     :raises StepFailed: when one version after the other is taken.
     """
-    first = max(int(time.time()), _newest(engine) + 1)
+    first = max(int(time.time()), (_newest(engine) if newest is None else newest) + 1)
     for number in range(first, first + MOST_TAKEN):
         insert = MigrationVersion.insert(version=number, name=name, applied_at=engine.as_value(utcnow()))
         # Only a version that is taken is passed over; any other conflict is an error of its own. Without
