@@ -101,7 +101,7 @@ class Undoing:
         if not chosen:
             return UndoPlan(self.engine.name, version), Schema({})
         live = self.engine.snapshot(keys_of(chosen))
-        if refused := self.engine.refuses_everything(live):
+        if refused := self.engine.refuses_everything(live) or undo_engine(self.engine).untrusted(list(live.tables)):
             raise refused
         online_rows = self.applying.looking.online_rows
         plan = make_undo_plan(self.engine, chosen, live, version, online_rows, self.with_data)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import peewee
 
+from whatspire_db.errors import WhatspireDBError
+
 from ..added import Added
 from ..ddl import ModelType
 from ..schema import Column, Key, Schema
@@ -63,6 +65,10 @@ class UndoEngine(abc.ABC):
     @abc.abstractmethod
     def records_state(self, model: ModelType) -> RecordsState:
         """Tell whether the table of records is there, without running code of its owner."""
+
+    def untrusted(self, keys: Sequence[Key]) -> WhatspireDBError | None:
+        """Return whose code a look at tables, or their end, would run with rights above theirs, and what to do."""
+        return None
 
     @abc.abstractmethod
     def name(self, key: Key) -> str:

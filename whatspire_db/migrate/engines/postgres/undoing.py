@@ -6,13 +6,14 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from whatspire_db.errors import WhatspireDBError
 from whatspire_db.migrate.added import Added
 from whatspire_db.migrate.ddl import ModelType, execute, qualified, quote
 from whatspire_db.migrate.schema import Column, Key, Schema
 from whatspire_db.sql import SAFE_TO_QUERY, pinned
 
 from ..undoing import PROOF, Dependent, RecordsState, UndoEngine
-from . import NAME_BYTES
+from . import NAME_BYTES, trust
 from .online import drop_statement as online_drop
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ FROM (SELECT 1) AS one LEFT JOIN LATERAL (
 
 # Parameters: of each object its kind, its quoted table, or an index's own name, and its name. One row a dependent: the
 # object's number, what the dependent is, the schema, table and name that it has, and the server's words for it. What
-# belongs to the object itself (its type, its sequence, its toast table, a NOT NULL) is left out.
+# belongs to the object itself (its type, sequence, toast table or NOT NULL, an index of a partition) is left out.
 _DEPENDENTS = pinned(
     """
 WITH asked AS (
@@ -60,7 +61,10 @@ WITH asked AS (
     SELECT n, kind, x.class, x.oid, 0 FROM asked JOIN pg_extension AS e ON extname::text = name
         CROSS JOIN LATERAL (SELECT 'pg_extension'::regclass::oid AS class, e.oid
             UNION ALL SELECT classid, objid FROM pg_depend
-                WHERE refclassid = 'pg_extension'::regclass AND refobjid = e.oid AND deptype = 'e') AS x
+                WHERE refclassid = 'pg_extension'::regclass AND refobjid = e.oid AND deptype = 'e'
+            UNION ALL SELECT d.classid, t.typarray FROM pg_depend AS d JOIN pg_type AS t ON t.oid = d.objid
+                WHERE d.refclassid = 'pg_extension'::regclass AND d.refobjid = e.oid AND d.deptype = 'e'
+                    AND d.classid = 'pg_type'::regclass AND t.typarray > 0) AS x
         WHERE kind = 'extension'
 ), found AS (
     SELECT DISTINCT o.n, d.classid, d.objid, d.objsubid FROM objects AS o
@@ -68,11 +72,13 @@ WITH asked AS (
         AND (d.refobjsubid = o.sub OR o.kind = 'table')
     LEFT JOIN pg_class AS c ON d.classid = 'pg_class'::regclass AND c.oid = d.objid
     LEFT JOIN pg_type AS t ON d.classid = 'pg_type'::regclass AND t.oid = d.objid
-    WHERE d.deptype <> 'e' AND NOT EXISTS (SELECT FROM objects AS own WHERE own.n = o.n AND own.class = d.classid
+    WHERE d.deptype <> ALL ('{e,P,S}')
+        AND NOT EXISTS (SELECT FROM objects AS own WHERE own.n = o.n AND own.class = d.classid
             AND own.oid = d.objid AND (own.sub = 0 OR own.sub = d.objsubid))
-        AND NOT coalesce(c.relkind = 't' OR (c.relkind = 'S' AND d.deptype = ANY ('{a,i}')), false)
-        AND NOT coalesce(o.kind = 'extension' AND EXISTS (SELECT FROM pg_depend AS m WHERE m.classid = d.classid
-            AND m.objid = d.objid AND m.deptype = 'e'), false)
+        AND NOT coalesce(c.relkind = 't' OR (c.relkind = 'S' AND EXISTS (SELECT FROM pg_depend AS s
+            WHERE s.classid = d.classid AND s.objid = c.oid AND s.deptype = ANY ('{a,i}'))), false)
+        AND NOT (o.kind = 'extension' AND (d.deptype = 'i'
+            OR d.classid = 'pg_amop'::regclass OR d.classid = 'pg_amproc'::regclass))
 )
 SELECT f.n, CASE WHEN i.indexrelid IS NOT NULL THEN 'index' WHEN k.oid IS NOT NULL THEN 'constraint'
         WHEN v.oid IS NOT NULL OR f.objsubid > 0 THEN 'column' WHEN g.oid IS NOT NULL THEN 'trigger'
@@ -134,6 +140,12 @@ class PostgresUndo(UndoEngine):
     def records_state(self, model: ModelType) -> RecordsState:
         row = execute(self.db, _RECORDS, [f".{quote(model._meta.table_name)}"]).fetchone()
         return RecordsState(*map(bool, row))
+
+    def untrusted(self, keys: Sequence[Key]) -> WhatspireDBError | None:
+        if self.schema.trust_source:
+            return None
+        found = trust.strangers(self.db, (), [self.name(key) for key in keys if key[1]])
+        return trust.told(self.db, [each for each in found if each.kind in ("table", "trigger")])
 
     def name(self, key: Key) -> str:
         return qualified(key[0] or self.schema.default_schema, key[1])
