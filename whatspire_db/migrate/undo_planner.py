@@ -270,12 +270,15 @@ class Draft:
         drop = self.undo.drop_column(key, added.name)
         targets = self._targets_of(added)
         if self.with_data or column is None or column.generated:
-            cost = Cost("instant", Size(self.held(added))) if self.with_data else INSTANT
+            cost = Cost("rewrites" if self.undo.rewrites else "instant", Size(self.held(added)))
             yield self._step("drop_column", added, [drop], cost, targets)
             return
         if not self.is_large(key):
-            proof = self.undo.proof(key, column)
-            yield self._step("drop_column", added, [proof, drop], Cost("scans", self.size(key)), targets)
+            proof, cost = (
+                self.undo.proof(key, column),
+                Cost("rewrites" if self.undo.rewrites else "scans", self.size(key)),
+            )
+            yield self._step("drop_column", added, [proof, drop], cost, targets)
             return
         left = next((name for name in self.proofs.get(key, ()) if name == self.undo.proof_name(column)), None)
         keep_out, prove = self.undo.online_proof(key, column, left)

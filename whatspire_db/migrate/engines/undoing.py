@@ -50,10 +50,12 @@ class UndoEngine(abc.ABC):
 
     :param lock: the lock that its statements take.
     :param online_lock: the lock of those that run beside readers and writers.
+    :param rewrites: whether a table is written anew when a column of it is dropped.
     """
 
     lock: Lock
     online_lock: Lock
+    rewrites: bool
 
     def __init__(self, schema: Engine) -> None:
         self.schema = schema

@@ -136,6 +136,7 @@ class PostgresUndo(UndoEngine):
     schema: PostgresEngine
     lock = "ACCESS EXCLUSIVE"
     online_lock = "SHARE UPDATE EXCLUSIVE"
+    rewrites = False
 
     def records_state(self, model: ModelType) -> RecordsState:
         row = execute(self.db, _RECORDS, [f".{quote(model._meta.table_name)}"]).fetchone()

@@ -36,6 +36,7 @@ class SqliteUndo(UndoEngine):
 
     lock = "the database's write lock"
     online_lock = "the database's write lock"
+    rewrites = True
 
     def records_state(self, model: ModelType) -> RecordsState:
         exists = bool(self.schema.ask(_RECORDS, [model._meta.table_name]))
