@@ -821,6 +821,28 @@ def test_a_refusal_after_a_kill_lets_writers_store_values_again(postgres: Place)
         assert schema(postgres) == before
 
 
+def test_an_undo_of_fewer_runs_removes_what_a_killed_one_left(postgres: Place) -> None:
+    db = postgres.connect()
+    with db.connection_context():
+        runner = large(db)
+        step = next(n for n, s in enumerate(runner.undo_plan().online, 1) if "VALIDATE" in s.sql[0])
+        assert killed(postgres, step) == -9
+        more = model("More", "more", {"name": pw.TextField()})
+        version = up(db, [more])
+        assert MigrationRunner(db, [more]).undo().runs == (version,)
+        run(db, "UPDATE item SET note = 'x' WHERE id = 1")
+
+
+def test_a_proof_that_was_left_is_made_anew_on_a_table_that_is_no_longer_large(postgres: Place) -> None:
+    db = postgres.connect()
+    with db.connection_context():
+        runner = large(db)
+        step = next(n for n, s in enumerate(runner.undo_plan().online, 1) if "VALIDATE" in s.sql[0])
+        assert killed(postgres, step) == -9
+        assert MigrationRunner(db, new()).undo().undone
+        assert not MigrationRunner(db, old()).verify_schema()
+
+
 @pytest.mark.parametrize("finished", [False, True])
 def test_a_run_that_was_killed_in_its_online_part_can_be_undone(postgres: Place, finished: bool) -> None:
     db = postgres.connect()

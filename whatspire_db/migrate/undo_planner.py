@@ -267,6 +267,7 @@ class Draft:
 
     def _drop_column(self, added: Added) -> Iterator[Step]:
         key, column = added.table, self._column(added)
+        left = next((name for name in self.proofs.get(key, ()) if name == self.undo.proof_name(column)), None)
         drop = self.undo.drop_column(key, added.name)
         targets = self._targets_of(added)
         if self.with_data or column is None or column.generated:
@@ -274,13 +275,9 @@ class Draft:
             yield self._step("drop_column", added, [drop], cost, targets)
             return
         if not self.is_large(key):
-            proof, cost = (
-                self.undo.proof(key, column),
-                Cost("rewrites" if self.undo.rewrites else "scans", self.size(key)),
-            )
-            yield self._step("drop_column", added, [proof, drop], cost, targets)
+            cost = Cost("rewrites" if self.undo.rewrites else "scans", self.size(key))
+            yield self._step("drop_column", added, [self.undo.proof(key, column, left), drop], cost, targets)
             return
-        left = next((name for name in self.proofs.get(key, ()) if name == self.undo.proof_name(column)), None)
         keep_out, prove = self.undo.online_proof(key, column, left)
         yield self._step("prove_unused", added, [keep_out], INSTANT, online=True, lock=self.undo.lock)
         scan = Cost("scans", self.size(key), online=True)

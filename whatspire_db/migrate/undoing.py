@@ -133,7 +133,7 @@ class Undoing:
         self.applying.watcher.started(plan.version)
         if not plan:  # another undo was faster
             return plan, plan.version, None
-        with self._withdrawing(live), naming_what_is_pending(plan):
+        with self._withdrawing(), naming_what_is_pending(plan):
             if plan.refused:
                 raise UndoRefused(plan)
             backup = self._backed_up(plan)
@@ -189,20 +189,20 @@ class Undoing:
     # Proofs
 
     @contextmanager
-    def _withdrawing(self, live: Schema) -> Iterator[None]:
-        """Where it does not succeed, remove the constraints that keep writers from storing values."""
+    def _withdrawing(self) -> Iterator[None]:
+        """Remove, however it ends, the constraints that keep writers from storing values, also of a killed undo."""
         try:
             yield
-        except BaseException:
+        finally:
             with suppress(peewee.PeeweeException, LockTimeout):
-                self._withdraw(live)
-            raise
+                self._withdraw()
 
-    def _withdraw(self, live: Schema) -> None:
+    def _withdraw(self) -> None:
         if not self.engine.builds_online or self.engine.db.is_closed():
             return
         undo = undo_engine(self.engine)
-        for key, names in proofs_in(self.engine.snapshot(list(live.tables))).items():
+        live = self.engine.snapshot(keys_of(records.read(self.engine)))
+        for key, names in proofs_in(live).items():
             statements = [undo.withdraw(key, name) for name in names]
             locks = [(undo.name(key), undo.lock)]
             self.engine.transact(partial(self._execute, statements), locks, self.applying.wait_seconds)

@@ -89,14 +89,14 @@ class UndoEngine(abc.ABC):
         """Return the condition that a row holds nothing in a column: NULL, or the constant that it was added with."""
 
     @abc.abstractmethod
-    def proof(self, key: Key, column: Column | None) -> str:
-        """Return the statement that fails where a table has rows, or where a column holds something."""
-
-    def online_proof(self, key: Key, column: Column, left: str | None) -> tuple[str, str]:
-        """Return the two statements of a proof beside writers: what keeps them from storing values, and the proof.
+    def proof(self, key: Key, column: Column | None, left: str | None = None) -> str:
+        """Return the statement that fails where a table has rows, or where a column holds something.
 
         :param left: the constraint that a killed run left there.
         """
+
+    def online_proof(self, key: Key, column: Column, left: str | None) -> tuple[str, str]:
+        """Return the two statements of a proof beside writers: what keeps them from storing values, and the proof."""
         raise NotImplementedError
 
     def proof_name(self, column: Column | None) -> str:

@@ -187,13 +187,13 @@ class PostgresUndo(UndoEngine):
         written = f"pg_catalog.format('%s', {name}) COLLATE pg_catalog.\"C\""
         return f"{name} IS NULL OR {written} OPERATOR(pg_catalog.=) pg_catalog.format('%s', {stored})"
 
-    def proof(self, key: Key, column: Column | None) -> str:
-        return f"ALTER TABLE {self.name(key)} ADD {self._check(column)}"
+    def proof(self, key: Key, column: Column | None, left: str | None = None) -> str:
+        drop = f"DROP CONSTRAINT {quote(left)}, " if left else ""
+        return f"ALTER TABLE {self.name(key)} {drop}ADD {self._check(column)}"
 
     def online_proof(self, key: Key, column: Column, left: str | None) -> tuple[str, str]:
-        drop = f"DROP CONSTRAINT {quote(left)}, " if left else ""
         return (
-            f"ALTER TABLE {self.name(key)} {drop}ADD {self._check(column)} NOT VALID",
+            f"{self.proof(key, column, left)} NOT VALID",
             f"ALTER TABLE {self.name(key)} VALIDATE CONSTRAINT {quote(self.proof_name(column))}",
         )
 

@@ -105,7 +105,7 @@ class SqliteUndo(UndoEngine):
             (literal,) = scratch.execute("SELECT quote(c) FROM t").fetchone()
         return str(literal)
 
-    def proof(self, key: Key, column: Column | None) -> str:
+    def proof(self, key: Key, column: Column | None, left: str | None = None) -> str:
         rows = f"SELECT 1 FROM {self.name(key)}" + (f" WHERE NOT ({self.is_unused(column)})" if column else "")
         return f"SELECT CASE WHEN EXISTS ({rows}) THEN {_FAIL} END"
 
