@@ -35,6 +35,7 @@ ROOMS = {
         "rows",
         "queries",
         "base",
+        "data_migrations",
         "service",
         *(
             f"service.{name}"
@@ -69,6 +70,7 @@ ROOMS = {
         "engines.postgres.database",
         "connecting",
     ],
+    "transfer.fence": [],  # which the others ask
     "migrate": [
         "schema",
         "diff",
@@ -94,6 +96,7 @@ ROOMS = {
         "engines.sqlite.mending",
         "engines.sqlite.times",
         "engines.sqlite.stamps_file",
+        "engines.sqlite.history",
         "engines.sqlite.engine",
         "engines.sqlite.undoing",
         "engines.postgres",
@@ -193,7 +196,11 @@ ROOMS = {
         "",
     ],
     "health": ["values", "engines", "engines.sqlite", "engines.citus", "engines.postgres", "check", ""],
-    "data": ["pace", "engines.base", "engines.sqlite", "engines.postgres", "engines", "retention", ""],
+    "data": [
+        *("pace", "keys", "engines.base", "engines.sqlite", "engines.postgres", "engines", "records"),
+        *("retention", "migrations", ""),
+    ],
+    "transfer": ["", "change_log"],
     "cli": [
         "",
         "starting",
@@ -203,6 +210,7 @@ ROOMS = {
         "loading",
         "migrate",
         "undo",
+        "looks",
         "jobs",
         "targets",
         "sayings",
@@ -212,6 +220,7 @@ ROOMS = {
         "backup",
         "health",
         "settings",
+        "data",
         "retain",
         "verbs",
     ],

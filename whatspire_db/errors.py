@@ -144,12 +144,22 @@ class WrongNode(WhatspireDBError):
     exit_code = 4
 
 
+class DatabaseMoved(WhatspireDBError):
+    """The rows of this database are in another one by now, and nothing is changed here."""
+
+    exit_code = 4
+
+
 class LockTimeout(WhatspireDBError):
     """Another migration, or another session, held a lock for longer than this run waits."""
 
 
 class StepFailed(WhatspireDBError):
     """The database refused a statement; its transaction was rolled back."""
+
+
+class DataMigrationFailed(WhatspireDBError):
+    """The function of a data migration failed; its last transaction was rolled back, earlier ones stay."""
 
 
 class VerificationFailed(WhatspireDBError):

@@ -24,9 +24,12 @@ from tests.conftest import KILLS, Place, Server
 from tests.migrate.models import model, run
 from tests.servers import schema_text
 from whatspire_db import MigrationRunner
-from whatspire_db.errors import BackupFailed, ConfigError, UndoRefused
+from whatspire_db.dsn.targets import SqliteTarget
+from whatspire_db.errors import BackupFailed, ConfigError, DatabaseMoved, UndoRefused
+from whatspire_db.fields import utcnow
 from whatspire_db.migrate import records
 from whatspire_db.migrate.applying import Applying
+from whatspire_db.transfer import fence
 
 OURS = ("migration_versions", "whatspire_db_runs")
 Models = list[type[pw.Model]]
@@ -381,6 +384,19 @@ def test_a_broken_view_anywhere_stops_sqlite(sqlite: Place) -> None:
         before = schema(sqlite)
         refused(runner, "the database refuses it: error in view broken")
         assert schema(sqlite) == before
+
+
+def test_a_database_that_was_moved_is_not_changed(sqlite: Place) -> None:
+    db = sqlite.connect()
+    with db.connection_context():
+        runner = migrated(db, new())
+        fence.put_up(db, ["item", "tag"], SqliteTarget("other.db", "other.db"), utcnow())
+        before = schema(sqlite)
+        for verb in (runner.undo_plan, runner.undo):
+            with pytest.raises(DatabaseMoved, match=r"this database was moved to .*other\.db"):
+                verb()
+        assert schema(sqlite) == before
+        assert sqlite.run("undo").returncode == 4
 
 
 @pytest.mark.parametrize("kind", ["FOREIGN KEY", "CHECK of the table"])

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ..dsn.redaction import shown
-from ..errors import ConfigError, WhatspireDBError, printable
+from ..errors import ConfigError, DatabaseMoved, WhatspireDBError, printable
 from ..migrate.added import in_words
 from ..migrate.history import MigrationStatus
 from ..migrate.undo_plan import UndoPlan, UndoReport, undone
@@ -71,6 +71,8 @@ def outlook(runner: MigrationRunner) -> tuple[dict[str, Any], list[str]]:
     """
     try:
         plan = runner.undo_plan()
+    except DatabaseMoved:  # which status says itself
+        return {}, []
     except WhatspireDBError as error:
         return {"undo": {"error": error.fact, "hint": error.hint}}, [f"undo: {error.fact}"]
     if not plan:

@@ -27,12 +27,11 @@ from ..settings import Settings
 from ..settings.durations import in_units, parse_duration, seconds_of
 from .engines import engine_of
 from .engines.base import RowEngine
-from .pace import STALL_SECONDS, Pace
+from .pace import LOG_SECONDS, STALL_SECONDS, Pace
 
 logger = logging.getLogger("whatspire_db.data")
 Model = type[peewee.Model]
 
-LOG_SECONDS = 10.0
 AGE = "an age like 30d, 12h or 90m"
 
 
@@ -217,6 +216,7 @@ def retain(
     :raises ConfigError: when the limit, a time or an age is wrong.
     :raises TransactionError: within a transaction, which would keep all that is deleted locked until its end.
     :raises LockTimeout: when another run takes longer.
+    :raises DatabaseMoved: when the rows were moved to another database.
     :raises WhatspireDBError: when rows without a rule refer to those, or a superuser would run code of other roles.
     """
     _require_no_transaction(db)
@@ -270,6 +270,8 @@ def _counted(engine: RowEngine, rule: Rule, before: datetime) -> Retained:
 
 def _done(run: _Run, rules: Sequence[Rule], wait_seconds: float | None) -> list[Retained]:
     """Do what the rules say, or, without a time to wait for other runs, count what that would be."""
+    if fence := run.engine.schema.fence():
+        raise fence.refusal()
     _require_trusted(run.engine, rules)
     todo = _children_first(rules)
     if wait_seconds is None:

@@ -60,8 +60,8 @@ def check_health(
         health = engine.unopened(health, db)
         opened = db.connect(reuse_if_open=True) and not engine.is_kept_open(health)
         health = engine.reached(health, db)
-        health = _with_schema(health, runner) if schema else replace(health, schema_version=_version(runner))
-        health = _with_times(health, runner) if schema else health
+        health = _compared(health, runner) if schema else replace(health, schema_version=_version(runner))
+        health = _with_fence(health, runner)
         return engine.quick_checked(health, db) if quick_check else health
     except (WhatspireDBError, peewee.PeeweeException, UnicodeError, MaxConnectionsExceeded) as error:
         return _failing(health, _in_words(error, runner), _secrets(db))
@@ -93,6 +93,10 @@ def _failing(health: Health, error: WhatspireDBError, secrets: tuple[str, ...]) 
     return replace(health, error=redact(error.fact, secrets), hint=redact(hint, secrets))
 
 
+def _compared(health: Health, runner: MigrationRunner) -> Health:
+    return _with_data(_with_times(_with_schema(health, runner), runner), runner)
+
+
 def _with_schema(health: Health, runner: MigrationRunner) -> Health:
     """Compare the schema, by its stamp first."""
     found = runner.check()
@@ -112,11 +116,30 @@ def _with_schema(health: Health, runner: MigrationRunner) -> Health:
     return replace(health, error=_difference(found), hint=hint)
 
 
+def _with_fence(health: Health, runner: MigrationRunner) -> Health:
+    """Name the database that has the rows by now, before all else that is wrong with this one."""
+    fence = runner.fence()
+    return replace(health, error=fence.fact, hint=fence.hint) if fence else health
+
+
 def _with_times(health: Health, runner: MigrationRunner) -> Health:
     """Look at the newest rows of each table; a table that another session has locked is no news here."""
     with suppress(LockTimeout):
         return replace(health, times=runner.time_notes(NEWEST))
     return health
+
+
+def _with_data(health: Health, runner: MigrationRunner) -> Health:
+    """See how the data migrations stand; one that failed makes the database unhealthy."""
+    if not runner.data:
+        return health
+    states = tuple(runner.data_migrations().states()[: len(runner.data)])
+    health = replace(health, data=states)
+    failed = [state for state in states if state.state == "failed"]
+    if not failed or health.error:
+        return health
+    hint = f"correct its function, then run whatspire-db data retry {failed[0].name}, or data skip"
+    return replace(health, error=f"data migration {failed[0]}", hint=hint)
 
 
 def _difference(found: SchemaCheck) -> str:

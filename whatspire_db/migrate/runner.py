@@ -9,20 +9,17 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from types import ModuleType
 
 import peewee
 
 from ..connection.database import Pooling
 from ..connection.patience import Patience
-from ..dsn.redaction import shown
-from ..errors import ConfigError, MigrationRefused, ModelError, WhatspireDBError
+from ..errors import MigrationRefused, WhatspireDBError
 from ..light_stdlib import TYPE_CHECKING, Any, TypeVar, replace
 from ..messages import database_failed, in_words
-from ..models.base import is_own, registered_models
+from ..models.base import data_migrations_of, listed, usual_models
 from ..models.service import MigrationVersion
 from ..settings.durations import seconds_of
-from ..settings.kinds import difference_of
 from . import history
 from .ddl import ModelType
 from .engines.base import LOOK_SECONDS, engine_for
@@ -31,9 +28,12 @@ from .plan import Plan
 from .progress import Watcher
 from .reports import Done, Report, SchemaCheck
 from .stamp import Standing
-from .stamping import Stamping
+from .stamping import Stamping, accepted_differences
 
 if TYPE_CHECKING:
+    from ..data import DataMigrations, DataOutcome
+    from ..models.data_migrations import DataMigration
+    from ..transfer.fence import Fence
     from .applying import Applying
     from .diff import Changes
     from .full_look import Looking
@@ -49,6 +49,7 @@ LOCK_TIMEOUT_SECONDS = LOOK_SECONDS
 # An index on so many rows is built in some 10 ms, about as long as a commit takes; writers wait no longer than that.
 ONLINE_ROWS = 10_000
 MANY = 300  # tables
+STALL_SECONDS = 0.05
 
 
 def _patient(verb: Callable[[MigrationRunner], T]) -> Callable[[MigrationRunner], T]:
@@ -92,6 +93,8 @@ class MigrationRunner:
         it made, if it did; default: a backup, where the settings of `connect` ask for one.
     :param trust_source: let a PostgreSQL superuser run code of other roles that a step could reach: functions,
         triggers, checks of their tables; default: such a run is refused.
+    :param data: data migrations, which `up` runs behind the steps; default: those declared for the models.
+    :param stall: how long others may wait for a batch of a data migration; default: as the settings of `connect` say.
     :param accepted_drift: differences that count as none, as `verify --json` lists them under drift; each covers
         exactly that difference. Default: those of the settings of `connect`.
     :raises ModelError: when the database is of another kind, or two models declare one table.
@@ -111,20 +114,24 @@ class MigrationRunner:
         wait_for_server: float | timedelta | str = 0,
         trust_source: bool = False,
         accepted_drift: Iterable[Mapping[str, Any]] | None = None,
+        data: Sequence[DataMigration] | None = None,
+        stall: float | timedelta | str | None = None,
     ) -> None:
         self.engine = engine_for(db, trust_source)
         self.db = self.engine.db
-        self.models: list[ModelType] = _usual_models(self.db) if models is None else _listed(models)
+        found = usual_models(self.db) if models is None else listed(models)
+        # A temporary table is gone with its session: nothing to migrate.
+        self.models: list[ModelType] = [model for model in found if not model._meta.temporary]
+        self.data = data_migrations_of(self.models) if data is None else tuple(data)
+        self.stall = stall
         self.record_all = record_all
         self.before_changes = before_changes or _configured_backup(self.db)
         self.lock_timeout = seconds_of("lock_timeout", lock_timeout)
         self.online_rows = online_rows
-        self.accepted_drift = _accepted(self.db, accepted_drift)
+        self.accepted_drift = accepted_differences(self.db, accepted_drift)
         self.watcher = watcher or Watcher()
         self.wait_for_server = seconds_of("wait_for_server", wait_for_server)
         self._patience = Patience(self.lock_timeout, self.wait_for_server)
-        # A temporary table is gone with its session: nothing to migrate.
-        self.models = [model for model in self.models if not model._meta.temporary]
 
     def _patiently(self, verb: Callable[[], T]) -> T:
         self._patience = Patience(self.lock_timeout, self.wait_for_server)
@@ -136,7 +143,8 @@ class MigrationRunner:
 
     @property
     def _stamping(self) -> Stamping:
-        return Stamping(self.engine, self.models, self.lock_timeout, self.accepted_drift)
+        names = frozenset(migration.name for migration in self.data)
+        return Stamping(self.engine, self.models, self.lock_timeout, self.accepted_drift, names)
 
     @property
     def _looking(self) -> Looking:
@@ -148,6 +156,11 @@ class MigrationRunner:
     def stamped_models(self) -> list[ModelType]:
         """The models that a stamp is about: the runner's, and the one of the history."""
         return self._stamping.stamped_models
+
+    def fence(self) -> Fence | None:
+        """Return where the rows of this database were moved to, and when; None if they are here."""
+        with self._connection():
+            return self.engine.fence()
 
     @_patient
     def plan(self) -> Plan:
@@ -220,6 +233,8 @@ class MigrationRunner:
     def up(self) -> Report:
         """Apply what is pending, verify the outcome and record the run; one question and no lock when it is in sync.
 
+        Data migrations come last. While another worker runs them, they are reported as left, and not waited for.
+
         What can be done at once is done in one transaction, or not at all. What takes long on a large table
         follows, each step by itself; a run that ends in between leaves a schema that the next one completes.
 
@@ -228,6 +243,7 @@ class MigrationRunner:
         :raises StepFailed: when the database refused a statement; its transaction was rolled back.
         :raises VerificationFailed: when the outcome was not the declared schema; it was rolled back.
         :raises LockTimeout: when another migration, or a session in the way, went on for too long.
+        :raises DataMigrationFailed: when the function of a data migration failed; the schema is done then.
         """
         started = time.perf_counter()
         with self._connection():
@@ -237,7 +253,34 @@ class MigrationRunner:
             except MigrationRefused as refused:
                 _warn_of_renamings(refused.plan)
                 raise
-            return self._reported(done, started)
+            data = self._change_rows(standing) if self.data else None
+            return replace(self._reported(done, started), data=data)
+
+    def _change_rows(self, standing: Standing | None) -> DataOutcome | None:
+        """Run the data migrations that are left, unless somebody else does."""
+        if standing and standing.finished.issuperset(migration.name for migration in self.data):
+            return None
+        data = self.data_migrations()
+        if standing and self.engine.is_working(standing):
+            return data.all_left()
+        outcome = data.run_unless_busy()
+        if not outcome.left:
+            self._stamping.keep_finished()
+        return outcome
+
+    def data_migrations(self) -> DataMigrations:
+        """Return the data migrations of this run, to see how they stand or to deal with one that failed."""
+        from ..data import DataMigrations  # not for a start without any
+
+        settings = getattr(self.db, "settings", None)
+        return DataMigrations(
+            self.db,
+            self.data,
+            stall=self.stall if self.stall is not None else settings.data_stall if settings else STALL_SECONDS,
+            lock_timeout=self.lock_timeout,
+            tell=self.watcher.data_progress,
+            trust_source=self.engine.trust_source,
+        )
 
     def undo_plan(self, to: int | None = None, *, with_data: bool = False) -> UndoPlan:
         """Return what `undo` would do, with the SQL of every step; changes nothing.
@@ -341,45 +384,6 @@ class MigrationRunner:
 def _warn_of_renamings(plan: Plan) -> None:
     for renaming in plan.renamed:
         logger.warning("%s", renaming)
-
-
-def _usual_models(db: peewee.Database) -> list[ModelType]:
-    """Return the registered models, without the service's where a database's settings leave these out."""
-    settings = getattr(db, "settings", None)
-    if not (settings and settings.only_models):
-        return list(registered_models())
-    if own := [model for model in registered_models() if is_own(model)]:
-        return own
-    name = settings.name_of("only_models")
-    raise ConfigError(
-        f"{name} is true, and no models of your own are there", "import their modules, or list the models"
-    )
-
-
-def _listed(models: Sequence[ModelType]) -> list[ModelType]:
-    """Return a list of models without doubles.
-
-    :raises ModelError: when it is no list of models.
-    """
-    if isinstance(models, ModuleType | str) or peewee.is_model(models) or not isinstance(models, Iterable):
-        what = getattr(models, "__name__", type(models).__name__)
-        hint = "give model classes in a list: MigrationRunner(db, [User, Tweet])"
-        raise ModelError(f"a list of models is needed, not {what}", hint)
-    for model in models:
-        if not peewee.is_model(model):
-            raise ModelError(f"{shown(model)} is not a peewee model", "give model classes")
-    return list(dict.fromkeys(models))
-
-
-def _accepted(db: peewee.Database, given: Iterable[Mapping[str, Any]] | None) -> tuple[Any, ...]:
-    """Return the differences that count as none, each as kind, table, name, declared and live."""
-    if given is None:
-        return getattr(getattr(db, "settings", None), "accepted_drift", ())
-    try:
-        return tuple(map(difference_of, given))
-    except (TypeError, ValueError):
-        hint = "give mappings with kind, table, name, declared and live, as verify --json lists them under drift"
-        raise ConfigError("accepted_drift is no list of differences", hint) from None
 
 
 def _configured_backup(db: peewee.Database) -> Callable[[], str | None]:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from ..light_stdlib import TYPE_CHECKING, dataclass, replace
+import peewee
+
+from ..errors import ConfigError
+from ..light_stdlib import TYPE_CHECKING, Any, dataclass, replace
 from ..models.service import MigrationVersion
+from ..settings.kinds import difference_of
 from .ddl import ModelType
 from .engines.base import Engine
 from .plan import Plan
@@ -23,12 +27,14 @@ class Stamping:
     :param models: those that the run is about.
     :param wait_seconds: how long a question waits for a lock.
     :param accepted: the differences that count as none.
+    :param names: of data migrations.
     """
 
     engine: Engine
     models: Sequence[ModelType]
     wait_seconds: float
     accepted: tuple[Difference, ...] = ()
+    names: frozenset[str] = frozenset()
 
     @property
     def stamped_models(self) -> list[ModelType]:
@@ -42,7 +48,7 @@ class Stamping:
     def standing(self) -> Standing | None:
         """Ask how the database stands; None where its history cannot be read."""
         try:
-            return self.engine.standing(self.stamped_models, self.wait_seconds)
+            return self.engine.standing(self.stamped_models, self.wait_seconds, with_rows=bool(self.names))
         except ForeignHistory:
             return None
 
@@ -93,6 +99,13 @@ class Stamping:
         if standing and standing.stamps:
             self._keep(standing, replace(standing.stamps, unrecorded=""))
 
+    def keep_finished(self) -> None:
+        """Keep that the data migrations are finished, so that the next start asks no further."""
+        standing = self.standing()
+        if standing and standing.stamps and not standing.finished.issuperset(self.names):
+            finished = tuple(dict.fromkeys([*standing.stamps.finished, *sorted(self.names)]))
+            self._keep(standing, replace(standing.stamps, finished=finished))
+
     def _with_found(self, stamps: Stamps, mark: str, drift: Sequence[Drift]) -> Stamps:
         # What rows alone keep from being finished can be done as soon as they are corrected, so it is looked for again.
         if any(d.unfinished for d in drift):
@@ -102,3 +115,14 @@ class Stamping:
     def _keep(self, standing: Standing, stamps: Stamps) -> None:
         if standing.may_write and stamps != standing.stamps:
             self.engine.keep(stamps)
+
+
+def accepted_differences(db: peewee.Database, given: Iterable[Mapping[str, Any]] | None) -> tuple[Any, ...]:
+    """Return the differences that count as none, each as kind, table, name, declared and live."""
+    if given is None:
+        return getattr(getattr(db, "settings", None), "accepted_drift", ())
+    try:
+        return tuple(map(difference_of, given))
+    except (TypeError, ValueError):
+        hint = "give mappings with kind, table, name, declared and live, as verify --json lists them under drift"
+        raise ConfigError("accepted_drift is no list of differences", hint) from None

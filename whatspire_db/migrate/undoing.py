@@ -98,6 +98,8 @@ class Undoing:
     def _plan(self, chosen: Sequence[Record]) -> tuple[UndoPlan, Schema]:
         """Return the plan to take runs back, and the schema that it was made for."""
         version = history.version_or_zero(self.engine)
+        if fence := self.engine.fence():
+            raise fence.refusal()
         if not chosen:
             return UndoPlan(self.engine.name, version), Schema({})
         live = self.engine.snapshot(keys_of(chosen))

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable, Sequence
+from types import ModuleType
+
 import peewee
 
-from ..errors import NotConnected
+from ..errors import ConfigError, ModelError, NotConnected
 from ..light_stdlib import TYPE_CHECKING, Any
 from .queries import Queries
 from .saving import SavesChanges
+
+if TYPE_CHECKING:
+    from .data_migrations import DataMigration
 
 
 class _Unconnected(peewee.DatabaseProxy):
@@ -68,6 +74,15 @@ class BaseModel(SavesChanges, Queries, peewee.Model, metaclass=_BaseModelMeta):
         abstract = True
 
 
+# Data migrations by their names, in the order of declaration; `data_migration` adds to them.
+declared_data: dict[str, DataMigration] = {}
+
+
+def data_migrations_of(models: Collection[type[peewee.Model]]) -> tuple[DataMigration, ...]:
+    """Return the data migrations that were declared for some models, in the order of declaration."""
+    return tuple(migration for migration in declared_data.values() if migration.model in models)
+
+
 def is_own(model: type[peewee.Model]) -> bool:
     """Return whether a model is a user's, and not one of the service's tables."""
     return not model.__module__.startswith("whatspire_db.")
@@ -85,3 +100,33 @@ def registered_models() -> list[type[BaseModel]]:
             found.append(model)
         pending.extend(model.__subclasses__())
     return found
+
+
+def usual_models(db: peewee.Database) -> list[type[peewee.Model]]:
+    """Return the registered models, without the service's where a database's settings leave these out."""
+    settings = getattr(db, "settings", None)
+    if not (settings and settings.only_models):
+        return list(registered_models())
+    if own := [model for model in registered_models() if is_own(model)]:
+        return own
+    name = settings.name_of("only_models")
+    raise ConfigError(
+        f"{name} is true, and no models of your own are there", "import their modules, or list the models"
+    )
+
+
+def listed(models: Sequence[type[peewee.Model]]) -> list[type[peewee.Model]]:
+    """Return a list of models without doubles.
+
+    :raises ModelError: when it is no list of models.
+    """
+    from ..dsn.redaction import shown  # not for a worker
+
+    if isinstance(models, ModuleType | str) or peewee.is_model(models) or not isinstance(models, Iterable):
+        what = getattr(models, "__name__", type(models).__name__)
+        hint = "give model classes in a list: MigrationRunner(db, [User, Tweet])"
+        raise ModelError(f"a list of models is needed, not {what}", hint)
+    for model in models:
+        if not peewee.is_model(model):
+            raise ModelError(f"{shown(model)} is not a peewee model", "give model classes")
+    return list(dict.fromkeys(models))

@@ -20,6 +20,8 @@ from ..schema import Column, Constraint, Index, Key, Schema, Table
 from ..stamp import Stamps, Standing, rendered
 
 if TYPE_CHECKING:
+    from whatspire_db.transfer.fence import Fence
+
     from ..mending import DriftedTable, Fix
     from ..placements import Placements
     from ..plan import Lock, LockedWork, StepKind
@@ -111,10 +113,13 @@ class Engine(abc.ABC):
         """Let the engine create the models' tables in a scratch place, and read them there."""
 
     @abc.abstractmethod
-    def standing(self, models: Sequence[ModelType], wait_seconds: float = LOOK_SECONDS) -> Standing | None:
+    def standing(
+        self, models: Sequence[ModelType], wait_seconds: float = LOOK_SECONDS, *, with_rows: bool = False
+    ) -> Standing | None:
         """Ask in one statement how the database stands; None where its history cannot be read.
 
         :param wait_seconds: how long to wait for a lock; within a transaction its own limit counts.
+        :param with_rows: ask for data migrations too, and for a run that changes many rows.
         """
 
     @abc.abstractmethod
@@ -150,6 +155,10 @@ class Engine(abc.ABC):
 
         :raises LockTimeout: when another migration holds it for longer.
         """
+
+    def is_working(self, standing: Standing) -> bool:
+        """Tell whether a run that changes many rows holds its lock; `standing` was asked with rows."""
+        return standing.is_working
 
     @abc.abstractmethod
     def work_lock(self, wait_seconds: float) -> AbstractContextManager[None]:
@@ -241,6 +250,10 @@ class Engine(abc.ABC):
 
     def search_first(self, *schemas: str) -> None:  # noqa: B027 - nothing to do where tables stand in one place
         """Let names without a schema mean those of the schemas, until the transaction ends; "" names none."""
+
+    def fence(self) -> Fence | None:
+        """Return the fence of a database whose rows were moved to another one; None without one."""
+        return None
 
     def refuses_everything(self, live: Schema) -> WhatspireDBError | None:
         """Return why a schema may be neither changed nor judged here, and where instead; None where it may."""

@@ -1,0 +1,1 @@
+"""The move of a database's rows to another one, with proof."""
