@@ -569,6 +569,27 @@ def test_a_start_with_nothing_to_do_records_nothing(place: Place, db: pw.Databas
     assert db.execute_sql("SELECT * FROM whatspire_db_runs").fetchall() == before
 
 
+TAKEN = {
+    "view": "CREATE VIEW whatspire_db_runs AS SELECT 1 AS version",
+    "table of another program": "CREATE TABLE whatspire_db_runs (id integer)",
+}
+
+
+@pytest.mark.parametrize("kind", TAKEN)
+def test_a_name_that_is_taken_stops_no_run(
+    place: Place, db: pw.Database, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    run(db, TAKEN[kind])
+    runner = MigrationRunner(db, old())
+    with caplog.at_level(logging.WARNING, "whatspire_db"):
+        assert runner.up().applied
+    assert "this run cannot be undone" in caplog.text
+    assert [found.added for found in runner.status()] == [None]
+    assert place.run("status").returncode == 0
+    done = place.run("undo")
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 2)
+
+
 @contextmanager
 def role(server: Server, postgres: Place, *rights: str) -> Iterator[Place]:
     """Yield the database for a new role, which has the rights that are given as statements."""

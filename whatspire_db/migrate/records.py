@@ -80,7 +80,11 @@ def take_unfinished(engine: Engine) -> list[Added]:
     state = undo_engine(engine).records_state(RunRecord)
     if not (state.exists and state.may_write) or engine.untrusted_table(RunRecord):
         return []
-    found = [record for record in _read(engine) if record.version == UNFINISHED]
+    try:
+        found = [record for record in _read(engine) if record.version == UNFINISHED]
+    except WhatspireDBError as error:
+        logger.warning("what a run noted that was killed is not known: %s", error.fact)
+        return []
     if found:
         RunRecord.delete().where(_is(engine, UNFINISHED)).execute(engine.db)
     return [added for record in found for added in record.added]
@@ -123,7 +127,16 @@ def _with_added(run: MigrationStatus, record: Record | None) -> MigrationStatus:
 
 def _read(engine: Engine) -> list[Record]:
     query = RunRecord.select(RunRecord.version, RunRecord.content, RunRecord.undone_by).tuples()
-    return [_record(*row) for row in query.execute(engine.db)]
+    try:
+        with engine.db.atomic():
+            rows = list(query.execute(engine.db))
+    except peewee.PeeweeException as error:
+        if engine.is_lock_failure(error):
+            raise
+        raise WhatspireDBError(
+            f"table {RUNS_TABLE} seems to belong to another program: {first_line(error)}", "rename that table"
+        ) from error
+    return [_record(*row) for row in rows]
 
 
 def _record(version: int, content: str, undone_by: int | None) -> Record:

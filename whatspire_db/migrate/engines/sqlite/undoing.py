@@ -17,7 +17,7 @@ from whatspire_db.peewee_compat import load_extras
 from ..undoing import Dependent, RecordsState, UndoEngine
 from .engine import is_constant
 
-_RECORDS = "SELECT count(*) FROM main.sqlite_master WHERE type = 'table' AND name = ? COLLATE NOCASE"
+_RECORDS = "SELECT type FROM main.sqlite_master WHERE name = ? COLLATE NOCASE"
 _WRITTEN = "SELECT type, name, tbl_name, sql FROM {}.sqlite_master WHERE type IN ('view', 'trigger') ORDER BY name"
 _REFERENCES = """
 SELECT t.name, f.id, f."table", f."to"
@@ -39,8 +39,8 @@ class SqliteUndo(UndoEngine):
     rewrites = True
 
     def records_state(self, model: ModelType) -> RecordsState:
-        exists = bool(self.schema.ask(_RECORDS, [model._meta.table_name]))
-        return RecordsState(exists, exists, True)
+        kind = self.schema.ask(_RECORDS, [model._meta.table_name])
+        return RecordsState(kind is not None, kind == "table", kind in (None, "table"))
 
     def name(self, key: Key) -> str:
         return qualified(key[0], key[1])
