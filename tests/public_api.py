@@ -54,3 +54,8 @@ def connecting() -> None:
         assert_type(row, Any)
     report = MigrationRunner(db).up()
     assert_type(report.version, int)
+    plan = MigrationRunner(db).undo_plan()
+    assert_type(plan.runs, tuple[int, ...])
+    undone = MigrationRunner(db, before_changes=lambda: "a file").undo(plan.version, with_data=True)
+    assert_type(undone.version, int)
+    assert_type(undone.backup, str | None)

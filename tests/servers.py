@@ -196,9 +196,9 @@ def psql(dsn: str, statements: str) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def schema_text(place: Place) -> str:
+def schema_text(place: Place, *options: str) -> str:
     """Return a PostgreSQL schema as pg_dump writes it, without the lines that differ from dump to dump."""
-    command = [program("pg_dump"), "--schema-only", "-d", place.dsn]
+    command = [program("pg_dump"), "--schema-only", *options, "-d", place.dsn]
     dump = subprocess.run(command, text=True, capture_output=True, check=True).stdout
     return "".join(
         line for line in dump.splitlines(keepends=True) if not line.startswith(("\\restrict", "\\unrestrict"))

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from typing import Any, TypeVar
 
     from .migrate.plan import Plan
+    from .migrate.undo_plan import UndoPlan
 
     E = TypeVar("E", bound="WhatspireDBError")
 
@@ -173,6 +174,18 @@ class MigrationRefused(WhatspireDBError):
     def __init__(self, plan: Plan) -> None:
         first, more = plan.refused[0], len(plan.refused) - 1
         also = f"; and {more} more, see plan" if more else ""
+        super().__init__(first.reason + also, first.hint)
+        self.plan = plan
+
+
+class UndoRefused(WhatspireDBError):
+    """An undo would lose rows or break what depends on them, so nothing was dropped; `plan` holds every refusal."""
+
+    exit_code = 4
+
+    def __init__(self, plan: UndoPlan) -> None:
+        first, more = plan.refused[0], len(plan.refused) - 1
+        also = f"; and {more} more, see {plan.command}" if more else ""
         super().__init__(first.reason + also, first.hint)
         self.plan = plan
 

@@ -69,8 +69,10 @@ def test_verbs_in_the_life_of_a_database(place: Place) -> None:
     assert json.loads(place.run("version", "--json").stdout) == head
     status = json.loads(place.run("status", "--json").stdout)
     (run,) = status.pop("runs")
+    undo = status.pop("undo")
     assert status == head | {"pending": []}
-    assert run.keys() == {"version", "name", "applied_at", "applied"}
+    assert (undo["runs"], undo["refused"], len(undo["pending"])) == ([int(version)], [], 8)
+    assert run.keys() == {"version", "name", "applied_at", "applied", "added", "undone_by"}
     assert (run["version"], run["name"], run["applied"]) == (int(version), "auto_migration", True)
     assert place.run("-q").stdout == ""
 
@@ -437,7 +439,7 @@ def test_search_path_decides_where_tables_go(postgres: Place) -> None:
     db.execute_sql("CREATE SCHEMA app")
     done = postgres.run("--dsn", f"{postgres.dsn} search_path=app,public TimeZone=Asia/Shanghai")
     assert done.returncode == 0, done.stderr
-    assert len(db.get_tables(schema="app")) == 9
+    assert len(db.get_tables(schema="app")) == 10
     assert db.get_tables(schema="public") == []
     assert postgres.run("verify", "--dsn", f"{postgres.dsn} search_path=app,public").returncode == 0
     fails(postgres.run("--dsn", f"{postgres.dsn} search_path=gone"), 1, "search_path")

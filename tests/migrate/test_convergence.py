@@ -181,7 +181,7 @@ def test_versions_rise_though_the_clock_does_not(place: Place, db: peewee.Databa
 def test_own_models_alone_need_no_service_tables(place: Place, db: peewee.Database) -> None:
     with db.bind_ctx([Small]):
         report = MigrationRunner(db, [Small]).up()
-        assert sorted(db.get_tables()) == ["migration_versions", "small"]
+        assert sorted(db.get_tables()) == ["migration_versions", "small", "whatspire_db_runs"]
         assert report.version > 0
         Small.create(name="x", size=1)
         assert MigrationRunner(db, [Small]).verify_schema().extra == []
@@ -200,7 +200,7 @@ def test_a_database_in_memory_stays_open(tmp_path: Path) -> None:
     for dsn in (":memory:", "file::memory:", "file:x?mode=memory"):
         db = Place("sqlite", dsn, tmp_path).connect()
         MigrationRunner(db).up()
-        assert len(db.get_tables()) == 9
+        assert len(db.get_tables()) == 10
         db.close()
 
 

@@ -21,6 +21,8 @@ import pytest
 from tests.conftest import KILLS, Place, Server
 from tests.servers import program
 from whatspire_db.dsn.postgres import parse_postgres
+from whatspire_db.migrate import records
+from whatspire_db.migrate.engines.base import engine_for
 
 FEW, MANY = 6, KILLS
 SMALL, LARGE = 12_000, 50_000  # rows; PostgreSQL builds and validates online on either
@@ -140,29 +142,32 @@ def start(place: Place, *arguments: str) -> subprocess.Popen[str]:
 
 
 def state(place: Place) -> object:
-    """Return the whole schema and all rows, but not which runs were recorded."""
+    """Return the whole schema, all rows, and what was recorded as added; but not in which version."""
     db = place.connect()
     with db.connection_context():
         assert db.execute_sql("SELECT count(*) FROM migration_versions").fetchone() == (1,)
+        (record,) = records.read(engine_for(db))
+        added = sorted((each.identity, each.definition) for each in record.added)
         if place.is_sqlite:
-            return sqlite_state(db)
+            return sqlite_state(db), added
         assert db.execute_sql(INVALID).fetchall() == []
         assert '"unrecorded": ""' in db.execute_sql(STAMPS).fetchone()[0]
     db.close_all()
-    return postgres_dump(place)
+    return postgres_dump(place), added
 
 
 def sqlite_state(db: peewee.Database) -> object:
     assert db.execute_sql("PRAGMA integrity_check").fetchall() == [("ok",)]
     assert db.execute_sql("PRAGMA foreign_key_check").fetchall() == []
     schema = sorted(db.execute_sql("SELECT type, name, tbl_name, sql FROM sqlite_master").fetchall(), key=repr)
-    tables = [table for table in db.get_tables() if table != "migration_versions"]
+    tables = [table for table in db.get_tables() if table not in ("migration_versions", "whatspire_db_runs")]
     return schema, {table: sorted(db.execute_sql(f'SELECT * FROM "{table}"').fetchall()) for table in tables}
 
 
 def postgres_dump(place: Place) -> list[str]:
     dsn = psycopg2.extensions.make_dsn(**parse_postgres(place.dsn).arguments)
-    command = [program("pg_dump"), "--exclude-table-data=migration_versions", f"--dbname={dsn}"]
+    excluded = [f"--exclude-table-data={table}" for table in ("migration_versions", "whatspire_db_runs")]
+    command = [program("pg_dump"), *excluded, f"--dbname={dsn}"]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     return [line for line in lines if not line.startswith(("\\restrict", "\\unrestrict"))]
 

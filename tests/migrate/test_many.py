@@ -71,7 +71,7 @@ def tables(path: Path) -> set[str]:
         return {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
 
 
-ALL = {"customer", "invoice", "migration_versions"}
+ALL = {"customer", "invoice", "migration_versions", "whatspire_db_runs"}
 
 
 @contextmanager
@@ -374,7 +374,7 @@ def test_a_schema_of_the_settings_stays_behind_each(postgres: Place) -> None:
     for _ in range(2):
         done = run(postgres, "--each-schema", "tenant_*", "--dsn", dsn)
         assert done.returncode == 0, done.stderr
-    assert tables_by_schema(postgres) == {"tenant_1": {"bill", "migration_versions"}}
+    assert tables_by_schema(postgres) == {"tenant_1": {"bill", "migration_versions", "whatspire_db_runs"}}
 
 
 def test_what_sessions_begin_with_otherwise_stays(postgres: Place, server: Server) -> None:
@@ -394,7 +394,7 @@ def test_models_with_a_schema_of_their_own_are_left_out(postgres: Place) -> None
     shared = "import peewee\nclass Plan(peewee.Model):\n    class Meta:\n        schema = 'shared'\n"
     (postgres.folder / "shop.py").write_text(f"{shared}class Customer(peewee.Model):\n    name = peewee.TextField()\n")
     assert run(postgres, "--each-schema", "tenant_*").returncode == 0
-    own = {"customer", "migration_versions"}
+    own = {"customer", "migration_versions", "whatspire_db_runs"}
     assert tables_by_schema(postgres) == {"tenant_1": own, "tenant_2": own}
 
 

@@ -197,11 +197,12 @@ def execute(place: Place, statements: str) -> None:
 
 
 def schema(place: Place) -> Any:
-    """Return the whole schema as the engine itself tells it."""
+    """Return the whole schema as the engine itself tells it, but for the table of what runs recorded."""
     if not place.is_sqlite:
-        return schema_text(place)
+        return schema_text(place, "--exclude-table=whatspire_db_runs")
+    others = "WHERE tbl_name <> 'whatspire_db_runs'"
     with closing(sqlite3.connect(place.dsn)) as connection:
-        return sorted(connection.execute("SELECT type, name, tbl_name, coalesce(sql, '') FROM sqlite_master"))
+        return sorted(connection.execute(f"SELECT type, name, tbl_name, coalesce(sql, '') FROM sqlite_master {others}"))
 
 
 def mend_both(by_hand: Place, by_run: Place) -> Any:

@@ -21,7 +21,7 @@ from .. import messages, signals
 from ..dsn.naming import describe
 from ..dsn.redaction import without_dsns
 from ..dsn.targets import PostgresTarget, SqliteTarget
-from ..errors import MigrationRefused, WhatspireDBError, printable
+from ..errors import MigrationRefused, UndoRefused, WhatspireDBError, printable
 from ..light_stdlib import Any, TextIO, dataclass, replace
 from ..messages import in_words
 from ..settings import LOG_LEVELS, Settings
@@ -55,8 +55,8 @@ class Answer:
 
 
 def failure_document(error: WhatspireDBError, code: int) -> dict[str, Any]:
-    """Return the JSON document of a failure; a refused migration adds its plan."""
-    plan = error.plan.to_json() if isinstance(error, MigrationRefused) else {}
+    """Return the JSON document of a failure; a refused migration or undo adds its plan."""
+    plan = error.plan.to_json() if isinstance(error, MigrationRefused | UndoRefused) else {}
     return {"error": error.fact, "hint": error.hint, "exit": code, **plan}
 
 

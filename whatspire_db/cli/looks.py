@@ -1,4 +1,4 @@
-"""The verbs of the migrator that only look: plan, verify, status, version."""
+"""The verbs of the migrator but for up: those that only look, and undo."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from ..migrate.plan import Plan
 from ..migrate.runner import MigrationRunner
 from ..migrate.stamp import ForeignHistory
 from .call import OK, Answer, Call
-from .migrate import PENDING, REFUSED
+from .migrate import PENDING, REFUSED, is_many
+from .undo import answer as undo
+from .undo import outlook, said_of
 
 if TYPE_CHECKING:
     from ..data import DataState
@@ -91,6 +93,7 @@ def _shown(changes: Changes) -> str:
 def _status(runner: MigrationRunner, call: Call) -> Answer:
     runs = runner.status()
     plan = runner.plan() if runner.check().missing else Plan(runner.engine.name, 0)  # a stamp saves the full look
+    outcome, undo_lines = ({}, []) if is_many(call.options) else outlook(runner)
     moved, first = _moved(runner.fence())
     document = {
         **moved,
@@ -98,6 +101,7 @@ def _status(runner: MigrationRunner, call: Call) -> Answer:
         "runs": [run.to_json() for run in runs],
         "pending": [step.to_json() for step in plan.pending],
         **_data_document(runner, states := runner.data_states()),
+        **outcome,
     }
     lines = [*first, call.line, *_run_lines(runs)]
     lines += [f"data migration {state}" for state in states]
@@ -106,7 +110,7 @@ def _status(runner: MigrationRunner, call: Call) -> Answer:
         lines.append(f"refused: {len(plan.refused)}, see plan")
     if not (plan or any(state.is_left for state in states)):
         lines.append("nothing is pending")
-    return Answer(call.named(document), lines)
+    return Answer(call.named(document), lines + undo_lines)
 
 
 def _run_lines(runs: Sequence[MigrationStatus]) -> Iterator[str]:
@@ -117,7 +121,7 @@ def _run_lines(runs: Sequence[MigrationStatus]) -> Iterator[str]:
     yield f"{'version':<{width}}  {'applied at':<23}  run"
     for run in runs:
         applied_at = f"{run.applied_at:%Y-%m-%d %H:%M:%S} UTC" if run.applied_at else "-"
-        yield f"{run.version:<{width}}  {applied_at:<23}  {run.name}"
+        yield f"{run.version:<{width}}  {applied_at:<23}  {run.name}{said_of(run)}"
 
 
 def _version(runner: MigrationRunner, call: Call) -> Answer:
@@ -130,4 +134,5 @@ ANSWERS: dict[str, Callable[[MigrationRunner, Call], Answer]] = {
     "verify": _verify,
     "status": _status,
     "version": _version,
+    "undo": undo,
 }

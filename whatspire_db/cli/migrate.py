@@ -1,4 +1,4 @@
-"""The command line: python -m whatspire_db.migrate [up|plan|verify|status|version]."""
+"""The command line: python -m whatspire_db.migrate [up|plan|verify|status|version|undo]."""
 
 from __future__ import annotations
 
@@ -38,19 +38,27 @@ VERBS = {
     "up": "apply what is pending in one transaction, verify and record it (default)",
     "plan": "show every step with its SQL, lock and cost; exit 3 when something is pending, 4 when refused",
     "verify": "compare the whole schema; exit 3 when something is missing, 4 when something drifted",
-    "status": "list the recorded runs, and what is pending",
+    "status": "list the recorded runs with what each added, what is pending, and what undo would do",
     "version": "print the recorded version, 0 before the first run",
+    "undo": "drop what the last run added, where no row is lost; exit 4 when refused, with --plan 3 when it would drop",
 }
 MANY = ("each_schema", "each_file", "dsn_file")  # options that name many databases
 # What the parser makes of no arguments.
 NOTHING_TYPED: dict[str, Any] = {
     "verb": "up",
-    **dict.fromkeys(("lock_timeout", "wait", "models", "driver", "dsn", "config", *MANY, "jobs")),
+    **dict.fromkeys(("lock_timeout", "wait", "models", "driver", "dsn", "config", *MANY, "jobs", "to")),
     **dict.fromkeys(("backup", "sql", "trust_source", "fail_fast", "only_models", "json", "quiet", "verbose"), False),
+    **dict.fromkeys(("plan", "with_data"), False),
 }
 _LOOKS = ("up", "plan", "verify", "status")
 # The verbs that use an option; all verbs use those that are not here.
-USERS = {"backup": ("up",), "sql": ("plan", "verify"), "trust_source": _LOOKS, **dict.fromkeys(MANY, _LOOKS)}
+USERS = {
+    "backup": ("up",),
+    "sql": ("plan", "verify", "undo"),
+    "trust_source": (*_LOOKS, "undo"),
+    **dict.fromkeys(MANY, _LOOKS),
+    **dict.fromkeys(("to", "plan", "with_data"), ("undo",)),
+}
 
 
 def parser_of(prog: str = PROG) -> ArgumentParser:
@@ -60,7 +68,7 @@ def parser_of(prog: str = PROG) -> ArgumentParser:
     parser = Parser(
         prog=prog,
         formatter_class=RawHelpFormatter,
-        description="Bring a database to the declared schema by adding what is missing. Never drops.",
+        description="Bring a database to the declared schema by adding what is missing. Only undo drops.",
         epilog="verbs:\n" + "\n".join(f"  {verb:<9}{text}" for verb, text in VERBS.items()),
     )
     parser.add_argument("verb", nargs="?", choices=list(VERBS), default="up", metavar="VERB", help="see below")
@@ -76,8 +84,10 @@ def parser_of(prog: str = PROG) -> ArgumentParser:
     parser.add_argument(
         "--sql",
         action="store_true",
-        help="print statements alone, for psql or sqlite3: with plan what is pending, with verify what mends drift",
+        help="print statements alone, for psql or sqlite3: with plan what is pending, with verify what mends drift, "
+        "with undo what it would run",
     )
+    _add_undo_options(parser)
     parser.add_argument(
         "--trust-source",
         action="store_true",
@@ -86,6 +96,16 @@ def parser_of(prog: str = PROG) -> ArgumentParser:
     add_many_options(parser)
     add_shared_options(parser)
     return parser
+
+
+def _add_undo_options(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--to", metavar="VERSION", help="with undo: undo all runs that are newer than this version (default: the last)"
+    )
+    parser.add_argument("--plan", action="store_true", help="with undo: show what it would do, and touch nothing")
+    parser.add_argument(
+        "--with-data", action="store_true", help="with undo: make a backup, then drop what holds rows too"
+    )
 
 
 def _parse(prog: str, argv: list[str]) -> Any:
@@ -176,8 +196,8 @@ def runner_of(
 
 
 def _before_changes(options: Any, settings: Settings) -> Callable[[], str | None] | None:
-    """Return what --backup asks for; without it the settings decide."""
-    if not options.backup:
+    """Return what --backup or --with-data asks for; without them the settings decide."""
+    if not (options.backup or options.with_data):
         return None
     from ..backup.before_migration import before_migration  # not for a run that makes none
 
@@ -211,7 +231,8 @@ class _CommandLineWatcher(Watcher):
     def __init__(self, call: Call, is_new: bool) -> None:
         super().__init__()
         options = call.options
-        self.says = options.verb == "up" and not (options.quiet or options.json)
+        changes = options.verb == "up" or (options.verb == "undo" and not (options.plan or options.sql))
+        self.says = changes and not (options.quiet or options.json)
         self.draws = not options.quiet and sys.stderr.isatty()
         self.is_new = is_new
         self.line = f"   {call.line}{', created by this run' if is_new else ''}"

@@ -9,6 +9,7 @@ from .runner import MigrationRunner
 
 if TYPE_CHECKING:
     from .diff import Changes, Drift, Extra, Missing
+    from .undo_plan import UndoPlan, UndoReport
 
 __all__ = [
     "Changes",
@@ -23,6 +24,8 @@ __all__ = [
     "Report",
     "SchemaCheck",
     "Step",
+    "UndoPlan",
+    "UndoReport",
     "Watcher",
 ]
 
@@ -33,4 +36,8 @@ def __getattr__(name: str) -> Any:
         from . import diff
 
         return getattr(diff, name)
+    if name in ("UndoPlan", "UndoReport"):
+        from . import undo_plan
+
+        return getattr(undo_plan, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -13,7 +13,8 @@ from ..connection.patience import Patience, is_loss
 from ..errors import LockTimeout, StepFailed, VerificationFailed
 from ..messages import first_line, hint, is_right_missing, is_there_already
 from ..models.service import MigrationVersion
-from . import history
+from . import history, records
+from .added import Added, additions, described, joined
 from .ddl import execute
 from .engines.base import Engine
 from .failures import online_step_failed, right_missing, step_failed
@@ -22,6 +23,7 @@ from .plan import Plan, Step
 from .progress import Watcher
 from .schema import Schema, label
 from .stamp import Standing
+from .undo_plan import UndoPlan
 
 logger = logging.getLogger("whatspire_db.migrate")
 
@@ -68,24 +70,24 @@ class Applying:
 
     def _apply_at_once(self, declared: Schema, plan: Plan, standing: Standing | None) -> int:
         """Run the transaction."""
-        records = bool(plan.pending) or self._is_recorded_anyway(standing)
+        is_recorded = bool(plan.pending) or self._is_recorded_anyway(standing)
         return self.engine.transact(
-            lambda: self._change(declared, plan, standing, records),
+            lambda: self._change(declared, plan, standing, is_recorded),
             sorted({lock for step in plan.at_once for lock in step.locks}),
             self.wait_seconds,
             before=lambda: self._execute_free([step for step in plan.at_once if step.free]),
         )
 
-    def _change(self, declared: Schema, plan: Plan, standing: Standing | None, records: bool) -> int:
+    def _change(self, declared: Schema, plan: Plan, standing: Standing | None, is_recorded: bool) -> int:
         """Do all that needs locks, and what ends the transaction: prove it, then record it or note what is left."""
-        self._execute_all(step for step in plan.at_once if not step.free)
+        self.execute_all(step for step in plan.at_once if not step.free)
         now = self.looking.stamping.standing() if plan.pending else standing
-        if plan.at_once:
-            self._verify(declared, plan, plan.online)
-        if plan.online:
+        live = self._verify(declared, plan, plan.online) if plan.at_once else None
+        if plan.online:  # it may be killed before it has recorded itself
+            records.write(self.engine, records.UNFINISHED, self._added(declared, plan, now, live))
             self.looking.stamping.keep_unrecorded(now)
             return plan.version
-        return self._record(plan, now) if records else plan.version
+        return self._record(plan, now, self._added(declared, plan, now, live)) if is_recorded else plan.version
 
     def _is_recorded_anyway(self, standing: Standing | None) -> bool:
         """Tell whether a run that changes nothing is recorded all the same."""
@@ -96,11 +98,13 @@ class Applying:
         left = plan.online
         try:
             while left:
-                self._execute_online(left[0])
+                self.execute_online(left[0])
                 left = left[1:]
             now = self.looking.stamping.standing()
-            self._verify(declared, plan, ())
-            return self.engine.transact(lambda: self._record(plan, now), (), self.wait_seconds)
+            live = self._verify(declared, plan, ())
+            return self.engine.transact(
+                lambda: self._record(plan, now, self._added(declared, plan, now, live)), (), self.wait_seconds
+            )
         except peewee.PeeweeException as error:
             if is_right_missing(error):  # what was applied before it stays, and is not shown as pending
                 raise right_missing(replace(plan, pending=left), first_line(error), hint(error)) from error
@@ -128,7 +132,8 @@ class Applying:
             return False
         return True
 
-    def _execute_all(self, steps: Iterable[Step]) -> None:
+    def execute_all(self, steps: Iterable[Step]) -> None:
+        """Run steps within the transaction that is open."""
         for step in steps:
             self._announce([step])
             self._execute(step)
@@ -149,7 +154,8 @@ class Applying:
                     raise
                 raise step_failed(step, error) from error
 
-    def _execute_online(self, step: Step) -> None:
+    def execute_online(self, step: Step) -> None:
+        """Run a step outside of the transaction."""
         if step.repairs and not self.engine.is_invalid(step.builds):
             return  # who built it has just finished
         self.patience.doing = [step.title]
@@ -190,10 +196,21 @@ class Applying:
             "run it again: it goes on from there" + (", and builds the index anew" if is_left else ""),
         )
 
-    def _record(self, plan: Plan, standing: Standing | None) -> int:
+    def _added(self, declared: Schema, plan: Plan, standing: Standing | None, live: Schema | None) -> list[Added]:
+        """Return what a run has added, with what one that was killed has noted, and how it all stands."""
+        noted = records.take_unfinished(self.engine) if _may_be_unfinished(standing) else []
+        added = joined(noted, additions(plan.pending, declared))
+        seen = {self.engine.key(model) for model in self.looking.all_models} | {("", "")}
+        others = [each for each in added if each.table not in seen]  # of a run of other models
+        mine = [each for each in added if each.table in seen]
+        return [*others, *described(mine, live or self.looking.snapshot())] if mine else others
+
+    def _record(self, plan: Plan, standing: Standing | None, added: Sequence[Added]) -> int:
         """Record the run, and stamp the schema that was verified with the mark of `standing`."""
         try:
-            version = history.record(self.engine)
+            version = history.record(self.engine, newest=standing.version if standing else None)
+            if added:
+                records.write(self.engine, version, [each for each in added if each.definition is not None])
         except peewee.PeeweeException as error:
             if self.engine.is_lock_failure(error) or is_right_missing(error):
                 raise
@@ -204,11 +221,12 @@ class Applying:
         self.looking.stamping.keep_recorded(standing, plan.drift)
         return version
 
-    def _verify(self, declared: Schema, plan: Plan, later: Collection[Step]) -> None:
-        """Compare again; `later` are steps that are not done yet."""
+    def _verify(self, declared: Schema, plan: Plan, later: Collection[Step]) -> Schema:
+        """Compare again, and return the live schema; `later` are steps that are not done yet."""
         outcome = "what was applied stays" if plan.online and not later else "nothing was changed"
         expected = {(step.table, step.name) for step in later}
-        changes = self.looking.changes(declared, self.looking.snapshot())
+        live = self.looking.snapshot()
+        changes = self.looking.changes(declared, live)
         left = [
             f"{m.kind} {label(m.table)}.{m.name}" for m in changes.missing if (label(m.table), m.name) not in expected
         ]
@@ -219,10 +237,16 @@ class Applying:
                 f"after all steps the schema still differs: {'; '.join(left)}",
                 f"{outcome}; look for event triggers, or report this with the output of plan",
             )
+        return live
+
+
+def _may_be_unfinished(standing: Standing | None) -> bool:
+    """Tell whether a run may have noted what it added without having recorded itself."""
+    return standing is None or standing.stamps is None or bool(standing.stamps.unrecorded)
 
 
 @contextmanager
-def naming_what_is_pending(plan: Plan) -> Iterator[None]:
+def naming_what_is_pending(plan: Plan | UndoPlan) -> Iterator[None]:
     """Let a right that is missing be reported with what somebody else has to do."""
     try:
         yield

@@ -6,6 +6,7 @@ from ..errors import LONGEST, RightMissing, StepFailed
 from ..messages import NOTHING_CHANGED, first_line, is_locked, sqlstate
 from ..messages import hint as hint_for
 from .plan import Plan, Step
+from .undo_plan import UndoPlan
 
 SHOWN = 3  # statements, and titles
 
@@ -20,7 +21,7 @@ def can_be_of_a_change(error: BaseException) -> bool:
     return not (is_locked(cause) or (sqlstate(cause) or "").startswith(_NO_CHANGE))
 
 
-def right_missing(plan: Plan, fact: str, hint: str) -> RightMissing:
+def right_missing(plan: Plan | UndoPlan, fact: str, hint: str) -> RightMissing:
     """Return the error for a plan that somebody else has to carry out, with its statements where they are few."""
     if not plan.pending:
         return RightMissing(f"the run cannot be recorded: {fact}", hint)
@@ -32,12 +33,12 @@ def right_missing(plan: Plan, fact: str, hint: str) -> RightMissing:
     )
 
 
-def _statements(plan: Plan) -> str:
+def _statements(plan: Plan | UndoPlan) -> str:
     """Return a plan's statements, or the command that prints them where they are many or long."""
     statements = [f"{sql};" for step in plan.pending for sql in step.sql]
     text = " ".join(statements)
     if len(statements) > SHOWN or len(text) > LONGEST - 200:
-        return "what `python -m whatspire_db.migrate plan --sql` prints"
+        return f"what `python -m whatspire_db.migrate {plan.command} --sql` prints"
     return text
 
 

@@ -19,16 +19,23 @@ MOST_TAKEN = 1000  # versions that another writer takes one after the other
 
 @dataclass(frozen=True)
 class MigrationStatus:
-    """One recorded run: `version` in epoch seconds, `applied_at` aware and in UTC."""
+    """One recorded run: `version` in epoch seconds, `applied_at` aware and in UTC.
+
+    `added` says how many objects of each kind it added; None where nobody recorded that, and undo leaves it alone.
+    `undone_by` is the version of the run that took them back.
+    """
 
     version: int
     name: str
     applied_at: datetime | None
     applied: bool = True
+    added: dict[str, int] | None = None
+    undone_by: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         applied_at = self.applied_at.isoformat() if self.applied_at else None
-        return {"version": self.version, "name": self.name, "applied_at": applied_at, "applied": self.applied}
+        more = {} if self.added is None else {"added": self.added, "undone_by": self.undone_by}
+        return {"version": self.version, "name": self.name, "applied_at": applied_at, "applied": self.applied, **more}
 
 
 def exists(engine: Engine) -> bool:
@@ -111,14 +118,15 @@ def _copied(row: list[str]) -> MigrationStatus:
     return MigrationStatus(recorded_version(version), name, MigrationVersion.applied_at.python_value(when))
 
 
-def record(engine: Engine, name: str = RUN_NAME) -> int:
+def record(engine: Engine, name: str = RUN_NAME, newest: int | None = None) -> int:
     """Add a row and return its version: the later of now and the last one + 1.
 
     The Go service takes no lock when it records its start, so a version that it takes meanwhile is passed over.
 
+    :param newest: the last version, where it was just asked for.
     :raises StepFailed: when one version after the other is taken.
     """
-    first = max(int(time.time()), _newest(engine) + 1)
+    first = max(int(time.time()), (_newest(engine) if newest is None else newest) + 1)
     for number in range(first, first + MOST_TAKEN):
         insert = MigrationVersion.insert(version=number, name=name, applied_at=engine.as_value(utcnow()))
         # Only a version that is taken is passed over; any other conflict is an error of its own. Without

@@ -20,6 +20,13 @@ if TYPE_CHECKING:
         "attach_index",
         "add_constraint",
         "validate_constraint",
+        "drop_table",
+        "drop_column",
+        "drop_index",
+        "drop_constraint",
+        "drop_schema",
+        "drop_extension",
+        "prove_unused",
     ]
     # PostgreSQL's modes of table locks; SQLite has one lock for the whole database.
     Lock = Literal[
@@ -105,6 +112,8 @@ class Refusal:
 @dataclass(frozen=True)
 class Plan:
     """What a run would do; falsy when there is nothing to do. str() shows it, `to_json` gives plain data."""
+
+    command = "plan"  # the verb that shows it
 
     driver: str
     version: int

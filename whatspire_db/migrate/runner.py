@@ -9,20 +9,17 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from types import ModuleType
 
 import peewee
 
 from ..connection.database import Pooling
 from ..connection.patience import Patience
-from ..dsn.redaction import shown
-from ..errors import ConfigError, MigrationRefused, ModelError, WhatspireDBError
+from ..errors import MigrationRefused, WhatspireDBError
 from ..light_stdlib import TYPE_CHECKING, Any, TypeVar, replace
 from ..messages import database_failed, in_words
-from ..models.base import data_migrations_of, is_own, registered_models
+from ..models.base import data_migrations_of, listed, usual_models
 from ..models.service import MigrationVersion
 from ..settings.durations import seconds_of
-from ..settings.kinds import difference_of
 from . import history
 from .ddl import ModelType
 from .engines.base import LOOK_SECONDS, engine_for
@@ -31,16 +28,19 @@ from .plan import Plan
 from .progress import Watcher
 from .reports import Done, Report, SchemaCheck
 from .stamp import Standing
-from .stamping import Stamping
+from .stamping import Stamping, accepted_differences
 
 if TYPE_CHECKING:
     from ..data import DataOutcome, DataState
     from ..models.data_migrations import DataMigration
     from ..transfer.fence import Fence
+    from .applying import Applying
     from .diff import Changes
     from .full_look import Looking
     from .mending import Mending
     from .times import TimeNote
+    from .undo_plan import UndoPlan, UndoReport
+    from .undoing import Undoing
 
 logger = logging.getLogger("whatspire_db.migrate")
 T = TypeVar("T")
@@ -56,12 +56,7 @@ def _patient(verb: Callable[[MigrationRunner], T]) -> Callable[[MigrationRunner]
 
     @functools.wraps(verb)
     def run(self: MigrationRunner) -> T:
-        self._patience = Patience(self.lock_timeout, self.wait_for_server)
-        try:
-            with _uncollected(len(self.models) > MANY):
-                return self._patience.run(lambda: verb(self), self._let_go)
-        finally:
-            self.engine.forget()
+        return self._patiently(lambda: verb(self))
 
     return run
 
@@ -123,19 +118,27 @@ class MigrationRunner:
     ) -> None:
         self.engine = engine_for(db, trust_source)
         self.db = self.engine.db
-        listed = _usual_models(self.db) if models is None else _listed(models)
+        found = usual_models(self.db) if models is None else listed(models)
         # A temporary table is gone with its session: nothing to migrate.
-        self.models: list[ModelType] = [model for model in listed if not model._meta.temporary]
+        self.models: list[ModelType] = [model for model in found if not model._meta.temporary]
         self.data = data_migrations_of(self.models) if data is None else tuple(data)
         self.stall = stall
         self.record_all = record_all
         self.before_changes = before_changes or _configured_backup(self.db)
         self.lock_timeout = seconds_of("lock_timeout", lock_timeout)
         self.online_rows = online_rows
-        self.accepted_drift = _accepted(self.db, accepted_drift)
+        self.accepted_drift = accepted_differences(self.db, accepted_drift)
         self.watcher = watcher or Watcher()
         self.wait_for_server = seconds_of("wait_for_server", wait_for_server)
         self._patience = Patience(self.lock_timeout, self.wait_for_server)
+
+    def _patiently(self, verb: Callable[[], T]) -> T:
+        self._patience = Patience(self.lock_timeout, self.wait_for_server)
+        try:
+            with _uncollected(len(self.models) > MANY):
+                return self._patience.run(verb, self._let_go)
+        finally:
+            self.engine.forget()
 
     @property
     def _stamping(self) -> Stamping:
@@ -219,9 +222,11 @@ class MigrationRunner:
 
     @_patient
     def status(self) -> list[MigrationStatus]:
-        """Return the recorded runs, oldest first."""
+        """Return the recorded runs, oldest first, with what each added where that was recorded too."""
+        from .records import with_added
+
         with self._connection(), self._looking.reading():
-            return history.status(self.engine)
+            return with_added(self.engine, history.status(self.engine))
 
     @_patient
     def up(self) -> Report:
@@ -267,6 +272,38 @@ class MigrationRunner:
         with self._connection():
             return states_of(self, self._stamping)
 
+    def undo_plan(self, to: int | None = None, *, with_data: bool = False) -> UndoPlan:
+        """Return what `undo` would do, with the SQL of every step; changes nothing.
+
+        :raises ConfigError: when no run has the version `to`.
+        """
+        return self._patiently(lambda: self._connected(lambda: self._undoing(with_data).plan(to)))
+
+    def undo(self, to: int | None = None, *, with_data: bool = False) -> UndoReport:
+        """Drop what the last recorded run added, or all runs that are newer than a version, and record that.
+
+        Nothing that holds rows is dropped, nothing that was changed since, and nothing that others depend on.
+
+        :param to: the version that becomes the newest one that is not undone; 0 undoes all that is recorded.
+        :param with_data: drop what holds rows too, behind the backup that `before_changes` makes.
+        :raises UndoRefused: when it would lose or break something; nothing was dropped.
+        :raises ConfigError: when no run has the version `to`.
+        :raises StepFailed: when the database refused a statement; its transaction was rolled back.
+        :raises LockTimeout: when another migration, or a session in the way, went on for too long.
+        """
+        # What is chosen before a session is lost stays what is undone.
+        chosen = self._patiently(lambda: self._connected(lambda: self._undoing(with_data).chosen(to)))
+        return self._patiently(lambda: self._connected(lambda: self._undoing(with_data).run(chosen)))
+
+    def _connected(self, work: Callable[[], T]) -> T:
+        with self._connection():
+            return work()
+
+    def _undoing(self, with_data: bool) -> Undoing:
+        from .undoing import Undoing
+
+        return Undoing(self._applying(), self.before_changes, with_data)
+
     def up_as_stamped(self, standing: Standing | None) -> Report | None:
         """Return what `up` reports for an answer that fits the stamp; None where a run has to look.
 
@@ -293,11 +330,14 @@ class MigrationRunner:
         return Done(plan, plan.version)
 
     def _upgrade(self, standing: Standing | None) -> Done:
-        from .applying import Applying
         from .upgrade import Upgrade
 
-        applying = Applying(self._looking, self.watcher, self._patience, self.record_all)
-        return Upgrade(applying, self.before_changes, self._as_stamped).run(standing)
+        return Upgrade(self._applying(), self.before_changes, self._as_stamped).run(standing)
+
+    def _applying(self) -> Applying:
+        from .applying import Applying
+
+        return Applying(self._looking, self.watcher, self._patience, self.record_all)
 
     def _let_go(self) -> bool:
         """Hold no place on a server that is full or gone; return whether a next attempt gets another session.
@@ -334,45 +374,6 @@ class MigrationRunner:
 def _warn_of_renamings(plan: Plan) -> None:
     for renaming in plan.renamed:
         logger.warning("%s", renaming)
-
-
-def _usual_models(db: peewee.Database) -> list[ModelType]:
-    """Return the registered models, without the service's where a database's settings leave these out."""
-    settings = getattr(db, "settings", None)
-    if not (settings and settings.only_models):
-        return list(registered_models())
-    if own := [model for model in registered_models() if is_own(model)]:
-        return own
-    name = settings.name_of("only_models")
-    raise ConfigError(
-        f"{name} is true, and no models of your own are there", "import their modules, or list the models"
-    )
-
-
-def _listed(models: Sequence[ModelType]) -> list[ModelType]:
-    """Return a list of models without doubles.
-
-    :raises ModelError: when it is no list of models.
-    """
-    if isinstance(models, ModuleType | str) or peewee.is_model(models) or not isinstance(models, Iterable):
-        what = getattr(models, "__name__", type(models).__name__)
-        hint = "give model classes in a list: MigrationRunner(db, [User, Tweet])"
-        raise ModelError(f"a list of models is needed, not {what}", hint)
-    for model in models:
-        if not peewee.is_model(model):
-            raise ModelError(f"{shown(model)} is not a peewee model", "give model classes")
-    return list(dict.fromkeys(models))
-
-
-def _accepted(db: peewee.Database, given: Iterable[Mapping[str, Any]] | None) -> tuple[Any, ...]:
-    """Return the differences that count as none, each as kind, table, name, declared and live."""
-    if given is None:
-        return getattr(getattr(db, "settings", None), "accepted_drift", ())
-    try:
-        return tuple(map(difference_of, given))
-    except (TypeError, ValueError):
-        hint = "give mappings with kind, table, name, declared and live, as verify --json lists them under drift"
-        raise ConfigError("accepted_drift is no list of differences", hint) from None
 
 
 def _configured_backup(db: peewee.Database) -> Callable[[], str | None]:

@@ -13,6 +13,10 @@ Key = tuple[str, str]
 Difference = tuple[str, str, str, str | None, str | None]
 
 
+# Tables of this package that no model of the user's stands for: the recorded runs, and what each of them added.
+HISTORY_TABLE, RUNS_TABLE = "migration_versions", "whatspire_db_runs"
+
+
 class OwnSequence(str):
     """The default of a serial column, as messages show it: the next value of a sequence that is the column's own."""
 

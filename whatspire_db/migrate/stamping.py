@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from ..light_stdlib import TYPE_CHECKING, dataclass, replace
+import peewee
+
+from ..errors import ConfigError
+from ..light_stdlib import TYPE_CHECKING, Any, dataclass, replace
 from ..models.service import MigrationVersion
+from ..settings.kinds import difference_of
 from .ddl import ModelType
 from .engines.base import Engine
 from .plan import Plan
@@ -95,6 +99,11 @@ class Stamping:
         finished: frozenset[str] = standing.finished if standing else frozenset()
         return finished.issuperset(self.names) or hash_of(self.names) in finished
 
+    def keep_undone(self, standing: Standing | None) -> None:
+        """Note that no run is past its transaction: what one had added there is taken back."""
+        if standing and standing.stamps:
+            self._keep(standing, replace(standing.stamps, unrecorded=""))
+
     def keep_finished(self) -> None:
         """Keep that the data migrations are finished, so that the next start asks no further."""
         standing = self.standing()
@@ -111,3 +120,14 @@ class Stamping:
     def _keep(self, standing: Standing, stamps: Stamps) -> None:
         if standing.may_write and stamps != standing.stamps:
             self.engine.keep(stamps)
+
+
+def accepted_differences(db: peewee.Database, given: Iterable[Mapping[str, Any]] | None) -> tuple[Any, ...]:
+    """Return the differences that count as none, each as kind, table, name, declared and live."""
+    if given is None:
+        return getattr(getattr(db, "settings", None), "accepted_drift", ())
+    try:
+        return tuple(map(difference_of, given))
+    except (TypeError, ValueError):
+        hint = "give mappings with kind, table, name, declared and live, as verify --json lists them under drift"
+        raise ConfigError("accepted_drift is no list of differences", hint) from None

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Sequence
+from types import ModuleType
 
 import peewee
 
-from ..errors import NotConnected
+from ..errors import ConfigError, ModelError, NotConnected
 from ..light_stdlib import TYPE_CHECKING, Any
 from .queries import Queries
 from .saving import SavesChanges
@@ -99,3 +100,33 @@ def registered_models() -> list[type[BaseModel]]:
             found.append(model)
         pending.extend(model.__subclasses__())
     return found
+
+
+def usual_models(db: peewee.Database) -> list[type[peewee.Model]]:
+    """Return the registered models, without the service's where a database's settings leave these out."""
+    settings = getattr(db, "settings", None)
+    if not (settings and settings.only_models):
+        return list(registered_models())
+    if own := [model for model in registered_models() if is_own(model)]:
+        return own
+    name = settings.name_of("only_models")
+    raise ConfigError(
+        f"{name} is true, and no models of your own are there", "import their modules, or list the models"
+    )
+
+
+def listed(models: Sequence[type[peewee.Model]]) -> list[type[peewee.Model]]:
+    """Return a list of models without doubles.
+
+    :raises ModelError: when it is no list of models.
+    """
+    from ..dsn.redaction import shown  # not for a worker
+
+    if isinstance(models, ModuleType | str) or peewee.is_model(models) or not isinstance(models, Iterable):
+        what = getattr(models, "__name__", type(models).__name__)
+        hint = "give model classes in a list: MigrationRunner(db, [User, Tweet])"
+        raise ModelError(f"a list of models is needed, not {what}", hint)
+    for model in models:
+        if not peewee.is_model(model):
+            raise ModelError(f"{shown(model)} is not a peewee model", "give model classes")
+    return list(dict.fromkeys(models))

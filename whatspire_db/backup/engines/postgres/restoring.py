@@ -198,5 +198,6 @@ def _holds_rows(target: PostgresTarget, wait: float) -> bool:
         asked.rows(f"SET lock_timeout = {milliseconds(wait)}")
         if asked.value(ANY_LARGE_OBJECT):
             return True
-        sources = [one for one in sources_of(asked) if one.name.rpartition(".")[2] != "migration_versions"]
+        own = ("migration_versions", "whatspire_db_runs")
+        sources = [one for one in sources_of(asked) if one.name.rpartition(".")[2] not in own]
         return any(has_rows(asked, source) for source in sources)

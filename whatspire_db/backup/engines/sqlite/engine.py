@@ -96,9 +96,12 @@ class SqliteEngine(Engine):
         wanted.outcome.safety = wanted.safety.adopt(old, content)
 
 
+OWN_TABLES = ("migration_versions", "whatspire_db_runs")  # of the migrator
+
+
 def _is_for_data(table: str) -> bool:
     """Tell a table from one for notes: the package's of its migrations, or SQLite's of statistics and counters."""
-    return table != "migration_versions" and not table.startswith(("sqlite_stat", "sqlite_sequence"))
+    return table not in OWN_TABLES and not table.startswith(("sqlite_stat", "sqlite_sequence"))
 
 
 def _file_of(target: SqliteTarget) -> Path:

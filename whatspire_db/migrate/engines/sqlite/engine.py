@@ -294,7 +294,7 @@ class SqliteEngine(Engine):
             return WhatspireDBError("SQLite cannot add a column of the primary key", rebuild)
         if column.generated and column.generated.startswith("STORED"):
             return WhatspireDBError("SQLite cannot add a STORED generated column", f"declare it VIRTUAL, or {rebuild}")
-        variable = column.default is not None and not _is_constant(column.default)
+        variable = column.default is not None and not is_constant(column.default)
         if has_rows and variable:
             fact = f"SQLite cannot add the default {column.default} to a table with rows"
             return WhatspireDBError(fact, "use a constant default")
@@ -373,6 +373,7 @@ def _create(scratch: peewee.Database, model: ModelType, sql: str) -> None:
         ) from None
 
 
-def _is_constant(default: str) -> bool:
+def is_constant(default: str) -> bool:
+    """Tell whether a default is a literal."""
     number = r"[+-]? ?(0x[0-9a-f]+|[0-9.]+(e[+-]?[0-9]+)?)"
     return bool(re.fullmatch(rf"{number}|x?'(?:[^']|'')*'|null", default, re.IGNORECASE))

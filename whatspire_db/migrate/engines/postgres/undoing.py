@@ -1,0 +1,218 @@
+"""PostgreSQL: what depends on an object is read from pg_depend, and a CHECK proves that nothing is lost."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from whatspire_db.errors import WhatspireDBError
+from whatspire_db.migrate.added import Added
+from whatspire_db.migrate.ddl import ModelType, execute, qualified, quote
+from whatspire_db.migrate.schema import Column, Key, Schema
+from whatspire_db.sql import SAFE_TO_QUERY, pinned
+
+from ..undoing import PROOF, Dependent, RecordsState, UndoEngine
+from . import NAME_BYTES, trust
+from .online import drop_statement as online_drop
+
+if TYPE_CHECKING:
+    from .engine import PostgresEngine
+
+_RECORDS = pinned(f"""
+SELECT r.oid IS NOT NULL, r.safe AND has_table_privilege(r.oid, 'SELECT'),
+    CASE WHEN r.oid IS NULL THEN has_schema_privilege(current_schema(), 'CREATE')
+        ELSE r.safe AND has_table_privilege(r.oid, 'SELECT') AND has_table_privilege(r.oid, 'INSERT')
+            AND has_table_privilege(r.oid, 'UPDATE') AND has_table_privilege(r.oid, 'DELETE') END
+FROM (SELECT 1) AS one LEFT JOIN LATERAL (
+    SELECT oid, {SAFE_TO_QUERY} AS safe FROM pg_class WHERE oid = to_regclass(quote_ident(current_schema()) || %s)
+) AS r ON true
+""")
+
+# Parameters: of each object its kind, its quoted table, or an index's own name, and its name. One row a dependent: the
+# object's number, what the dependent is, the schema, table and name that it has, and the server's words for it. What
+# belongs to the object itself (its type, sequence, toast table or NOT NULL, an index of a partition) is left out.
+_DEPENDENTS = pinned(
+    """
+WITH asked AS (
+    SELECT n, kind, to_regclass(rel)::oid AS rel, name
+    FROM ROWS FROM (unnest(%s::text[]), unnest(%s::text[]), unnest(%s::text[])) WITH ORDINALITY
+        AS a (kind, rel, name, n)
+), objects AS (
+    SELECT n, kind, 'pg_class'::regclass::oid AS class, rel AS oid, 0 AS sub FROM asked
+        WHERE kind = ANY ('{table,index}')
+    UNION ALL
+    SELECT n, kind, 'pg_type'::regclass::oid, t.oid, 0 FROM asked
+        JOIN pg_class AS c ON c.oid = rel JOIN pg_type AS y ON y.oid = c.reltype
+        JOIN pg_type AS t ON t.oid = y.oid OR t.oid = y.typarray
+        WHERE kind = 'table'
+    UNION ALL
+    SELECT n, kind, 'pg_class'::regclass::oid, rel, attnum FROM asked
+        JOIN pg_attribute ON attrelid = rel AND attname::text = name WHERE kind = 'column'
+    UNION ALL
+    SELECT n, kind, x.class, x.oid, 0 FROM asked JOIN pg_constraint AS k ON conrelid = rel AND conname::text = name
+        CROSS JOIN LATERAL (SELECT 'pg_constraint'::regclass::oid AS class, k.oid
+            UNION ALL SELECT 'pg_class'::regclass::oid, k.conindid WHERE k.contype = ANY ('{p,u,x}')) AS x
+        WHERE kind = 'constraint'
+    UNION ALL
+    SELECT n, kind, 'pg_namespace'::regclass::oid, s.oid, 0 FROM asked JOIN pg_namespace AS s ON nspname::text = name
+        WHERE kind = 'schema'
+    UNION ALL
+    SELECT n, kind, x.class, x.oid, 0 FROM asked JOIN pg_extension AS e ON extname::text = name
+        CROSS JOIN LATERAL (SELECT 'pg_extension'::regclass::oid AS class, e.oid
+            UNION ALL SELECT classid, objid FROM pg_depend
+                WHERE refclassid = 'pg_extension'::regclass AND refobjid = e.oid AND deptype = 'e'
+            UNION ALL SELECT d.classid, t.typarray FROM pg_depend AS d JOIN pg_type AS t ON t.oid = d.objid
+                WHERE d.refclassid = 'pg_extension'::regclass AND d.refobjid = e.oid AND d.deptype = 'e'
+                    AND d.classid = 'pg_type'::regclass AND t.typarray > 0) AS x
+        WHERE kind = 'extension'
+), found AS (
+    SELECT DISTINCT o.n, d.classid, d.objid, d.objsubid FROM objects AS o
+    JOIN pg_depend AS d ON d.refclassid = o.class AND d.refobjid = o.oid
+        AND (d.refobjsubid = o.sub OR o.kind = 'table')
+    LEFT JOIN pg_class AS c ON d.classid = 'pg_class'::regclass AND c.oid = d.objid
+    LEFT JOIN pg_type AS t ON d.classid = 'pg_type'::regclass AND t.oid = d.objid
+    WHERE d.deptype <> ALL ('{e,P,S}')
+        AND NOT EXISTS (SELECT FROM objects AS own WHERE own.n = o.n AND own.class = d.classid
+            AND own.oid = d.objid AND (own.sub = 0 OR own.sub = d.objsubid))
+        AND NOT coalesce(c.relkind = 't' OR (c.relkind = 'S' AND EXISTS (SELECT FROM pg_depend AS s
+            WHERE s.classid = d.classid AND s.objid = c.oid AND s.deptype = ANY ('{a,i}'))), false)
+        AND NOT (o.kind = 'extension' AND (d.deptype = 'i'
+            OR d.classid = 'pg_amop'::regclass OR d.classid = 'pg_amproc'::regclass))
+)
+SELECT f.n, CASE WHEN i.indexrelid IS NOT NULL THEN 'index' WHEN k.oid IS NOT NULL THEN 'constraint'
+        WHEN v.oid IS NOT NULL OR f.objsubid > 0 THEN 'column' WHEN g.oid IS NOT NULL THEN 'trigger'
+        WHEN r.oid IS NOT NULL THEN 'view' WHEN c.oid IS NOT NULL THEN 'table' ELSE '' END,
+    s.nspname, t.relname, coalesce(c.relname::text, k.conname::text, a.attname::text, g.tgname::text, ''),
+    CASE WHEN r.oid IS NOT NULL AND t.relkind = ANY ('{v,m}') THEN pg_describe_object('pg_class'::regclass, t.oid, 0)
+        ELSE pg_describe_object(f.classid, f.objid, f.objsubid) END, a.attname::text
+FROM found AS f
+LEFT JOIN pg_class AS c ON f.classid = 'pg_class'::regclass AND c.oid = f.objid
+LEFT JOIN pg_index AS i ON i.indexrelid = c.oid
+LEFT JOIN pg_constraint AS k ON f.classid = 'pg_constraint'::regclass AND k.oid = f.objid
+LEFT JOIN pg_attrdef AS v ON f.classid = 'pg_attrdef'::regclass AND v.oid = f.objid
+LEFT JOIN pg_trigger AS g ON f.classid = 'pg_trigger'::regclass AND g.oid = f.objid
+LEFT JOIN pg_rewrite AS r ON f.classid = 'pg_rewrite'::regclass AND r.oid = f.objid
+LEFT JOIN pg_class AS t ON t.oid = coalesce(i.indrelid, nullif_zero.conrelid, v.adrelid, g.tgrelid, r.ev_class, c.oid)
+LEFT JOIN pg_namespace AS s ON s.oid = t.relnamespace
+LEFT JOIN pg_attribute AS a ON a.attrelid = t.oid
+    AND a.attnum = CASE WHEN v.oid IS NOT NULL THEN v.adnum ELSE f.objsubid END AND a.attnum > 0
+WHERE coalesce(k.contype <> 'n', true) AND NOT coalesce(g.tgisinternal, false)
+ORDER BY f.n, 6
+""".replace("nullif_zero.conrelid", "CASE WHEN k.conrelid > 0 THEN k.conrelid END")
+)
+
+# Functions that name a table, and a column of it where one is asked for: their bodies are texts, of which the server
+# keeps no dependency. A trigger's function names the columns of its table alone.
+_CALLED = pinned(r"""
+WITH asked AS (
+    SELECT n, kind, to_regclass(rel)::oid AS rel, name
+    FROM ROWS FROM (unnest(%s::text[]), unnest(%s::text[]), unnest(%s::text[])) WITH ORDINALITY
+        AS a (kind, rel, name, n)
+), words AS (
+    SELECT n, rel, '\y' || regexp_replace(relname::text, '(\W)', '\\\1', 'g') || '\y' AS relation,
+        '\y' || regexp_replace(CASE WHEN kind = 'column' THEN name ELSE '' END, '(\W)', '\\\1', 'g') || '\y'
+            AS attribute
+    FROM asked JOIN pg_class AS c ON c.oid = rel WHERE kind = ANY ('{table,column}')
+)
+SELECT w.n, format('%%I.%%I', s.nspname, p.proname) FROM words AS w, pg_proc AS p
+JOIN pg_namespace AS s ON s.oid = p.pronamespace JOIN pg_language AS l ON l.oid = p.prolang
+WHERE p.oid >= 16384 AND l.lanname <> ALL ('{c,internal}')
+    AND NOT EXISTS (SELECT FROM pg_depend AS d WHERE d.classid = 'pg_proc'::regclass AND d.objid = p.oid
+        AND d.deptype = 'e')
+    AND (w.attribute = '\y\y' OR p.prosrc ~ w.attribute)
+    AND (p.prosrc ~ w.relation OR EXISTS (SELECT FROM pg_trigger AS g
+        WHERE g.tgfoid = p.oid AND g.tgrelid = w.rel AND w.attribute <> '\y\y'))
+ORDER BY 1, 2
+""")
+_IS_BUILTIN = pinned("SELECT to_regtype(%s)::oid < 16384")  # FirstNormalObjectId
+# A constant as the server shows it: a literal, and perhaps its type.
+_CONSTANT = re.compile(r"(?P<plain>-?[0-9][0-9.e+-]*|true|false|'(?P<text>(?:[^']|'')*)')(?:::[\w \"\[\](),.]+)?")
+
+
+class PostgresUndo(UndoEngine):
+    """PostgreSQL, where writers are kept out for milliseconds, whatever the size of a table."""
+
+    schema: PostgresEngine
+    lock = "ACCESS EXCLUSIVE"
+    online_lock = "SHARE UPDATE EXCLUSIVE"
+    rewrites = False
+
+    def records_state(self, model: ModelType) -> RecordsState:
+        row = execute(self.db, _RECORDS, [f".{quote(model._meta.table_name)}"]).fetchone()
+        return RecordsState(*map(bool, row))
+
+    def untrusted(self, keys: Sequence[Key]) -> WhatspireDBError | None:
+        if self.schema.trust_source:
+            return None
+        found = trust.strangers(self.db, (), [self.name(key) for key in keys if key[1]])
+        return trust.told(self.db, [each for each in found if each.kind in ("table", "trigger")])
+
+    def name(self, key: Key) -> str:
+        return qualified(key[0] or self.schema.default_schema, key[1])
+
+    def dependents(self, added: Sequence[Added], live: Schema) -> list[Dependent]:
+        names = [
+            self.name((a.table[0], a.name) if a.kind == "index" else a.table) if a.table[1] else None for a in added
+        ]
+        asked = [[a.kind for a in added], names, [a.name for a in added]]
+        found = []
+        for number, kind, schema, table, name, words, column in execute(self.db, _DEPENDENTS, asked).fetchall():
+            of = added[number - 1]
+            key = ("" if schema == self.schema.default_schema else schema or "", table or "")
+            identity = (kind, key, "" if kind == "table" else column if kind == "column" else name)
+            if kind == "column" and identity == of.identity:
+                continue  # its own default
+            if not name.startswith(PROOF):
+                found.append(Dependent(of, identity, words))
+        for number, function in execute(self.db, _CALLED, asked).fetchall():
+            found.append(Dependent(added[number - 1], ("function", ("", ""), function), f"function {function}"))
+        return found
+
+    def cannot_drop(self, column: Column, key: Key, live: Schema) -> str | None:
+        table = live.tables[key]
+        if table.parents:
+            return f"it belongs to {table.parents[0][1]}, of which this is a part"
+        return None
+
+    def is_unused(self, column: Column) -> str:
+        name, constant = quote(column.name), _CONSTANT.fullmatch(column.default or "")
+        if constant is None:
+            return f"{name} IS NULL"
+        # As the types' own output writes them: "=" takes 1.0 for 1.00, and "A" for "a" where the type says so. What
+        # is not PostgreSQL's own type is only written, for to read a value of it can run code of others.
+        stored = f"({column.default})::{column.type}"
+        if not execute(self.db, _IS_BUILTIN, [column.type]).fetchone()[0]:
+            stored = f"{constant['plain']}::pg_catalog.text"
+        written = f"pg_catalog.format('%s', {name}) COLLATE pg_catalog.\"C\""
+        return f"{name} IS NULL OR {written} OPERATOR(pg_catalog.=) pg_catalog.format('%s', {stored})"
+
+    def proof(self, key: Key, column: Column | None, left: str | None = None) -> str:
+        drop = f"DROP CONSTRAINT {quote(left)}, " if left else ""
+        return f"ALTER TABLE {self.name(key)} {drop}ADD {self._check(column)}"
+
+    def online_proof(self, key: Key, column: Column, left: str | None) -> tuple[str, str]:
+        return (
+            f"{self.proof(key, column, left)} NOT VALID",
+            f"ALTER TABLE {self.name(key)} VALIDATE CONSTRAINT {quote(self.proof_name(column))}",
+        )
+
+    def _check(self, column: Column | None) -> str:
+        condition = self.is_unused(column) if column else "false"
+        return f"CONSTRAINT {quote(self.proof_name(column))} CHECK ({condition})"
+
+    def proof_name(self, column: Column | None) -> str:
+        name = f"{PROOF}_{column.name}" if column else PROOF
+        return name.encode()[:NAME_BYTES].decode(errors="ignore")
+
+    def withdraw(self, key: Key, name: str) -> str:
+        return f"ALTER TABLE {self.name(key)} DROP CONSTRAINT IF EXISTS {quote(name)}"
+
+    def drop_column(self, key: Key, name: str) -> str:
+        return f"ALTER TABLE {self.name(key)} DROP COLUMN {quote(name)}"
+
+    def drop_index(self, key: Key, name: str, online: bool = False) -> str:
+        return online_drop(self.name((key[0], name))) if online else super().drop_index(key, name)
+
+    def drop_constraint(self, key: Key, name: str) -> str:
+        return f"ALTER TABLE {self.name(key)} DROP CONSTRAINT {quote(name)}"
