@@ -1,0 +1,269 @@
+"""SQLite into PostgreSQL: check, schema, then rows, indexes, sequences, proof and record in one transaction.
+
+Whatever ends a transfer before its commit, a kill included, leaves the schema at the target and no row. The next
+attempt starts over.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import peewee
+from peewee import sqlite3
+
+from ..errors import NotProved, TransferRefused, WhatspireDBError
+from ..messages import first_line, sqlstate
+from ..migrate.ddl import ModelType, qualified
+from ..migrate.engines.base import Engine
+from ..migrate.engines.postgres.engine import PostgresEngine
+from ..migrate.runner import MigrationRunner
+from ..migrate.schema import Schema
+from . import postgres_load, records, side_file
+from .check import Checked, asks_postgres, check
+from .copying import copy_table
+from .opening import Ends, opened, sqlite_source
+from .progress import Watcher
+from .proof import TableProof, prove
+from .records import Transfer
+from .reports import Report, TableReport
+from .tables import TransferTable, require_models, transfer_tables, transferred
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the caller of a transfer wants: which models, what stays behind, what is done about each kind of fault."""
+
+    models: Sequence[ModelType]
+    leave: Sequence[str]
+    choices: Mapping[str, str]
+    side_file: str
+    wait_seconds: float
+    trust_source: bool
+    watcher: Watcher
+
+
+def check_only(ends: Ends, wishes: Wishes) -> Checked:
+    """Return what a check finds; nothing is changed at either side, and nothing is written."""
+    db = opened(ends.target)
+    with sqlite_source(ends.source) as sqlite, db.connection_context():
+        return _checked(sqlite, _engine(db, wishes), wishes)
+
+
+def transfer(ends: Ends, wishes: Wishes) -> Report:
+    """Do a transfer and return its report; see `whatspire_db.transfer.transfer`."""
+    started = time.monotonic()
+    db = opened(ends.target)
+    with sqlite_source(ends.source) as sqlite, db.connection_context():
+        engine = _engine(db, wishes)
+        with engine.work_lock(wishes.wait_seconds):
+            _require_empty(db.connection(), engine, wishes)
+            checked = _checked(sqlite, engine, wishes)
+            _require_held(checked)
+            migrate(db, wishes)
+            _require_trusted(engine, wishes)
+            tables = _tables(sqlite, engine, wishes, engine.snapshot(_keys(engine, wishes)), checked)
+            with _written_aside(sqlite, checked, wishes), _recorded(engine, ends) as number:
+                done, shortened = _load(db, sqlite, engine, tables, wishes, number)
+        _stamp(db, wishes)
+    file = wishes.side_file if checked.set_aside else ""
+    seconds = time.monotonic() - started
+    return Report(ends, tuple(done), seconds, shortened, checked.replaced, checked.set_aside, file)
+
+
+def _engine(db: Any, wishes: Wishes) -> PostgresEngine:
+    return PostgresEngine(db, wishes.trust_source)
+
+
+def _keys(engine: PostgresEngine, wishes: Wishes) -> list[tuple[str, str]]:
+    return [engine.key(model) for model in transferred(wishes.models)]
+
+
+def _require_trusted(engine: PostgresEngine, wishes: Wishes) -> None:
+    for model in [*transferred(wishes.models), Transfer]:
+        if found := engine.untrusted_table(model):
+            raise found
+
+
+def _require_empty(postgres: Any, engine: PostgresEngine, wishes: Wishes) -> None:
+    """Refuse a target whose tables have rows, whoever made them."""
+    keys = _keys(engine, wishes)
+    live = engine.snapshot(keys).tables
+    places = [(".".join(filter(None, key)), qualified(key[0] or engine.default_schema, key[1])) for key in keys]
+    filled = postgres_load.filled(postgres, [place for key, place in zip(keys, places, strict=True) if key in live])
+    if filled:
+        raise TransferRefused(
+            f"the target has rows already: {', '.join(filled)}",
+            "name a database whose tables are empty; a transfer does not mix rows",
+        )
+
+
+def _checked(sqlite: sqlite3.Connection, engine: PostgresEngine, wishes: Wishes) -> Checked:
+    require_models(sqlite, wishes.models, wishes.leave)
+    with engine.reading(wishes.wait_seconds):
+        models = transferred(wishes.models)
+        declared, live = engine.declared(models), engine.snapshot(_keys(engine, wishes))
+    tables = transfer_tables(sqlite, engine, Schema({**declared.tables, **live.tables}), wishes.models)
+    if not tables:
+        raise TransferRefused("the source has no table of the models", "name the right file in --from, or --models")
+    tell = wishes.watcher.progress
+    return check(sqlite, tables, wishes.choices, asks_postgres(engine.db), lambda table: tell("check", table, 0, None))
+
+
+def _require_held(checked: Checked) -> None:
+    if checked.refused:
+        first = checked.findings[0]
+        more = sum(checked.counts.values()) - 1
+        raise TransferRefused(
+            f"PostgreSQL cannot hold what is in {first}" + (f"; and {more:,} more" if more else ""),
+            "--check lists them; correct the rows, or choose with --on KIND=replace or --on KIND=set-aside",
+        )
+
+
+def migrate(db: Any, wishes: Wishes) -> None:
+    """Bring the target to the models, and to the table of transfers."""
+    runner = MigrationRunner(
+        db,
+        [*wishes.models, Transfer],
+        lock_timeout=wishes.wait_seconds,
+        before_changes=lambda: None,
+        trust_source=wishes.trust_source,
+    )
+    runner.up()
+
+
+def _stamp(db: Any, wishes: Wishes) -> None:
+    """Let the next start find its stamp: indexes that were made anew changed the catalog's mark."""
+    with suppress(WhatspireDBError):  # the rows are there and proved; the next start looks in full
+        MigrationRunner(
+            db,
+            wishes.models,
+            lock_timeout=wishes.wait_seconds,
+            before_changes=lambda: None,
+            trust_source=wishes.trust_source,
+        ).up()
+
+
+def _tables(
+    sqlite: sqlite3.Connection, engine: PostgresEngine, wishes: Wishes, live: Schema, checked: Checked
+) -> list[TransferTable]:
+    """Return the tables as they are at the target now, with what the check made of their rows."""
+    found = {table.name: table for table in checked.tables}
+    tables = transfer_tables(sqlite, engine, live, wishes.models)
+    return [table.with_faults(found[table.name].mended, found[table.name].left_out) for table in tables]
+
+
+@contextmanager
+def _written_aside(sqlite: sqlite3.Connection, checked: Checked, wishes: Wishes) -> Iterator[None]:
+    """Write the side file; it goes again if the transfer fails, for then no row was left out."""
+    if not checked.set_aside:
+        yield
+        return
+    side_file.write(wishes.side_file, sqlite, checked.tables)
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(wishes.side_file)
+        raise
+
+
+@contextmanager
+def _recorded(engine: Engine, ends: Ends) -> Iterator[int]:
+    """Note an attempt that begins, and one that fails; the transaction of the rows notes that it is proved."""
+    number = records.begin(engine, ends.source_name)
+    try:
+        yield number
+    except BaseException as error:
+        with suppress(peewee.PeeweeException):
+            fact = error.fact if isinstance(error, WhatspireDBError) else type(error).__name__
+            records.end(engine, number, records.FAILED, error=fact)
+        raise
+
+
+def _load(
+    db: Any,
+    sqlite: sqlite3.Connection,
+    engine: PostgresEngine,
+    tables: Sequence[TransferTable],
+    wishes: Wishes,
+    number: int,
+) -> tuple[list[TableReport], int]:
+    """Bring the rows over and prove them, in one transaction of the target; return tables and shortened times."""
+    with db.atomic():
+        postgres = db.connection()
+        engine.search_first("pg_catalog")
+        postgres_load.lock(postgres, tables)
+        _require_empty(postgres, engine, wishes)
+        removed = postgres_load.remove(postgres, tables)
+        seconds = [_copied(sqlite, postgres, table, wishes.watcher) for table in tables]
+        for place, each in enumerate(removed):
+            wishes.watcher.progress("index", each.table, 0, None)
+            seconds[place] += _brought_back(postgres, each)
+        for each in removed:
+            with _naming(each.table):
+                postgres_load.bring_back_references(postgres, each)
+        postgres_load.set_sequences(postgres, sqlite, tables)
+        postgres_load.analyze(postgres, tables)
+        proofs = [prove(sqlite, postgres, table, _teller(wishes.watcher, "prove")) for table in tables]
+        require_proved(proofs)
+        reports = [
+            TableReport(proof.table, proof.postgres.rows, str(proof.postgres), taken)
+            for proof, taken in zip(proofs, seconds, strict=True)
+        ]
+        records.end(engine, number, records.PROVED, tables=[report.to_json() for report in reports])
+    return reports, sum(column.kind.shortened for table in tables for column in table.columns)
+
+
+def require_proved(proofs: Sequence[TableProof]) -> None:
+    """Refuse tables that are not the same on both sides.
+
+    :raises NotProved: names them.
+    """
+    if unequal := [str(proof) for proof in proofs if not proof.is_equal]:
+        raise NotProved(
+            f"both sides do not hold the same rows: {'; '.join(unequal)}",
+            "no row was kept at the target; look for triggers and rules on its tables, or report this",
+        )
+
+
+def _teller(watcher: Watcher, phase: str) -> Callable[[str, int], None]:
+    return lambda table, done: watcher.progress(phase, table, done, None)
+
+
+def _copied(sqlite: sqlite3.Connection, postgres: Any, table: TransferTable, watcher: Watcher) -> float:
+    """Copy a table and return the seconds that it took."""
+    started = time.monotonic()
+    (total,) = sqlite.execute(f"SELECT count(*) FROM {table.sqlite} WHERE {table.remaining}").fetchone()
+    with _naming(table.name):
+        copy_table(sqlite, postgres, table, lambda name, done: watcher.progress("copy", name, done, total))
+    return time.monotonic() - started
+
+
+def _brought_back(postgres: Any, removed: postgres_load.Removed) -> float:
+    started = time.monotonic()
+    with _naming(removed.table):
+        postgres_load.bring_back_indexes(postgres, removed)
+    return time.monotonic() - started
+
+
+@contextmanager
+def _naming(table: str) -> Iterator[None]:
+    """Say which table's rows PostgreSQL refused, and why, without repeating any."""
+    from psycopg2 import Error
+
+    try:
+        yield
+    except Error as error:
+        if not (sqlstate(error) or "").startswith(("22", "23", "54")):
+            raise
+        constraint = getattr(error.diag, "constraint_name", None)
+        by = f" by {constraint}" if constraint else ""
+        raise TransferRefused(
+            f"PostgreSQL refused rows of {table}{by}: {first_line(error)}",
+            "nothing was copied; correct the rows in the source, or what the target's table asks of them",
+        ) from error
