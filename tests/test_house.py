@@ -69,6 +69,7 @@ ROOMS = {
         "engines.postgres.database",
         "connecting",
     ],
+    "transfer.fence": [],  # which the others ask
     "migrate": [
         "schema",
         "diff",
@@ -187,13 +188,15 @@ ROOMS = {
     "health": ["values", "engines", "engines.sqlite", "engines.citus", "engines.postgres", "check", ""],
     "data": ["pace", "engines.base", "engines.sqlite", "engines.postgres", "engines", "retention", ""],
     "transfer": [
+        "",
+        "change_log",
         "faults",
         "json_values",
         "kinds",
         "time_kinds",
         "columns",
         "tables",
-        "check",
+        "checking",
         "copying",
         "proof",
         "opening",
@@ -204,7 +207,6 @@ ROOMS = {
         "postgres_load",
         "to_postgres",
         "transferring",
-        "",
     ],
     "cli": [
         "",

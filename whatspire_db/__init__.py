@@ -9,6 +9,7 @@ from .connection.connecting import connect
 from .errors import (
     ConfigError,
     ConnectionFailed,
+    DatabaseMoved,
     LockTimeout,
     MigrationRefused,
     ModelError,
@@ -52,6 +53,7 @@ __all__ = [
     "BaseModel",
     "ConfigError",
     "ConnectionFailed",
+    "DatabaseMoved",
     "Event",
     "LockTimeout",
     "MigrationRefused",

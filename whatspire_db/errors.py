@@ -143,6 +143,12 @@ class WrongNode(WhatspireDBError):
     exit_code = 4
 
 
+class DatabaseMoved(WhatspireDBError):
+    """The rows of this database are in another one by now, and nothing is changed here."""
+
+    exit_code = 4
+
+
 class LockTimeout(WhatspireDBError):
     """Another migration, or another session, held a lock for longer than this run waits."""
 

@@ -83,7 +83,7 @@ _LOCK_TABLE_FILES = frozenset({"lock.c", "predicate.c", "dynahash.c", "shmem.c"}
 # https://www.sqlite.org/rescode.html
 ERROR, BUSY, LOCKED, NOMEM, READONLY, INTERRUPT, IOERR, CORRUPT = 1, 5, 6, 7, 8, 9, 10, 11
 FULL, CANTOPEN, PROTOCOL, TOOBIG, CONSTRAINT, NOTADB = 13, 14, 15, 18, 19, 26
-MISSING_COLLATION, READONLY_DIRECTORY = 257, 1544
+MISSING_COLLATION, READONLY_DIRECTORY, CONSTRAINT_TRIGGER = 257, 1544, 1811
 
 SQLITE_HINTS = MappingProxyType(
     {
@@ -99,6 +99,8 @@ SQLITE_HINTS = MappingProxyType(
         PROTOCOL: "other programs open and close the file all the time; try again when it is quiet",
         TOOBIG: "SQLite stores no text or blob this large",
         NOTADB: "point WHATSAPP_DATABASE_DSN at the database",
+        CONSTRAINT_TRIGGER: "a trigger of the database says so: if its rows were moved, point WHATSAPP_DATABASE_DSN to "
+        "where they are",
         MISSING_COLLATION: "register the collation on the database (db.register_collation) before the migration",
     }
 )
@@ -292,5 +294,6 @@ def in_words(error: BaseException) -> WhatspireDBError | None:
 
 
 def database_failed(error: BaseException) -> WhatspireDBError:
-    """Return the error for a question that the database did not answer."""
-    return WhatspireDBError(f"the database failed: {first_line(error)}", hint(error))
+    """Return the error for a question that the database did not answer, or for a write that a trigger refused."""
+    did = "refused this" if sqlite_code(error) == CONSTRAINT_TRIGGER else "failed"
+    return WhatspireDBError(f"the database {did}: {first_line(error)}", hint(error))

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from argparse import ArgumentParser
 
     from ..migrate.diff import Changes
+    from ..transfer.fence import Fence
 
 PROG = "python -m whatspire_db.migrate"
 PENDING, REFUSED = 3, 4
@@ -267,14 +268,20 @@ def _report(report: Report) -> Iterator[str]:
     yield symbol("✅", "Database migrations completed")
 
 
+def _moved(fence: Fence | None) -> tuple[dict[str, Any], list[str]]:
+    """Return what a document and the first lines say of a database whose rows were moved to another one."""
+    return ({"moved": fence.to_json()}, [fence.fact, f"    hint: {fence.hint}"]) if fence else ({}, [])
+
+
 def _plan(runner: MigrationRunner, call: Call) -> Answer:
     plan = runner.plan()
+    moved, first = _moved(runner.fence())
     notes = [*map(str, plan.renamed), *(f"note: {note}" for note in plan.notes)]
     heading = [f"-- {printable(line)}" for line in (call.line, *notes)]
-    shown = [*heading, plan.sql().rstrip("\n")] if plan.sql() else []
-    lines = shown if call.options.sql else [call.line, str(plan)]
+    shown = [*heading, plan.sql().rstrip("\n")] if plan.sql() else [f"-- {printable(line)}" for line in first]
+    lines = shown if call.options.sql else [*first[:1], call.line, str(plan)]  # which has the hint
     code = REFUSED if plan.refused else PENDING if plan.pending else OK
-    return Answer(call.named(plan.to_json()), lines, code, wanted=call.options.sql)
+    return Answer(call.named(moved | plan.to_json()), lines, code, wanted=call.options.sql)
 
 
 def _verify(runner: MigrationRunner, call: Call) -> Answer:
@@ -282,7 +289,9 @@ def _verify(runner: MigrationRunner, call: Call) -> Answer:
     mending = runner.mending() if wants_sql or wants_json else None
     changes = mending.changes if mending else runner.verify_schema()
     times = () if wants_sql and not wants_json else runner.time_notes()
+    moved, first = _moved(runner.fence())
     document = {
+        **moved,
         "version": _version_for(runner) if wants_json else None,  # its table may be closed to this role
         "missing": [item.to_json() for item in changes.missing],
         "drift": [
@@ -294,9 +303,9 @@ def _verify(runner: MigrationRunner, call: Call) -> Answer:
         **({"renamed": [renaming.to_json() for renaming in changes.renamed]} if changes.renamed else {}),
     }
     code = REFUSED if changes.drift else PENDING if changes.missing else OK
-    lines = [call.line, _shown(changes), *map(str, changes.renamed), *(f"note: {note}" for note in times)]
+    lines = [*first, call.line, _shown(changes), *map(str, changes.renamed), *(f"note: {note}" for note in times)]
     if wants_sql:
-        lines = [f"-- {printable(call.line)}", str(mending)]
+        lines = [*(f"-- {printable(line)}" for line in (*first, call.line)), str(mending)]
     return Answer(call.named(document), lines, code, wanted=wants_sql)
 
 
@@ -323,12 +332,14 @@ def _shown(changes: Changes) -> str:
 def _status(runner: MigrationRunner, call: Call) -> Answer:
     runs = runner.status()
     plan = runner.plan() if runner.check().missing else Plan(runner.engine.name, 0)  # a stamp saves the full look
+    moved, first = _moved(runner.fence())
     document = {
+        **moved,
         "version": max((run.version for run in runs), default=0),
         "runs": [run.to_json() for run in runs],
         "pending": [step.to_json() for step in plan.pending],
     }
-    lines = [call.line, *_run_lines(runs)]
+    lines = [*first, call.line, *_run_lines(runs)]
     lines += [f"pending: {step.title}" for step in plan.pending]
     if plan.refused:
         lines.append(f"refused: {len(plan.refused)}, see plan")

@@ -17,6 +17,11 @@ def _count(number: int, one: str, more: str) -> str:
     return f"{number} {one if number == 1 else more}"
 
 
+def _moved(document: dict[str, Any]) -> list[str]:
+    """Say of a database whose rows were moved to another one where they are."""
+    return [f"moved to {document['moved']['to']} on {document['moved']['at']}"] if "moved" in document else []
+
+
 def _of_up(document: dict[str, Any]) -> tuple[str, str]:
     applied, drift = len(document["applied"]), len(document["drift"])
     state = "migrated" if applied else "with nothing to do"
@@ -28,7 +33,8 @@ def _of_up(document: dict[str, Any]) -> tuple[str, str]:
 
 def _of_plan(document: dict[str, Any]) -> tuple[str, str]:
     refused, pending = len(document["refused"]), len(document["pending"])
-    parts = [f"{refused} refused"] if refused else []
+    parts = _moved(document)
+    parts += [f"{refused} refused"] if refused else []
     parts += [f"{pending} pending"] if pending else []
     parts += [f"{len(document['drift'])} drifted"] if document["drift"] else []
     state = "refused" if refused else "pending" if pending else "with nothing to do"
@@ -38,12 +44,12 @@ def _of_plan(document: dict[str, Any]) -> tuple[str, str]:
 def _of_verify(document: dict[str, Any]) -> tuple[str, str]:
     found = [f"{len(document[key])} {key}" for key in ("missing", "drift", "extra") if document[key]]
     state = "with drift" if document["drift"] else "with something missing" if document["missing"] else "in sync"
-    return state, ", ".join([*([state] if state == "in sync" else []), *found])
+    return state, ", ".join([*_moved(document), *([state] if state == "in sync" else []), *found])
 
 
 def _of_status(document: dict[str, Any]) -> tuple[str, str]:
     pending = len(document["pending"])
-    said = [f"version {document['version']}", _count(len(document["runs"]), "run", "runs")]
+    said = [*_moved(document), f"version {document['version']}", _count(len(document["runs"]), "run", "runs")]
     said.append(f"{pending} pending" if pending else "nothing is pending")
     return "pending" if pending else "with nothing pending", ", ".join(said)
 

@@ -217,6 +217,7 @@ def retain(
     :raises ConfigError: when the limit, a time or an age is wrong.
     :raises TransactionError: within a transaction, which would keep all that is deleted locked until its end.
     :raises LockTimeout: when another run takes longer.
+    :raises DatabaseMoved: when the rows were moved to another database.
     :raises WhatspireDBError: when rows without a rule refer to those, or a superuser would run code of other roles.
     """
     _require_no_transaction(db)
@@ -270,6 +271,8 @@ def _counted(engine: RowEngine, rule: Rule, before: datetime) -> Retained:
 
 def _done(run: _Run, rules: Sequence[Rule], wait_seconds: float | None) -> list[Retained]:
     """Do what the rules say, or, without a time to wait for other runs, count what that would be."""
+    if fence := run.engine.schema.fence():
+        raise fence.refusal()
     _require_trusted(run.engine, rules)
     todo = _children_first(rules)
     if wait_seconds is None:

@@ -62,6 +62,7 @@ def check_health(
         health = engine.reached(health, db)
         health = _with_schema(health, runner) if schema else replace(health, schema_version=_version(runner))
         health = _with_times(health, runner) if schema else health
+        health = _with_fence(health, runner)
         return engine.quick_checked(health, db) if quick_check else health
     except (WhatspireDBError, peewee.PeeweeException, UnicodeError, MaxConnectionsExceeded) as error:
         return _failing(health, _in_words(error, runner), _secrets(db))
@@ -110,6 +111,12 @@ def _with_schema(health: Health, runner: MigrationRunner) -> Health:
         return health
     hint = "see python -m whatspire_db.migrate verify; up adds what is missing"
     return replace(health, error=_difference(found), hint=hint)
+
+
+def _with_fence(health: Health, runner: MigrationRunner) -> Health:
+    """Name the database that has the rows by now, before all else that is wrong with this one."""
+    fence = runner.fence()
+    return replace(health, error=fence.fact, hint=fence.hint) if fence else health
 
 
 def _with_times(health: Health, runner: MigrationRunner) -> Health:

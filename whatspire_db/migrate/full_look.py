@@ -106,10 +106,17 @@ class Looking:
         return Look(declared, replace(plan, version=version), before, after)
 
     def plan(self, declared: Schema, version: int) -> Plan:
-        """Return what there is to do for a declared schema.
+        """Return what there is to do for a declared schema; all is refused where the rows were moved elsewhere.
 
         :param version: the newest recorded one, which the plan tells.
         """
+        plan = self._plan(declared, version)
+        if (fence := self.engine.fence()) is None:
+            return plan
+        moved = Refusal("fence", "", "", fence.fact, fence.hint)
+        return replace(plan, refused=(moved, *plan.refused), adoption=())
+
+    def _plan(self, declared: Schema, version: int) -> Plan:
         live = self._judged()
         changes = self.changes(declared, live)
         adopts = self._would_adopt(declared, changes)

@@ -34,6 +34,7 @@ from .stamp import Standing
 from .stamping import Stamping
 
 if TYPE_CHECKING:
+    from ..transfer.fence import Fence
     from .diff import Changes
     from .full_look import Looking
     from .mending import Mending
@@ -142,6 +143,11 @@ class MigrationRunner:
     def stamped_models(self) -> list[ModelType]:
         """The models that a stamp is about: the runner's, and the one of the history."""
         return self._stamping.stamped_models
+
+    def fence(self) -> Fence | None:
+        """Return where the rows of this database were moved to, and when; None if they are here."""
+        with self._connection():
+            return self.engine.fence()
 
     @_patient
     def plan(self) -> Plan:

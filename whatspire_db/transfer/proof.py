@@ -14,7 +14,7 @@ from typing import Any
 
 from peewee import sqlite3
 
-from .check import shown_key
+from .checking import shown_key
 from .copying import Tell, mend
 from .kinds import BytesKind, IntegerKind, Kind, TextKind, UuidKind
 from .tables import Column, TransferTable

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from .check import Checked
+from .checking import Checked
 from .faults import KINDS
 from .opening import Ends, switch_lines
 

@@ -24,7 +24,7 @@ from ..migrate.engines.postgres.engine import PostgresEngine
 from ..migrate.runner import MigrationRunner
 from ..migrate.schema import Schema
 from . import postgres_load, records, side_file
-from .check import Checked, asks_postgres, check
+from .checking import Checked, asks_postgres, check
 from .copying import copy_table
 from .opening import Ends, opened, sqlite_source
 from .progress import Watcher

@@ -12,7 +12,7 @@ from ..models.base import registered_models
 from ..settings import Settings
 from ..settings.durations import seconds_of
 from . import to_postgres
-from .check import Checked
+from .checking import Checked
 from .faults import SET_ASIDE, read_choices
 from .opening import ends_of
 from .progress import Watcher

@@ -20,6 +20,8 @@ from ..schema import Column, Constraint, Index, Key, Schema, Table
 from ..stamp import Stamps, Standing, rendered
 
 if TYPE_CHECKING:
+    from whatspire_db.transfer.fence import Fence
+
     from ..mending import DriftedTable, Fix
     from ..placements import Placements
     from ..plan import Lock, LockedWork, StepKind
@@ -241,6 +243,10 @@ class Engine(abc.ABC):
 
     def search_first(self, *schemas: str) -> None:  # noqa: B027 - nothing to do where tables stand in one place
         """Let names without a schema mean those of the schemas, until the transaction ends; "" names none."""
+
+    def fence(self) -> Fence | None:
+        """Return the fence of a database whose rows were moved to another one; None without one."""
+        return None
 
     def refuses_everything(self, live: Schema) -> WhatspireDBError | None:
         """Return why a schema may be neither changed nor judged here, and where instead; None where it may."""

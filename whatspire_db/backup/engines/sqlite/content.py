@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import marshal
 import os
 from collections.abc import Callable, Iterator
@@ -25,6 +26,9 @@ from whatspire_db.errors import BackupFailed, BackupInvalid, ConfigError, LockTi
 from whatspire_db.files import kind_of
 from whatspire_db.messages import ERROR, first_line, is_disk_full, is_locked, primary, sqlite_code
 from whatspire_db.messages import hint as hint_for
+from whatspire_db.transfer.fence import Fence, find
+
+logger = logging.getLogger("whatspire_db.backup")
 
 ROWS_A_STEP = 20  # few, for each may be large, and more are hardly faster
 LARGE_STEP = 2**20
@@ -239,6 +243,22 @@ def told(path: Path) -> Iterator[None]:
         if is_disk_full(error):
             raise BackupFailed(f"no room left: {first_line(error)}", "make room; nothing was changed") from None
         raise not_openable(path) or BackupFailed(f"{path}: {first_line(error)}", hint_for(error)) from None
+
+
+def fence_of(path: Path) -> Fence | None:
+    """Return the fence of a file that nobody else has open; None without one."""
+    with _reading(path) as connection:
+        return find(connection)
+
+
+def warn_of_fence(named: Path, path: Path) -> None:
+    """Say in the log that a file's rows were moved to another database, and that it takes no writes.
+
+    :param named: what it is called.
+    :param path: the file, or a copy that nobody else has open.
+    """
+    if fence := fence_of(path):
+        logger.warning("%s is fenced, so no program can write to it: %s", named, fence.fact)
 
 
 def not_openable(path: Path) -> BackupFailed | None:

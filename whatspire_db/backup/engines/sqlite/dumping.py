@@ -14,7 +14,7 @@ from whatspire_db.backup.manifest import Content, Progress
 from whatspire_db.connection.engines.sqlite.damage import HEADER
 from whatspire_db.errors import BackupFailed, BackupInvalid, NothingToBackUp
 
-from .content import BUSY, LOCKED, copy_pages, examine, not_openable, opened, own, told
+from .content import BUSY, LOCKED, copy_pages, examine, not_openable, opened, own, told, warn_of_fence
 
 SUFFIX = ".sqlite3"
 PAGES_A_STEP = 4096
@@ -40,6 +40,7 @@ def dump(source: Path, draft: Path, method: str, wait: float, progress: Progress
         raise NothingToBackUp(
             f"{source} has no tables: there is nothing to back up", "migrate it first, or check the DSN"
         )
+    warn_of_fence(source, plain)
     if method != "none":
         compression.compress(plain, draft, method, progress)
         if compression.digest(draft, method, progress) != digest(plain, progress):

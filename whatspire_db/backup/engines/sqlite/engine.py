@@ -16,7 +16,7 @@ from whatspire_db.files import kind_of
 
 from ..base import Engine, Restoration, as_file_name
 from . import verifying
-from .content import examine, file_of
+from .content import examine, fence_of, file_of
 from .dumping import SUFFIX, dump
 from .restoring import restore
 
@@ -90,7 +90,9 @@ class SqliteEngine(Engine):
             return
         holds_rows = any(table.rows for name, table in content.tables.items() if _is_for_data(name))
         if holds_rows and not wanted.force:
-            raise TargetRefused(f"{self.path} holds data", "--force makes a backup of it, and overwrites it")
+            fence = fence_of(old)
+            holds = f"is fenced: {fence.fact}" if fence else "holds data"
+            raise TargetRefused(f"{self.path} {holds}", "--force makes a backup of it, and overwrites it")
         wanted.outcome.safety = wanted.safety.adopt(old, content)
 
 

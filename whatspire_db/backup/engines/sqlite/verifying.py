@@ -9,7 +9,7 @@ from whatspire_db.backup.durable import new_file
 from whatspire_db.backup.manifest import Content, Manifest, Progress, differences
 from whatspire_db.errors import BackupInvalid
 
-from .content import examine, opened, own, told
+from .content import examine, opened, own, told, warn_of_fence
 from .dumping import PAGES_A_STEP, back_up
 
 
@@ -41,6 +41,7 @@ def require_same(file: Path, manifest: Manifest, plain: Path, progress: Progress
     """
     if lines := differences(manifest.content, examine(plain, progress, file)):
         raise BackupInvalid(f"{file} is not what its manifest tells: {lines[0]}", "take another backup")
+    warn_of_fence(file, plain)
 
 
 def test_restore(file: Path, manifest: Manifest, work: Path, progress: Progress) -> list[str]:

@@ -16,18 +16,20 @@ from whatspire_db.migrate.schema import Column, Constraint, Index, IndexKey, Key
 
 from .table_reader import Reference, TableText, canonical, canonical_default, parse_index, parse_table
 
-# {0} is the schema's name. One row a fact: what it is, of which table, and its values.
+# {0} is the schema's name. One row a fact: what it is, of which table, and its values. What a transfer put there is its
+# own: a fence is reported as one, and of a change log the table alone, without the triggers of every other table.
 _SNAPSHOT = """
 WITH t AS (
     SELECT name, type, sql, sql LIKE 'create virtual%' AS virtual
     FROM "{0}".sqlite_master
-    WHERE type IN ('table', 'view') AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'
+    WHERE type IN ('table', 'view') AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' AND name != 'whatspire_db_fence'
 )
 SELECT 'table' AS what, name, type, sql, virtual, NULL, NULL, NULL, NULL FROM t
 UNION ALL
 SELECT 'name', name, tbl_name, NULL, NULL, NULL, NULL, NULL, NULL FROM "{0}".sqlite_master
 UNION ALL
 SELECT 'rule', tbl_name, name, NULL, NULL, NULL, NULL, NULL, NULL FROM "{0}".sqlite_master WHERE type = 'trigger'
+    AND name NOT GLOB 'whatspire_db_fence_*' AND name NOT GLOB 'whatspire_db_changes_*'
 UNION ALL
 SELECT 'column', t.name, c.name, c.type, c."notnull", c.dflt_value, c.pk, c.hidden, NULL
     FROM t, pragma_table_xinfo(t.name, '{0}') AS c WHERE t.type = 'table' AND NOT t.virtual

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from whatspire_db.migrate.mending import DriftedTable, Fix
     from whatspire_db.migrate.plan import Lock, LockedWork
     from whatspire_db.migrate.times import TimeNote
+    from whatspire_db.transfer.fence import Fence
 
     from .. import references
 else:  # not for a start that finds its stamp
@@ -148,6 +149,11 @@ class SqliteEngine(Engine):
             with suppress(peewee.PeeweeException):
                 if sql:
                     execute(scratch, re.sub(r"(?i)^CREATE TABLE ", f"CREATE TABLE {quote(schema or 'main')}.", sql))
+
+    def fence(self) -> Fence | None:
+        from whatspire_db.transfer.fence import find  # not for a start that finds its stamp
+
+        return find(self.db)
 
     @contextmanager
     def reading(self, wait_seconds: float) -> Iterator[None]:
