@@ -226,6 +226,7 @@ ROOMS = {
         "health",
         "settings",
         "retain",
+        "transfer",
         "verbs",
     ],
 }

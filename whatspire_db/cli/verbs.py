@@ -19,6 +19,7 @@ COMMANDS = {
     "backup": "make backups, prove them, and bring them back: create, list, verify, restore, prune",
     "health": "tell whether the database can be used; exit 0 when healthy, else 1",
     "retain": "delete rows that are older than a rule says, a few at a time",
+    "transfer": "bring every row from SQLite to PostgreSQL, or back, with proof",
     "settings": "print every setting with its value and where that comes from, without secrets",
 }
 OWN = {
