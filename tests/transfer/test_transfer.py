@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-import peewee
 import pytest
 
 from tests import gorm
 from tests.conftest import Place
+from tests.transfer.rows import contents
 from whatspire_db import MigrationRunner, Session, TransferRefused
 from whatspire_db.models.service import SERVICE_MODELS
 from whatspire_db.transfer import transfer
-
-
-def contents(place: Place, models: list[type[peewee.Model]]) -> dict[str, list[object]]:
-    """Return every row of models as they read it."""
-    db = place.connect()
-    found = {}
-    with db.connection_context(), db.bind_ctx(models):
-        for model in models:
-            found[model.__name__] = sorted((repr(sorted(row.items())) for row in model.select().dicts()), key=str)
-    return found
 
 
 def go_database(place: Place) -> None:

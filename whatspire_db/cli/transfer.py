@@ -146,7 +146,8 @@ class _CommandLineWatcher(Watcher):
     def __init__(self, is_quiet: bool) -> None:
         super().__init__()
         self.draws = not is_quiet and sys.stderr.isatty()
-        self.title, self.bar = "", None
+        self.title = ""
+        self.bar: Any = None
 
     def progress(self, phase: str, table: str, done: int, total: int | None) -> None:
         if not self.draws:

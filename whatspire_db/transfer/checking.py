@@ -76,8 +76,10 @@ def check(
     for number, table in enumerate(tables):
         tell(table.name)
         checking.begin(number, table)
-        for look in (_values, _texts, _duplicates):
+        for look in (_values, _texts):
             checking.note(table, look(sqlite, checking.current(table)))
+        for index in _unique(table):
+            checking.note(table, _duplicates(sqlite, checking.current(table), index))
         checking.note(table, _too_long(sqlite, checking.current(table), fits_index))
     by_name = {table.name: table for table in tables}
     while True:  # a row that is set aside may leave others without the row that they refer to
@@ -203,27 +205,25 @@ def _has_wrong_bytes(rows: Sequence[tuple[Any, ...]]) -> bool:
     return False
 
 
-def _duplicates(sqlite: sqlite3.Connection, table: TransferTable) -> Iterator[Fault]:
+def _duplicates(sqlite: sqlite3.Connection, table: TransferTable, index: Sequence[str]) -> Iterator[Fault]:
     """Yield the rows behind the first of those that share the values of a unique index."""
-    known = _unique_already(sqlite, table)
-    for index in _unique(table):
-        columns = [table.column(name) for name in index]
-        names = [column.quoted for column in columns]
-        if not all(isinstance(column.kind, TextKind | IntegerKind | BytesKind) for column in columns):
-            yield from _equal_values(sqlite, table, index)
-            continue
-        if frozenset(index) in known:
-            continue
-        parts = ", ".join(f"{name} COLLATE BINARY" for name in names)
-        filled = " AND ".join(f"{name} IS NOT NULL" for name in names)
-        identity, key = ", ".join(table.identity), ", ".join(quote(name) for name in table.key or ())
-        rows = sqlite.execute(
-            f"SELECT * FROM (SELECT {identity}{', ' if key else ''}{key}, row_number() OVER (PARTITION BY {parts} "
-            f"ORDER BY {identity}) AS place FROM {table.sqlite} WHERE {table.remaining} AND {filled}) WHERE place > 1"
-        ).fetchall()
-        width = len(table.identity)
-        for row in rows:
-            yield Fault(faults.DUPLICATE, ", ".join(index), row[:width], row[width:-1] or row[:width])
+    columns = [table.column(name) for name in index]
+    if not all(isinstance(column.kind, TextKind | IntegerKind | BytesKind) for column in columns):
+        yield from _equal_values(sqlite, table, index)
+        return
+    if frozenset(index) in _unique_already(sqlite, table):
+        return
+    names = [column.quoted for column in columns]
+    parts = ", ".join(f"{name} COLLATE BINARY" for name in names)
+    filled = " AND ".join(f"{name} IS NOT NULL" for name in names)
+    identity, key = ", ".join(table.identity), ", ".join(quote(name) for name in table.key)
+    rows = sqlite.execute(
+        f"SELECT * FROM (SELECT {', '.join(filter(None, [identity, key]))}, row_number() OVER (PARTITION BY {parts} "
+        f"ORDER BY {identity}) AS place FROM {table.sqlite} WHERE {table.remaining} AND {filled}) WHERE place > 1"
+    ).fetchall()
+    width = len(table.identity)
+    for row in rows:
+        yield Fault(faults.DUPLICATE, ", ".join(index), row[:width], row[width:-1] or row[:width])
 
 
 def _unique_already(sqlite: sqlite3.Connection, table: TransferTable) -> set[frozenset[str]]:

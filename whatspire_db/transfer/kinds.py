@@ -351,7 +351,8 @@ def _is_no_utf8(text: str) -> bool:
 
 def _as_real(value: float) -> float:
     """Return a number as PostgreSQL's real is read: the shortest text that means its four bytes."""
-    packed = struct.pack("f", value)
+    packed = struct.pack("<f", value)
     return next(
-        (number for digits in range(1, 10) if struct.pack("f", number := float(f"{value:.{digits}g}")) == packed), value
+        (number for digits in range(1, 10) if struct.pack("<f", number := float(f"{value:.{digits}g}")) == packed),
+        value,
     )

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import quote
 
-import peewee
 from peewee import sqlite3
 
 from ..connection.connecting import connect
@@ -18,7 +17,7 @@ from ..dsn.forms import POSTGRES, SQLITE, kind_of
 from ..dsn.naming import describe
 from ..dsn.targets import PostgresTarget, SqliteTarget
 from ..errors import ConfigError, ConnectionFailed
-from ..settings import Settings
+from ..settings import Settings, variable
 from .kinds import TEXTS
 
 PLACEHOLDER = "PASSWORD"
@@ -75,6 +74,8 @@ def sqlite_source(settings: Settings) -> Iterator[sqlite3.Connection]:
     assert target.path is not None
     if not os.path.lexists(target.path):
         raise ConnectionFailed(f"{target.path} does not exist", "name the database file in --from")
+    if os.path.isdir(target.path):
+        raise ConnectionFailed(f"{target.path} is a directory", "name the database file in --from")
     dsn = settings.dsn if target.read_only else f"file:{quote(os.path.abspath(target.path))}?mode=ro"
     db: Any = connect(replace(settings, dsn=dsn, replica_dsn=None), bind=False, read_only=True)
     with db.connection_context():
@@ -90,10 +91,23 @@ def sqlite_source(settings: Settings) -> Iterator[sqlite3.Connection]:
                 connection.execute("ROLLBACK")
 
 
-def opened(settings: Settings) -> Any:
-    """Return the database of an end, for the migrator."""
-    db: peewee.Database = connect(settings, bind=False)
-    return db
+@contextmanager
+def connected(settings: Settings, option: str) -> Iterator[Any]:
+    """Connect to an end and return its database.
+
+    :param option: names its DSN in messages.
+    """
+    db: Any = connect(settings, bind=False)
+    try:
+        db.connect()
+    except ConnectionFailed as error:
+        error.hint = error.hint.replace(variable("dsn"), option)
+        raise
+    try:
+        yield db
+    finally:
+        if not db.is_closed():
+            db.close()
 
 
 def switch_lines(target: Settings) -> list[str]:

@@ -16,11 +16,15 @@ from .tables import TransferTable
 
 # Definitions that name every schema but pg_catalog, which is always looked in.
 OWN_NAMES = "SET LOCAL search_path = pg_catalog, pg_temp"
+# Those that CREATE INDEX alone makes as they are, and on which nothing depends.
 _INDEXES = pinned("""
 SELECT n.nspname, c.relname, pg_get_indexdef(i.indexrelid)
 FROM pg_index AS i JOIN pg_class AS c ON c.oid = i.indexrelid JOIN pg_namespace AS n ON n.oid = c.relnamespace
-WHERE i.indrelid = %s::regclass AND NOT EXISTS (SELECT FROM pg_constraint AS k WHERE k.conindid = i.indexrelid)
+WHERE i.indrelid = %s::regclass AND i.indisvalid
+AND NOT (i.indisreplident OR i.indisclustered) AND c.reltablespace = 0
+AND NOT EXISTS (SELECT FROM pg_constraint AS k WHERE k.conindid = i.indexrelid)
 AND NOT EXISTS (SELECT FROM pg_inherits AS h WHERE h.inhrelid = i.indexrelid)
+AND NOT EXISTS (SELECT FROM pg_description AS d WHERE d.classoid = 'pg_class'::regclass AND d.objoid = i.indexrelid)
 ORDER BY c.relname
 """)
 _REFERENCES = pinned("""
@@ -77,22 +81,23 @@ def filled(postgres: Any, places: Sequence[tuple[str, str]]) -> list[str]:
 def remove(postgres: Any, tables: Sequence[TransferTable]) -> list[Removed]:
     """Drop what is quicker to make after the rows are there; all of it is back at the end of the transaction."""
     statement(postgres, OWN_NAMES)
-    removed = [_removed(postgres, table) for table in tables]
-    for table, (_, drops) in zip(tables, removed, strict=True):
-        for name in drops:
-            statement(postgres, f"ALTER TABLE {table.postgres} DROP CONSTRAINT {quote(name)}")
-    for table in tables:
-        for schema, name, _ in statement(postgres, _INDEXES, [table.postgres]):
-            statement(postgres, f"DROP INDEX {quote(schema)}.{quote(name)}")
-    return [found for found, _ in removed]
+    references = [_without_references(postgres, table) for table in tables]
+    indexes = [_without_indexes(postgres, table) for table in tables]
+    return [Removed(table.name, *removed) for table, *removed in zip(tables, indexes, references, strict=True)]
 
 
-def _removed(postgres: Any, table: TransferTable) -> tuple[Removed, list[str]]:
-    references = statement(postgres, _REFERENCES, [table.postgres])
-    add = f"ALTER TABLE {table.postgres} ADD CONSTRAINT"
-    indexes = tuple(sql for _, _, sql in statement(postgres, _INDEXES, [table.postgres]))
-    back = tuple(f"{add} {quote(name)} {definition}" for name, definition in references)
-    return Removed(table.name, indexes, back), [name for name, _ in references]
+def _without_references(postgres: Any, table: TransferTable) -> tuple[str, ...]:
+    found = statement(postgres, _REFERENCES, [table.postgres])
+    for name, _ in found:
+        statement(postgres, f"ALTER TABLE {table.postgres} DROP CONSTRAINT {quote(name)}")
+    return tuple(f"ALTER TABLE {table.postgres} ADD CONSTRAINT {quote(name)} {text}" for name, text in found)
+
+
+def _without_indexes(postgres: Any, table: TransferTable) -> tuple[str, ...]:
+    found = statement(postgres, _INDEXES, [table.postgres])
+    for schema, name, _ in found:
+        statement(postgres, f"DROP INDEX {quote(schema)}.{quote(name)}")
+    return tuple(sql for _, _, sql in found)
 
 
 def bring_back_indexes(postgres: Any, removed: Removed) -> None:

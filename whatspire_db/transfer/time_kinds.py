@@ -18,16 +18,20 @@ UTC = timezone.utc
 _GO_TIME = re.compile(r"(\d{4}-\d\d-\d\d)[ T](\d\d:\d\d:\d\d(?:\.\d{1,6})?)(\d{1,3})?(?:\+00:00|Z)", re.ASCII).fullmatch
 
 
-# SQLite takes the 30th of February for a day, unless it reckons with it: then it is the 2nd of March.
+def _is_second(c: str, text: str) -> str:
+    """Return the SQL condition for a text that is a day and a time of day, of the years 1 to 9999."""
+    # SQLite takes the 30th of February for a day, unless it reckons with it: then it is the 2nd of March.
+    return f"typeof({c}) = 'text' AND datetime({text}, '+0 days') IS {text} AND {text} > '0001'"
+
+
 class InstantKind(Kind):
     """A time of InstantField or NaiveInstantField: Go's texts, an offset or none, up to nine digits of a fraction."""
 
     def doubt(self, c: str) -> str:
-        day = f"replace(substr({c}, 1, 19), 'T', ' ')"
+        second = f"replace(substr({c}, 1, 19), 'T', ' ')"
         digits = f"substr({c}, 20, 1) = '.' AND substr({c}, 21, length({c}) - 26) NOT GLOB '*[^0-9]*'"
         fits = f"length({c}) = 25 OR (length({c}) BETWEEN 27 AND 35 AND {digits})"
-        plain = f"datetime({day}, '+0 days') IS {day} AND substr({c}, -6) = '+00:00' AND ({fits}) AND {c} > '0001'"
-        return f"{c} IS NOT NULL AND NOT (typeof({c}) = 'text' AND {plain})"
+        return f"{c} IS NOT NULL AND NOT ({_is_second(c, second)} AND substr({c}, -6) = '+00:00' AND ({fits}))"
 
     def fault(self, value: Any) -> str | None:
         return None if isinstance(value, str) and self._read(value) is not None else faults.TIME
@@ -73,8 +77,7 @@ class MomentKind(Kind):
             return f"{c} IS NOT NULL"
         digits = f"substr({c}, 20, 1) = '.' AND substr({c}, 21) NOT GLOB '*[^0-9]*'"
         fits = f"length({c}) = 19 OR (length({c}) BETWEEN 21 AND 26 AND {digits})"
-        plain = f"datetime(substr({c}, 1, 19), '+0 days') IS substr({c}, 1, 19) AND ({fits}) AND {c} > '0001'"
-        return f"{c} IS NOT NULL AND NOT (typeof({c}) = 'text' AND {plain})"
+        return f"{c} IS NOT NULL AND NOT ({_is_second(c, f'substr({c}, 1, 19)')} AND ({fits}))"
 
     def _read(self, value: Any) -> Any:
         try:

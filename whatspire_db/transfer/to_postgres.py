@@ -26,7 +26,7 @@ from ..migrate.schema import Schema
 from . import postgres_load, records, side_file
 from .checking import Checked, asks_postgres, check
 from .copying import copy_table
-from .opening import Ends, opened, sqlite_source
+from .opening import Ends, connected, sqlite_source
 from .progress import Watcher
 from .proof import TableProof, prove
 from .records import Transfer
@@ -49,16 +49,14 @@ class Wishes:
 
 def check_only(ends: Ends, wishes: Wishes) -> Checked:
     """Return what a check finds; nothing is changed at either side, and nothing is written."""
-    db = opened(ends.target)
-    with sqlite_source(ends.source) as sqlite, db.connection_context():
+    with sqlite_source(ends.source) as sqlite, connected(ends.target, "--to") as db:
         return _checked(sqlite, _engine(db, wishes), wishes)
 
 
 def transfer(ends: Ends, wishes: Wishes) -> Report:
     """Do a transfer and return its report; see `whatspire_db.transfer.transfer`."""
     started = time.monotonic()
-    db = opened(ends.target)
-    with sqlite_source(ends.source) as sqlite, db.connection_context():
+    with sqlite_source(ends.source) as sqlite, connected(ends.target, "--to") as db:
         engine = _engine(db, wishes)
         with engine.work_lock(wishes.wait_seconds):
             _require_empty(db.connection(), engine, wishes)
