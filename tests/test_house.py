@@ -204,8 +204,10 @@ ROOMS = {
         "progress",
         "records",
         "reports",
+        "steps",
         "postgres_load",
         "to_postgres",
+        "to_sqlite",
         "transferring",
     ],
     "cli": [

@@ -7,7 +7,13 @@ from decimal import Decimal
 
 import peewee
 
+from tests import gorm
 from tests.conftest import Place
+from whatspire_db import MigrationRunner
+from whatspire_db.models.service import SERVICE_MODELS
+from whatspire_db.transfer.records import Transfer
+
+ROWS = [model for model in SERVICE_MODELS if model._meta.table_name != "migration_versions"]
 
 
 def contents(place: Place, models: Sequence[type[peewee.Model]]) -> dict[str, list[str]]:
@@ -25,3 +31,18 @@ def _plain(value: object) -> object:
     if isinstance(value, Decimal):
         return value.normalize()
     return bytes(value) if isinstance(value, memoryview | bytearray) else value
+
+
+def go_database(place: Place) -> None:
+    """Make the service's database with rows as Go writes them, as this package brings it up to date."""
+    db = place.connect()
+    with db.connection_context():
+        gorm.create(place, db)
+        MigrationRunner(db).up()
+
+
+def transfers(place: Place) -> list[tuple[str, str | None]]:
+    """Return the state and the error of each attempt that the target knows of."""
+    db = place.connect()
+    with db.connection_context():
+        return list(Transfer.select(Transfer.state, Transfer.error).order_by(Transfer.id).tuples().execute(db))

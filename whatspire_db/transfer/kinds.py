@@ -342,7 +342,7 @@ class JsonKind(Kind):
         return levelled(value)
 
     def stored(self, value: Any) -> str:
-        return levelled(value)
+        return json.dumps(value, ensure_ascii=False)
 
 
 def _is_no_utf8(text: str) -> bool:

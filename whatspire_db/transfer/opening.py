@@ -18,6 +18,7 @@ from ..dsn.naming import describe
 from ..dsn.targets import PostgresTarget, SqliteTarget
 from ..errors import ConfigError, ConnectionFailed
 from ..settings import Settings, variable
+from . import fence
 from .kinds import TEXTS
 
 PLACEHOLDER = "PASSWORD"
@@ -82,6 +83,8 @@ def sqlite_source(settings: Settings) -> Iterator[sqlite3.Connection]:
         connection: sqlite3.Connection = db.connection()
         connection.execute("BEGIN")
         connection.execute("SELECT count(*) FROM main.sqlite_master").fetchone()  # from here on it sees one state
+        if moved := fence.find(connection):
+            raise moved.refusal()
         connection.text_factory = TEXTS
         try:
             yield connection

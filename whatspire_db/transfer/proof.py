@@ -62,7 +62,7 @@ class TableProof:
 def prove(sqlite: sqlite3.Connection, postgres: Any, table: TransferTable, tell: Tell) -> TableProof:
     """Compare a table, each side in the transaction that is open on its connection."""
     ours = _print(table, _of_sqlite(sqlite, table, ""), lambda kind: kind.of_sqlite, tell)
-    theirs = _print(table, _of_postgres(postgres, table, ""), lambda kind: kind.of_postgres, tell)
+    theirs = _print(table, of_postgres(postgres, table, table.columns), lambda kind: kind.of_postgres, tell)
     if ours == theirs:
         return TableProof(table.name, ours, theirs)
     keys, count = _differences(sqlite, postgres, table)
@@ -77,8 +77,9 @@ def _of_sqlite(sqlite: sqlite3.Connection, table: TransferTable, order: str) -> 
         yield list(zip(*mended, strict=True))
 
 
-def _of_postgres(postgres: Any, table: TransferTable, order: str) -> Rows:
-    names = ", ".join(column.quoted for column in table.columns)
+def of_postgres(postgres: Any, table: TransferTable, columns: Sequence[Column], order: str = "") -> Rows:
+    """Yield chunks of a table's rows, in the transaction that is open on a connection of psycopg2's."""
+    names = ", ".join(column.quoted for column in columns)
     # The rows stay at the server, which sends a chunk at a time.
     with closing(postgres.cursor()) as cursor:
         cursor.execute(f"DECLARE whatspire_db_proof NO SCROLL CURSOR FOR SELECT {names} FROM {table.postgres}{order}")
@@ -124,11 +125,13 @@ def _differences(sqlite: sqlite3.Connection, postgres: Any, table: TransferTable
     if not columns or not all(isinstance(column.kind, SORTED_ALIKE) for column in columns):
         return (), 0
     places = [table.columns.index(column) for column in columns]
-    ours = _keyed(table, _of_sqlite(sqlite, table, _order(columns, "COLLATE BINARY")), lambda k: k.of_sqlite, places)
-    collate = 'COLLATE pg_catalog."C"'
-    theirs = _keyed(table, _of_postgres(postgres, table, _order(columns, collate)), lambda k: k.of_postgres, places)
+    ours = _of_sqlite(sqlite, table, _order(columns, "COLLATE BINARY"))
+    theirs = of_postgres(postgres, table, table.columns, _order(columns, 'COLLATE pg_catalog."C"'))
     shown, count = [], 0
-    for key in _merged(ours, theirs):
+    for key in _merged(
+        _keyed(table, ours, lambda kind: kind.of_sqlite, places),
+        _keyed(table, theirs, lambda kind: kind.of_postgres, places),
+    ):
         count += 1
         if count <= SHOWN:
             shown.append(shown_key(key))

@@ -87,11 +87,12 @@ class TransferTable:
 
 def transferred(models: Sequence[ModelType]) -> list[ModelType]:
     """Return the models whose rows are transferred, those first that others refer to."""
-    own = [m for m in models if not (m._meta.temporary or _is_ours(m._meta.table_name))]
+    own = [m for m in models if not (m._meta.temporary or is_ours(m._meta.table_name))]
     return [model for model in peewee.sort_models(own) if model in own]
 
 
-def _is_ours(name: str) -> bool:
+def is_ours(name: str) -> bool:
+    """Tell whether this package made a table for itself, whose rows are about one database alone."""
     return folded_ascii(name) == HISTORY or folded_ascii(name).startswith(OURS)
 
 
@@ -101,7 +102,15 @@ def require_models(sqlite: Any, models: Sequence[ModelType], leave: Sequence[str
     :raises TransferRefused: names them.
     :raises ConfigError: when what is to be left is not there, or has a model.
     """
-    strangers = list(_strangers(sqlite, models))
+    require_left(list(_strangers(sqlite, models)), leave)
+
+
+def require_left(strangers: Sequence[str], leave: Sequence[str]) -> None:
+    """Refuse tables and columns of which no model speaks, unless they are to be left.
+
+    :raises TransferRefused: names them.
+    :raises ConfigError: when what is to be left is not among them.
+    """
     known = {folded_ascii(name) for name in strangers}
     for name in leave:
         if folded_ascii(name) not in known:
@@ -122,7 +131,7 @@ def _strangers(sqlite: Any, models: Sequence[ModelType]) -> Iterator[str]:
     tables = dict(sqlite.execute(_TABLES))
     virtual = [name for name, sql in tables.items() if sql and sql.upper().startswith("CREATE VIRTUAL")]
     for name in tables:
-        if _is_ours(name) or any(name != each and name.startswith(f"{each}_") for each in virtual):
+        if is_ours(name) or any(name != each and name.startswith(f"{each}_") for each in virtual):
             continue  # the second: what a virtual table keeps its rows in
         model = by_name.get(folded_ascii(name))
         if model is None:
@@ -160,6 +169,8 @@ def _transfer_table(sqlite: Any, engine: PostgresEngine, schema: Schema, model: 
     key = engine.key(model)
     live, table = _columns(sqlite, name), schema.tables[key]
     _require_columns(model, name, live)
+    if table.kind != "table":
+        raise TransferRefused(f"{label(key)} of PostgreSQL is a {table.kind}", "a transfer takes tables alone")
     columns = []
     for field in model._meta.sorted_fields:
         column = table.columns[engine.fold(field.column_name)]

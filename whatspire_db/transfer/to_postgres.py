@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from typing import Any
 
-import peewee
 from peewee import sqlite3
 
-from ..errors import NotProved, TransferRefused, WhatspireDBError
+from ..errors import TransferRefused, WhatspireDBError
 from ..messages import first_line, sqlstate
-from ..migrate.ddl import ModelType, qualified
-from ..migrate.engines.base import Engine
+from ..migrate.ddl import qualified
 from ..migrate.engines.postgres.engine import PostgresEngine
 from ..migrate.runner import MigrationRunner
 from ..migrate.schema import Schema
@@ -28,23 +25,11 @@ from .checking import Checked, asks_postgres, check
 from .copying import copy_table
 from .opening import Ends, connected, sqlite_source
 from .progress import Watcher
-from .proof import TableProof, prove
+from .proof import prove
 from .records import Transfer
 from .reports import Report, TableReport
+from .steps import Wishes, migrate, recorded, require_proved, teller
 from .tables import TransferTable, require_models, transfer_tables, transferred
-
-
-@dataclass(frozen=True)
-class Wishes:
-    """What the caller of a transfer wants: which models, what stays behind, what is done about each kind of fault."""
-
-    models: Sequence[ModelType]
-    leave: Sequence[str]
-    choices: Mapping[str, str]
-    side_file: str
-    wait_seconds: float
-    trust_source: bool
-    watcher: Watcher
 
 
 def check_only(ends: Ends, wishes: Wishes) -> Checked:
@@ -65,7 +50,7 @@ def transfer(ends: Ends, wishes: Wishes) -> Report:
             migrate(db, wishes)
             _require_trusted(engine, wishes)
             tables = _tables(sqlite, engine, wishes, engine.snapshot(_keys(engine, wishes)), checked)
-            with _written_aside(sqlite, checked, wishes), _recorded(engine, ends) as number:
+            with _written_aside(sqlite, checked, wishes), recorded(engine, ends) as number:
                 done, shortened = _load(db, sqlite, engine, tables, wishes, number)
         _stamp(db, wishes)
     file = wishes.side_file if checked.set_aside else ""
@@ -122,18 +107,6 @@ def _require_held(checked: Checked) -> None:
         )
 
 
-def migrate(db: Any, wishes: Wishes) -> None:
-    """Bring the target to the models, and to the table of transfers."""
-    runner = MigrationRunner(
-        db,
-        [*wishes.models, Transfer],
-        lock_timeout=wishes.wait_seconds,
-        before_changes=lambda: None,
-        trust_source=wishes.trust_source,
-    )
-    runner.up()
-
-
 def _stamp(db: Any, wishes: Wishes) -> None:
     """Let the next start find its stamp: indexes that were made anew changed the catalog's mark."""
     with suppress(WhatspireDBError):  # the rows are there and proved; the next start looks in full
@@ -170,19 +143,6 @@ def _written_aside(sqlite: sqlite3.Connection, checked: Checked, wishes: Wishes)
         raise
 
 
-@contextmanager
-def _recorded(engine: Engine, ends: Ends) -> Iterator[int]:
-    """Note an attempt that begins, and one that fails; the transaction of the rows notes that it is proved."""
-    number = records.begin(engine, ends.source_name)
-    try:
-        yield number
-    except BaseException as error:
-        with suppress(peewee.PeeweeException):
-            fact = error.fact if isinstance(error, WhatspireDBError) else type(error).__name__
-            records.end(engine, number, records.FAILED, error=fact)
-        raise
-
-
 def _load(
     db: Any,
     sqlite: sqlite3.Connection,
@@ -207,7 +167,7 @@ def _load(
                 postgres_load.bring_back_references(postgres, each)
         postgres_load.set_sequences(postgres, sqlite, tables)
         postgres_load.analyze(postgres, tables)
-        proofs = [prove(sqlite, postgres, table, _teller(wishes.watcher, "prove")) for table in tables]
+        proofs = [prove(sqlite, postgres, table, teller(wishes.watcher, "prove")) for table in tables]
         require_proved(proofs)
         reports = [
             TableReport(proof.table, proof.postgres.rows, str(proof.postgres), taken)
@@ -215,22 +175,6 @@ def _load(
         ]
         records.end(engine, number, records.PROVED, tables=[report.to_json() for report in reports])
     return reports, sum(column.kind.shortened for table in tables for column in table.columns)
-
-
-def require_proved(proofs: Sequence[TableProof]) -> None:
-    """Refuse tables that are not the same on both sides.
-
-    :raises NotProved: names them.
-    """
-    if unequal := [str(proof) for proof in proofs if not proof.is_equal]:
-        raise NotProved(
-            f"both sides do not hold the same rows: {'; '.join(unequal)}",
-            "no row was kept at the target; look for triggers and rules on its tables, or report this",
-        )
-
-
-def _teller(watcher: Watcher, phase: str) -> Callable[[str, int], None]:
-    return lambda table, done: watcher.progress(phase, table, done, None)
 
 
 def _copied(sqlite: sqlite3.Connection, postgres: Any, table: TransferTable, watcher: Watcher) -> float:

@@ -11,13 +11,13 @@ from ..migrate.ddl import ModelType
 from ..models.base import registered_models
 from ..settings import Settings
 from ..settings.durations import seconds_of
-from . import to_postgres
+from . import to_postgres, to_sqlite
 from .checking import Checked
 from .faults import SET_ASIDE, read_choices
-from .opening import ends_of
+from .opening import Ends, ends_of
 from .progress import Watcher
 from .reports import Report
-from .to_postgres import Wishes
+from .steps import Wishes
 
 
 def transfer(
@@ -52,6 +52,9 @@ def transfer(
     :raises LockTimeout: when another transfer or migration takes longer.
     """
     ends = ends_of(settings_of(source, by="transfer()"), to)
+    if not ends.is_to_postgres:
+        _require_sqlite(ends, on or side_file)
+        return to_sqlite.transfer(ends, _wishes(models, leave, None, "", lock_timeout, watcher, trust_source))
     return to_postgres.transfer(ends, _wishes(models, leave, on, side_file, lock_timeout, watcher, trust_source))
 
 
@@ -70,7 +73,16 @@ def check(
     Takes what `transfer` takes, and changes neither database.
     """
     ends = ends_of(settings_of(source, by="check()"), to)
+    _require_sqlite(ends, not ends.is_to_postgres)
     return to_postgres.check_only(ends, _wishes(models, leave, on, "-", lock_timeout, watcher, False))
+
+
+def _require_sqlite(ends: Ends, wanted: object) -> None:
+    if wanted and not ends.is_to_postgres:
+        raise ConfigError(
+            "the source is PostgreSQL, and only SQLite holds what the other engine does not",
+            "leave out --check, --on and --side-file",
+        )
 
 
 def _wishes(
