@@ -32,12 +32,12 @@ def copy_of(db: peewee.SqliteDatabase, copy: Path) -> None:
         connection.execute("INSERT INTO followed VALUES (0)")
 
 
-def follow(db: peewee.SqliteDatabase, copy: Path, limit: int | None = None) -> int:
-    """Bring a copy to what the source's log says, in one transaction; return how many keys that were."""
-    with closing(sqlite3.connect(copy, isolation_level=None)) as target:
+def follow(db: peewee.SqliteDatabase, copy: Path) -> int:
+    """Bring a copy to what its source is at a moment, in one transaction; return how many keys that took."""
+    with db.atomic(), closing(sqlite3.connect(copy, isolation_level=None)) as target:
         target.execute("BEGIN")
         (position,) = target.execute("SELECT position FROM followed").fetchone()
-        changed = change_log.changed(db, position, limit)
+        changed = change_log.changed(db, position)
         for table, key in changed.keys:
             target.execute(f"DELETE FROM {quote(table)} WHERE {_is(db, table)}", key)
         for table, key in changed.keys:

@@ -78,12 +78,13 @@ def start(db: peewee.SqliteDatabase, tables: Sequence[str]) -> Log:
         return Log(tuple(tables), _last(db))
 
 
-def changed(db: peewee.SqliteDatabase, after: int, limit: int | None = None) -> Changed:
+def changed(db: peewee.SqliteDatabase, after: int) -> Changed:
     """Return the keys of the rows that were changed since a position, each once.
 
-    :param limit: read so many notes at most; the next call goes on from the position that is returned.
+    Read the rows in the same transaction, so that they are as of one moment; remove all of them from the copy before
+    the first is written there. Else two rows that exchanged a unique value are in each other's way.
     """
-    last = _last(db) if limit is None else min(_last(db), after + limit)
+    last = _last(db)
     columns = ", ".join(_key_columns(db))
     found = execute(
         db,
@@ -91,7 +92,7 @@ def changed(db: peewee.SqliteDatabase, after: int, limit: int | None = None) -> 
         f"WHERE position > ? AND position <= ? GROUP BY name, parts, {columns} ORDER BY last",
         (after, last),
     )
-    return Changed(tuple((name, tuple(key[:parts])) for name, parts, _, *key in found.fetchall()), max(last, after))
+    return Changed(tuple((name, tuple(key[:parts])) for name, parts, _, *key in found.fetchall()), last)
 
 
 def find(db: peewee.SqliteDatabase) -> Log | None:
