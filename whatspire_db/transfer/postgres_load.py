@@ -10,6 +10,7 @@ from typing import Any
 from peewee import sqlite3
 
 from ..migrate.ddl import quote
+from ..migrate.engines.postgres.limits import lock_limit
 from ..migrate.schema import folded_ascii
 from ..sql import pinned
 from .tables import TransferTable
@@ -64,8 +65,9 @@ def statement(postgres: Any, sql: str, parameters: Sequence[Any] | None = None) 
         return list(cursor.fetchall()) if cursor.description else []
 
 
-def lock(postgres: Any, tables: Sequence[TransferTable]) -> None:
+def lock(postgres: Any, tables: Sequence[TransferTable], wait_seconds: float) -> None:
     """Let nobody else read or write the tables until the transaction ends."""
+    statement(postgres, lock_limit(wait_seconds))
     for table in tables:
         statement(postgres, f"LOCK TABLE {table.postgres} IN ACCESS EXCLUSIVE MODE")
 

@@ -25,7 +25,7 @@ from .checking import Checked, asks_postgres, check
 from .copying import copy_table
 from .opening import Ends, connected, sqlite_source
 from .progress import Watcher
-from .proof import prove
+from .proof import TableProof, prove
 from .records import Transfer
 from .reports import Report, TableReport
 from .steps import Wishes, migrate, recorded, require_proved, teller
@@ -35,31 +35,32 @@ from .tables import TransferTable, require_models, transfer_tables, transferred
 def check_only(ends: Ends, wishes: Wishes) -> Checked:
     """Return what a check finds; nothing is changed at either side, and nothing is written."""
     with sqlite_source(ends.source) as sqlite, connected(ends.target, "--to") as db:
-        return _checked(sqlite, _engine(db, wishes), wishes)
+        return _checked(sqlite, PostgresEngine(db, wishes.trust_source), wishes)
 
 
 def transfer(ends: Ends, wishes: Wishes) -> Report:
     """Do a transfer and return its report; see `whatspire_db.transfer.transfer`."""
     started = time.monotonic()
     with sqlite_source(ends.source) as sqlite, connected(ends.target, "--to") as db:
-        engine = _engine(db, wishes)
+        engine = PostgresEngine(db, wishes.trust_source)
         with engine.work_lock(wishes.wait_seconds):
-            _require_empty(db.connection(), engine, wishes)
-            checked = _checked(sqlite, engine, wishes)
-            _require_held(checked)
-            migrate(db, wishes)
-            _require_trusted(engine, wishes)
-            tables = _tables(sqlite, engine, wishes, engine.snapshot(_keys(engine, wishes)), checked)
+            checked, tables = prepared(sqlite, engine, wishes)
             with _written_aside(sqlite, checked, wishes), recorded(engine, ends) as number:
-                done, shortened = _load(db, sqlite, engine, tables, wishes, number)
-        _stamp(db, wishes)
+                done, shortened = _load(sqlite, engine, tables, wishes, number)
+        stamp(db, wishes)
     file = wishes.side_file if checked.set_aside else ""
     seconds = time.monotonic() - started
     return Report(ends, tuple(done), seconds, shortened, checked.replaced, checked.set_aside, file)
 
 
-def _engine(db: Any, wishes: Wishes) -> PostgresEngine:
-    return PostgresEngine(db, wishes.trust_source)
+def prepared(sqlite: sqlite3.Connection, engine: PostgresEngine, wishes: Wishes) -> tuple[Checked, list[TransferTable]]:
+    """Check the source, and bring the empty target to the models; return what was found and the tables."""
+    require_empty(engine, wishes)
+    checked = _checked(sqlite, engine, wishes)
+    _require_held(checked)
+    migrate(engine.db, wishes)
+    _require_trusted(engine, wishes)
+    return checked, _tables(sqlite, engine, wishes, engine.snapshot(_keys(engine, wishes)), checked)
 
 
 def _keys(engine: PostgresEngine, wishes: Wishes) -> list[tuple[str, str]]:
@@ -72,13 +73,13 @@ def _require_trusted(engine: PostgresEngine, wishes: Wishes) -> None:
             raise found
 
 
-def _require_empty(postgres: Any, engine: PostgresEngine, wishes: Wishes) -> None:
+def require_empty(engine: PostgresEngine, wishes: Wishes) -> None:
     """Refuse a target whose tables have rows, whoever made them."""
     keys = _keys(engine, wishes)
     live = engine.snapshot(keys).tables
     places = [(".".join(filter(None, key)), qualified(key[0] or engine.default_schema, key[1])) for key in keys]
-    filled = postgres_load.filled(postgres, [place for key, place in zip(keys, places, strict=True) if key in live])
-    if filled:
+    there = [place for key, place in zip(keys, places, strict=True) if key in live]
+    if filled := postgres_load.filled(engine.db.connection(), there):
         raise TransferRefused(
             f"the target has rows already: {', '.join(filled)}",
             "name a database whose tables are empty; a transfer does not mix rows",
@@ -107,7 +108,7 @@ def _require_held(checked: Checked) -> None:
         )
 
 
-def _stamp(db: Any, wishes: Wishes) -> None:
+def stamp(db: Any, wishes: Wishes) -> None:
     """Let the next start find its stamp: indexes that were made anew changed the catalog's mark."""
     with suppress(WhatspireDBError):  # the rows are there and proved; the next start looks in full
         MigrationRunner(
@@ -143,8 +144,44 @@ def _written_aside(sqlite: sqlite3.Connection, checked: Checked, wishes: Wishes)
         raise
 
 
+def fill(
+    sqlite: sqlite3.Connection, engine: PostgresEngine, tables: Sequence[TransferTable], wishes: Wishes
+) -> tuple[list[float], list[postgres_load.Removed]]:
+    """Copy the rows of empty tables, which stay locked until the transaction ends, and make their indexes.
+
+    Returns the seconds that each table took, and what is to be brought back of its references.
+    """
+    postgres = engine.db.connection()
+    engine.search_first("pg_catalog")
+    postgres_load.lock(postgres, tables, wishes.wait_seconds)
+    require_empty(engine, wishes)
+    removed = postgres_load.remove(postgres, tables)
+    seconds = [_copied(sqlite, postgres, table, wishes.watcher) for table in tables]
+    for place, each in enumerate(removed):
+        wishes.watcher.progress("index", each.table, 0, None)
+        seconds[place] += _brought_back(postgres, each)
+    return seconds, removed
+
+
+def finish(
+    sqlite: sqlite3.Connection, postgres: Any, tables: Sequence[TransferTable], removed: Sequence[postgres_load.Removed]
+) -> None:
+    """Bring back the references, and set the sequences."""
+    for each in removed:
+        with naming(each.table):
+            postgres_load.bring_back_references(postgres, each)
+    postgres_load.set_sequences(postgres, sqlite, tables)
+
+
+def table_reports(proofs: Sequence[TableProof], seconds: Sequence[float]) -> list[TableReport]:
+    """Return what is to be told of tables that are proved."""
+    return [
+        TableReport(proof.table, proof.postgres.rows, str(proof.postgres), taken)
+        for proof, taken in zip(proofs, seconds, strict=True)
+    ]
+
+
 def _load(
-    db: Any,
     sqlite: sqlite3.Connection,
     engine: PostgresEngine,
     tables: Sequence[TransferTable],
@@ -152,49 +189,41 @@ def _load(
     number: int,
 ) -> tuple[list[TableReport], int]:
     """Bring the rows over and prove them, in one transaction of the target; return tables and shortened times."""
-    with db.atomic():
-        postgres = db.connection()
-        engine.search_first("pg_catalog")
-        postgres_load.lock(postgres, tables)
-        _require_empty(postgres, engine, wishes)
-        removed = postgres_load.remove(postgres, tables)
-        seconds = [_copied(sqlite, postgres, table, wishes.watcher) for table in tables]
-        for place, each in enumerate(removed):
-            wishes.watcher.progress("index", each.table, 0, None)
-            seconds[place] += _brought_back(postgres, each)
-        for each in removed:
-            with _naming(each.table):
-                postgres_load.bring_back_references(postgres, each)
-        postgres_load.set_sequences(postgres, sqlite, tables)
+    with engine.db.atomic():
+        postgres = engine.db.connection()
+        seconds, removed = fill(sqlite, engine, tables, wishes)
+        finish(sqlite, postgres, tables, removed)
         postgres_load.analyze(postgres, tables)
         proofs = [prove(sqlite, postgres, table, teller(wishes.watcher, "prove")) for table in tables]
         require_proved(proofs)
-        reports = [
-            TableReport(proof.table, proof.postgres.rows, str(proof.postgres), taken)
-            for proof, taken in zip(proofs, seconds, strict=True)
-        ]
+        reports = table_reports(proofs, seconds)
         records.end(engine, number, records.PROVED, tables=[report.to_json() for report in reports])
-    return reports, sum(column.kind.shortened for table in tables for column in table.columns)
+    return reports, shortened(tables)
+
+
+def shortened(tables: Sequence[TransferTable]) -> int:
+    """Return how many times were cut to microseconds."""
+    return sum(column.kind.shortened for table in tables for column in table.columns)
 
 
 def _copied(sqlite: sqlite3.Connection, postgres: Any, table: TransferTable, watcher: Watcher) -> float:
     """Copy a table and return the seconds that it took."""
     started = time.monotonic()
     (total,) = sqlite.execute(f"SELECT count(*) FROM {table.sqlite} WHERE {table.remaining}").fetchone()
-    with _naming(table.name):
+    with naming(table.name):
         copy_table(sqlite, postgres, table, lambda name, done: watcher.progress("copy", name, done, total))
     return time.monotonic() - started
 
 
 def _brought_back(postgres: Any, removed: postgres_load.Removed) -> float:
     started = time.monotonic()
-    with _naming(removed.table):
+    with naming(removed.table):
         postgres_load.bring_back_indexes(postgres, removed)
     return time.monotonic() - started
 
 
 @contextmanager
-def _naming(table: str) -> Iterator[None]:
+def naming(table: str) -> Iterator[None]:
     """Say which table's rows PostgreSQL refused, and why, without repeating any."""
     from psycopg2 import Error
 
