@@ -208,6 +208,7 @@ ROOMS = {
         "postgres_load",
         "to_postgres",
         "to_sqlite",
+        "live",
         "transferring",
     ],
     "cli": [

@@ -48,6 +48,11 @@ def parser_of(prog: str = PROG) -> argparse.ArgumentParser:
         metavar="KIND=CHOICE",
         help=f"what to do about a kind of fault, or about all: {', '.join(CHOICES)} (default: {CHOICES[0]})",
     )
+    parser.add_argument(
+        "--live",
+        action="store_true",
+        help="let others write to the SQLite source until a short lock at the end, after which a fence refuses writes",
+    )
     parser.add_argument("--side-file", metavar="FILE", help="the new file for rows that are set aside")
     parser.add_argument(
         "--leave",
@@ -93,7 +98,13 @@ def _run(call: Call) -> Answer:
     if options.check:
         return _checked(call, check(settings, options.to, models, **common), ends_of(settings, options.to).target_name)
     report = transfer(
-        settings, options.to, models, side_file=options.side_file or "", trust_source=options.trust_source, **common
+        settings,
+        options.to,
+        models,
+        side_file=options.side_file or "",
+        trust_source=options.trust_source,
+        live=options.live,
+        **common,
     )
     return Answer(call.named(report.to_json()), [call.line, *_lines(report)])
 
@@ -135,6 +146,8 @@ def _lines(report: Report) -> Iterator[str]:
         yield f"note: {report.replaced:,} values were replaced"
     if report.set_aside:
         yield f"note: {report.set_aside:,} rows were set aside, in {report.side_file}"
+    if report.locked:
+        yield f"writers were locked out {report.locked}; now the source's fence refuses every write"
     yield symbol("✅", f"{report.rows:,} rows in {report.seconds:.1f} s, proved equal on both sides")
     yield "to switch, set in .env:"
     yield from (f"  {line}" for line in report.switch)

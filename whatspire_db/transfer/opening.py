@@ -65,10 +65,11 @@ def ends_of(source: Settings, to: str) -> Ends:
 
 
 @contextmanager
-def sqlite_source(settings: Settings) -> Iterator[sqlite3.Connection]:
+def sqlite_source(settings: Settings, may_be_fenced: bool = False) -> Iterator[sqlite3.Connection]:
     """Open a SQLite file read-only, in a transaction that sees one state of it until the end.
 
     :raises ConnectionFailed: when there is no such file, or it cannot be read.
+    :raises DatabaseMoved: when its rows were moved before.
     """
     target = settings.target
     assert isinstance(target, SqliteTarget)
@@ -83,7 +84,8 @@ def sqlite_source(settings: Settings) -> Iterator[sqlite3.Connection]:
         connection: sqlite3.Connection = db.connection()
         connection.execute("BEGIN")
         connection.execute("SELECT count(*) FROM main.sqlite_master").fetchone()  # from here on it sees one state
-        if moved := fence.find(connection):
+        moved = None if may_be_fenced else fence.find(connection)
+        if moved:
             raise moved.refusal()
         connection.text_factory = TEXTS
         try:

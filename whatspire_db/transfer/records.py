@@ -11,13 +11,14 @@ import peewee
 from ..fields import InstantField, JSONTextField, TextField, utcnow
 from ..migrate.engines.base import Engine
 
-STARTED, PROVED, FAILED = "started", "proved", "failed"
+STARTED, COPIED, PROVED, FAILED = "started", "copied", "proved", "failed"
 
 
 class Transfer(peewee.Model):
     """An attempt to fill this database: from where, when, how it ended, and each table's rows and fingerprint.
 
-    `state` is started, proved or failed. An attempt that was killed stays "started", and none of its rows are here.
+    `state` is started, copied, proved or failed. An attempt that was killed stays "started", and none of its rows are
+    here, or "copied": the rows of a live transfer are here, and were not compared.
     """
 
     source: TextField[str] = TextField()
@@ -41,6 +42,13 @@ def end(engine: Engine, number: int, state: str, **facts: Any) -> None:
     """Note how an attempt ended."""
     with _own_names(engine) as db:
         Transfer.update(state=state, finished=utcnow(), **facts).where(Transfer.id == number).execute(db)
+
+
+def unproved(engine: Engine, source: str) -> int | None:
+    """Return the number of the last attempt, where its rows are here and were not compared; None where not."""
+    with _own_names(engine) as db:
+        last = Transfer.select().order_by(Transfer.id.desc()).limit(1).execute(db)
+        return next((int(each.id) for each in last if each.state == COPIED and each.source == source), None)
 
 
 @contextmanager

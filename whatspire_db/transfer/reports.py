@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from .checking import Checked
@@ -30,11 +31,29 @@ class TableReport:
 
 
 @dataclass(frozen=True)
+class Lock:
+    """The time for which a live transfer held up the source's writers; both moments are aware and in UTC."""
+
+    began: datetime
+    ended: datetime
+
+    @property
+    def seconds(self) -> float:
+        return (self.ended - self.began).total_seconds()
+
+    def to_json(self) -> dict[str, Any]:
+        return {"from": self.began.isoformat(), "to": self.ended.isoformat(), "seconds": self.seconds}
+
+    def __str__(self) -> str:
+        return f"from {self.began:%Y-%m-%d %H:%M:%S.%f} to {self.ended:%H:%M:%S.%f} UTC, {self.seconds:.3f} s"
+
+
+@dataclass(frozen=True)
 class Report:
     """A transfer that is done and proved.
 
     `shortened` are times that were cut to microseconds, `replaced` values that something else took the place of,
-    `set_aside` rows that are in the side file and not at the target.
+    `set_aside` rows that are in the side file and not at the target. `locked` is the downtime of a live transfer.
     """
 
     ends: Ends
@@ -44,6 +63,7 @@ class Report:
     replaced: int = 0
     set_aside: int = 0
     side_file: str = ""
+    locked: Lock | None = None
 
     @property
     def rows(self) -> int:
@@ -65,6 +85,7 @@ class Report:
             "replaced": self.replaced,
             "set_aside": self.set_aside,
             "side_file": self.side_file or None,
+            "locked": self.locked.to_json() if self.locked else None,
             "switch": self.switch,
             "duration_ms": round(self.seconds * 1000),
         }

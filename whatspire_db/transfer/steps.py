@@ -12,12 +12,15 @@ import peewee
 from ..errors import NotProved, WhatspireDBError
 from ..migrate.ddl import ModelType
 from ..migrate.engines.base import Engine
+from ..migrate.engines.postgres.engine import PostgresEngine
 from ..migrate.runner import MigrationRunner
 from . import records
 from .opening import Ends
 from .progress import Watcher
 from .proof import TableProof
 from .records import Transfer
+
+SNAPSHOT = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"
 
 
 @dataclass(frozen=True)
@@ -73,3 +76,13 @@ def require_proved(proofs: Sequence[TableProof]) -> None:
 def teller(watcher: Watcher, phase: str) -> Callable[[str, int], None]:
     """Return what tells a watcher how many rows of a table a phase has done."""
     return lambda table, done: watcher.progress(phase, table, done, None)
+
+
+@contextmanager
+def snapshot(postgres: PostgresEngine) -> Iterator[None]:
+    """Read one state of the server in a block, in which names without a schema are its own."""
+    assert postgres.default_schema  # asked before the path says otherwise
+    with postgres.db.atomic():
+        postgres.db.execute_sql(SNAPSHOT)
+        postgres.search_first("pg_catalog")
+        yield

@@ -60,7 +60,12 @@ def prepared(sqlite: sqlite3.Connection, engine: PostgresEngine, wishes: Wishes)
     _require_held(checked)
     migrate(engine.db, wishes)
     _require_trusted(engine, wishes)
-    return checked, _tables(sqlite, engine, wishes, engine.snapshot(_keys(engine, wishes)), checked)
+    return checked, _tables(sqlite, engine, wishes, live_schema(engine, wishes), checked)
+
+
+def live_schema(engine: PostgresEngine, wishes: Wishes) -> Schema:
+    """Return the tables of the target as they are."""
+    return engine.snapshot(_keys(engine, wishes))
 
 
 def _keys(engine: PostgresEngine, wishes: Wishes) -> list[tuple[str, str]]:
@@ -90,7 +95,7 @@ def _checked(sqlite: sqlite3.Connection, engine: PostgresEngine, wishes: Wishes)
     require_models(sqlite, wishes.models, wishes.leave)
     with engine.reading(wishes.wait_seconds):
         models = transferred(wishes.models)
-        declared, live = engine.declared(models), engine.snapshot(_keys(engine, wishes))
+        declared, live = engine.declared(models), live_schema(engine, wishes)
     tables = transfer_tables(sqlite, engine, Schema({**declared.tables, **live.tables}), wishes.models)
     if not tables:
         raise TransferRefused("the source has no table of the models", "name the right file in --from, or --models")

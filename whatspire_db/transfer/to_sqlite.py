@@ -6,8 +6,7 @@ All rows come in one transaction of the file, and from one snapshot of the serve
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from peewee import sqlite3
@@ -22,10 +21,8 @@ from . import records
 from .opening import Ends, connected
 from .proof import of_postgres, prove
 from .reports import Report, TableReport
-from .steps import Wishes, migrate, recorded, require_proved, teller
+from .steps import Wishes, migrate, recorded, require_proved, snapshot, teller
 from .tables import Column, TransferTable, is_ours, require_left, transfer_tables, transferred
-
-SNAPSHOT = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"
 
 
 def transfer(ends: Ends, wishes: Wishes) -> Report:
@@ -38,19 +35,9 @@ def transfer(ends: Ends, wishes: Wishes) -> Report:
             with sqlite.work_lock(wishes.wait_seconds):
                 _require_empty(target, wishes)
                 migrate(target, wishes)
-                with recorded(sqlite, ends) as number, _snapshot(postgres):
+                with recorded(sqlite, ends) as number, snapshot(postgres):
                     done = _load(sqlite, postgres, wishes, number)
     return Report(ends, tuple(done), time.monotonic() - started)
-
-
-@contextmanager
-def _snapshot(postgres: PostgresEngine) -> Iterator[None]:
-    """Read one state of the server in a block, in which names without a schema are its own."""
-    assert postgres.default_schema  # asked before the path says otherwise
-    with postgres.db.atomic():
-        postgres.db.execute_sql(SNAPSHOT)
-        postgres.search_first("pg_catalog")
-        yield
 
 
 def _require_empty(target: Any, wishes: Wishes) -> None:

@@ -11,6 +11,7 @@ from ..migrate.ddl import ModelType
 from ..models.base import registered_models
 from ..settings import Settings
 from ..settings.durations import seconds_of
+from . import live as live_transfer
 from . import to_postgres, to_sqlite
 from .checking import Checked
 from .faults import SET_ASIDE, read_choices
@@ -31,6 +32,7 @@ def transfer(
     lock_timeout: float | timedelta = 60.0,
     watcher: Watcher | None = None,
     trust_source: bool = False,
+    live: bool = False,
 ) -> Report:
     """Bring every model's rows from one database into the empty tables of another, and prove that both are equal.
 
@@ -46,6 +48,8 @@ def transfer(
     :param lock_timeout: how long to wait for another transfer or migration, in seconds or as a timedelta.
     :param watcher: hears how far the transfer is; default: a line in the log every ten seconds.
     :param trust_source: let a PostgreSQL superuser run code of other roles that is attached to the tables.
+    :param live: let others write to the SQLite source meanwhile: a change log follows them, a lock of some milliseconds
+        ends it, and then a fence refuses every write to the source.
     :raises ConfigError: when an argument is wrong.
     :raises TransferRefused: when rows would be lost or changed, or the target has rows; none was copied.
     :raises NotProved: when both sides differ afterwards; the target keeps no row.
@@ -53,9 +57,17 @@ def transfer(
     """
     ends = ends_of(settings_of(source, by="transfer()"), to)
     if not ends.is_to_postgres:
-        _require_sqlite(ends, on or side_file)
+        _require_sqlite(ends, on or side_file or live)
         return to_sqlite.transfer(ends, _wishes(models, leave, None, "", lock_timeout, watcher, trust_source))
-    return to_postgres.transfer(ends, _wishes(models, leave, on, side_file, lock_timeout, watcher, trust_source))
+    wishes = _wishes(models, leave, on, side_file, lock_timeout, watcher, trust_source)
+    if not live:
+        return to_postgres.transfer(ends, wishes)
+    if SET_ASIDE in wishes.choices.values():
+        raise ConfigError(
+            "a live transfer sets no rows aside, for they may change meanwhile",
+            "correct them first, or transfer without --live, while nothing writes",
+        )
+    return live_transfer.transfer(ends, wishes)
 
 
 def check(
@@ -81,7 +93,7 @@ def _require_sqlite(ends: Ends, wanted: object) -> None:
     if wanted and not ends.is_to_postgres:
         raise ConfigError(
             "the source is PostgreSQL, and only SQLite holds what the other engine does not",
-            "leave out --check, --on and --side-file",
+            "leave out --check, --on, --side-file and --live",
         )
 
 
