@@ -1,6 +1,6 @@
 """A program that transfers the service's rows and kills itself at a point: a statement, or a part of the rows.
 
-python -m tests.transfer.killed SOURCE TARGET POINT
+python -m tests.transfer.killed SOURCE TARGET POINT [live]
 
 It prints how many points there are, if it comes to its end.
 """
@@ -39,7 +39,7 @@ class Counting(Watcher):
         self.points.passing()
 
 
-def main(source: str, target: str, point: str) -> None:
+def main(source: str, target: str, point: str, live: str = "") -> None:
     """Transfer until the point is met."""
     points = Points(int(point))
     execute = Cursor.execute
@@ -50,7 +50,7 @@ def main(source: str, target: str, point: str) -> None:
         points.passing()
 
     Cursor.execute = counted  # type: ignore[method-assign]
-    transfer(source, target, watcher=Counting(points))
+    transfer(source, target, watcher=Counting(points), live=bool(live))
     sys.stdout.write(f"{points.passed}\n")
 
 

@@ -144,3 +144,23 @@ def test_no_row_is_set_aside_meanwhile(sqlite: Place, postgres: Place) -> None:
     go_database(sqlite)
     with pytest.raises(ConfigError, match="sets no rows aside"):
         transfer(sqlite.dsn, postgres.dsn, live=True, on={"nul": "set-aside"}, side_file="aside")
+
+
+def test_the_command_moves_a_live_source_and_removes_the_fence(sqlite: Place, postgres: Place) -> None:
+    go_database(sqlite)
+    removed = sqlite.run("transfer", "--remove-fence", module="whatspire_db")
+    assert (removed.returncode, removed.stdout.splitlines()[1]) == (0, "this database has no fence")
+    done = sqlite.run("transfer", "--live", "--to", postgres.dsn, module="whatspire_db")
+    assert done.returncode == 0, done
+    assert "writers were locked out from" in done.stdout
+    refused = sqlite.run("transfer", "--live", "--to", postgres.dsn, module="whatspire_db")
+    assert refused.returncode == 4
+    assert "--remove-fence" in refused.stderr
+    for arguments in (["--remove-fence", "--to", "x"], [], ["--remove-fence", "--from", postgres.dsn]):
+        environment = {"WHATSAPP_DATABASE_DRIVER": ""}
+        assert sqlite.run("transfer", *arguments, module="whatspire_db", env=environment).returncode == 2
+    removed = sqlite.run("transfer", "--remove-fence", "--from", sqlite.dsn, module="whatspire_db")
+    assert "the fence is removed" in removed.stdout
+    db = sqlite.connect()
+    with db.connection_context():
+        db.execute_sql("UPDATE sessions SET name = 'back'")

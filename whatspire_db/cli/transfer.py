@@ -8,12 +8,15 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from ..connection.connecting import connect
+from ..dsn.forms import SQLITE
 from ..dsn.redaction import shown
 from ..errors import ConfigError
 from ..settings.durations import seconds_of
+from ..transfer import fence
 from ..transfer.checking import Checked
 from ..transfer.faults import CHOICES, KINDS
-from ..transfer.opening import ends_of
+from ..transfer.opening import ends_of, sqlite_source
 from ..transfer.progress import Watcher
 from ..transfer.progress import logger as progress_logger
 from ..transfer.reports import Report, found_lines
@@ -39,7 +42,7 @@ def parser_of(prog: str = PROG) -> argparse.ArgumentParser:
         description="Bring every row from SQLite to PostgreSQL, or back, and prove that both sides are equal.",
         epilog=f"kinds of faults, for --on KIND=CHOICE:\n{kinds}",
     )
-    parser.add_argument("--to", required=True, metavar="DSN", help="the database to fill, whose tables have no rows")
+    parser.add_argument("--to", metavar="DSN", help="the database to fill, whose tables have no rows")
     parser.add_argument("--from", dest="source", metavar="DSN", help="the database to read: another name for --dsn")
     parser.add_argument("--check", action="store_true", help="find what PostgreSQL cannot hold, and copy nothing")
     parser.add_argument(
@@ -52,6 +55,11 @@ def parser_of(prog: str = PROG) -> argparse.ArgumentParser:
         "--live",
         action="store_true",
         help="let others write to the SQLite source until a short lock at the end, after which a fence refuses writes",
+    )
+    parser.add_argument(
+        "--remove-fence",
+        action="store_true",
+        help="let a SQLite file be written again whose rows a live transfer moved; takes --from alone",
     )
     parser.add_argument("--side-file", metavar="FILE", help="the new file for rows that are set aside")
     parser.add_argument(
@@ -86,6 +94,10 @@ def _run(call: Call) -> Answer:
         if options.dsn is not None:
             raise ConfigError("--from and --dsn are two names for one thing", "give one of them")
         options.dsn = options.source
+    if options.remove_fence:
+        return _without_fence(call)
+    if options.to is None:
+        raise ConfigError("no target is named", "name it with --to DSN")
     choices = _choices(options.on or ())
     settings, models = settings_and_models(call)
     wait = settings.migration_lock_timeout if options.lock_timeout is None else options.lock_timeout
@@ -107,6 +119,21 @@ def _run(call: Call) -> Answer:
         **common,
     )
     return Answer(call.named(report.to_json()), [call.line, *_lines(report)])
+
+
+def _without_fence(call: Call) -> Answer:
+    """Remove the fence of a SQLite file."""
+    if call.options.to is not None:
+        raise ConfigError("--remove-fence is about the source alone", "leave out --to")
+    settings = call.settings()
+    if settings.driver != SQLITE:
+        raise ConfigError("only a SQLite file has a fence", "name it in --from")
+    with sqlite_source(settings, may_be_fenced=True):  # which says what is wrong with a file
+        pass
+    db: Any = connect(settings, bind=False, read_only=True)
+    with db.connection_context():
+        found = fence.remove(db)
+    return Answer(call.named({"removed": found.to_json() if found else None}), [call.line, fence.removed(found)])
 
 
 def _choices(given: Sequence[str]) -> dict[str, str]:
