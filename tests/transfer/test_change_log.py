@@ -34,6 +34,7 @@ TABLES = {
     "r": "CREATE TABLE r (rowid, v)",
     "c": "CREATE TABLE c (id text COLLATE NOCASE PRIMARY KEY, t_id text REFERENCES t (id) ON DELETE CASCADE, v)",
 }
+INDEX = "CREATE UNIQUE INDEX c_v ON c (v COLLATE NOCASE)"  # another collation than the column's
 TRIGGER = "CREATE TRIGGER own AFTER UPDATE ON n BEGIN UPDATE r SET v = NEW.v WHERE _rowid_ = NEW.id; END"
 
 
@@ -46,7 +47,7 @@ def source(tmp_path: Path) -> Iterator[peewee.SqliteDatabase]:
 
 def make(db: peewee.SqliteDatabase) -> None:
     db.execute_sql("PRAGMA journal_mode = WAL")
-    for sql in [*TABLES.values(), TRIGGER]:
+    for sql in [*TABLES.values(), INDEX, TRIGGER]:
         db.execute_sql(sql)
 
 
@@ -91,16 +92,35 @@ def test_each_write_is_noted_once_by_its_key(
     assert set(found) == set(expected or [("n", (1,)), ("r", (1,))])
 
 
-@pytest.mark.parametrize("replace", ["INSERT OR REPLACE INTO t VALUES ('b', 1, 0)", "UPDATE OR REPLACE t SET u = 1"])
+@pytest.mark.parametrize(
+    ("replace", "replaced"),
+    [
+        ("INSERT OR REPLACE INTO t VALUES ('b', 1, 0)", ("t", ("a",))),
+        ("UPDATE OR REPLACE t SET u = 1 WHERE u = 2", ("t", ("a",))),
+        ("INSERT OR REPLACE INTO c VALUES ('A', NULL, 'new')", ("c", ("a",))),  # its key is NOCASE
+        ("INSERT OR REPLACE INTO c VALUES ('new', NULL, 'V')", ("c", ("a",))),  # and so is an index
+    ],
+)
 @pytest.mark.parametrize("recursive", [0, 1])
 def test_row_that_is_replaced_by_another_key_is_noted(
-    source: peewee.SqliteDatabase, replace: str, recursive: int
+    source: peewee.SqliteDatabase, replace: str, replaced: tuple[str, change_log.Key], recursive: int
 ) -> None:
     source.execute_sql(f"PRAGMA recursive_triggers = {recursive}")
     source.execute_sql("INSERT INTO t VALUES ('a', 1, 0), ('c', 2, 0)")
+    source.execute_sql("INSERT INTO c VALUES ('a', NULL, 'v')")
     change_log.start(source, list(TABLES))
     source.execute_sql(replace)
-    assert ("t", ("a",)) in keys(source)
+    table, key = replaced
+    assert source.execute_sql(f"SELECT 1 FROM {table} WHERE id = ? COLLATE BINARY", key).fetchall() == []
+    assert replaced in keys(source)
+
+
+def test_key_that_changes_its_case_alone_is_noted_twice(source: peewee.SqliteDatabase) -> None:
+    source.execute_sql("CREATE TABLE b (id text COLLATE NOCASE, PRIMARY KEY (id COLLATE BINARY))")
+    source.execute_sql("INSERT INTO b VALUES ('a')")
+    change_log.start(source, ["b"])
+    source.execute_sql("UPDATE b SET id = 'A'")
+    assert keys(source) == [("b", ("a",)), ("b", ("A",))]
 
 
 def test_what_is_rolled_back_is_not_noted_and_positions_go_on(source: peewee.SqliteDatabase) -> None:
@@ -126,8 +146,8 @@ def test_the_last_change_of_a_row_is_what_counts_for_the_order(source: peewee.Sq
 
 # The law
 
-ids = st.sampled_from(["a", "A", "b", "c", "d"])
-numbers = st.one_of(st.none(), st.integers(0, 4))
+ids = st.sampled_from(["a", "A", "b"])
+numbers = st.one_of(st.none(), st.integers(0, 2))
 conflicts = st.sampled_from(["", "OR IGNORE", "OR REPLACE"])
 inserts = st.one_of(
     st.tuples(st.just("INSERT {} INTO t VALUES (?, ?, ?)"), conflicts, st.tuples(ids, numbers, numbers)),
@@ -143,7 +163,7 @@ inserts = st.one_of(
         st.just("INSERT {} INTO n VALUES (?, ?, ?, ?)"), conflicts, st.tuples(st.integers(1, 5), ids, numbers, numbers)
     ),
     st.tuples(st.just("INSERT {} INTO r VALUES (?, ?)"), conflicts, st.tuples(numbers, numbers)),
-    st.tuples(st.just("INSERT {} INTO c VALUES (?, ?, ?)"), conflicts, st.tuples(ids, ids, numbers)),
+    st.tuples(st.just("INSERT {} INTO c VALUES (?, ?, ?)"), conflicts, st.tuples(ids, st.one_of(st.none(), ids), ids)),
     st.tuples(st.just("INSERT {} INTO r SELECT v, v FROM t WHERE v IS NOT ?"), conflicts, st.tuples(numbers)),
 )
 updates = st.one_of(
@@ -153,7 +173,7 @@ updates = st.one_of(
     st.tuples(st.just("UPDATE {} n SET x = ?, v = ? WHERE id > ?"), conflicts, st.tuples(ids, numbers, numbers)),
     st.tuples(st.just("UPDATE {} n SET id = ? WHERE x = ?"), conflicts, st.tuples(st.integers(1, 5), ids)),
     st.tuples(st.just("UPDATE {} r SET _rowid_ = ? WHERE v = ?"), conflicts, st.tuples(st.integers(1, 9), numbers)),
-    st.tuples(st.just("UPDATE {} c SET id = ?, t_id = ? WHERE v = ?"), conflicts, st.tuples(ids, ids, numbers)),
+    st.tuples(st.just("UPDATE {} c SET v = ?, t_id = ? WHERE v = ?"), conflicts, st.tuples(ids, st.none(), ids)),
     st.tuples(st.just("UPDATE {} c SET id = ? WHERE id = ?"), conflicts, st.tuples(ids, ids)),
 )
 deletes = st.one_of(

@@ -61,8 +61,7 @@ def check_health(
         opened = db.connect(reuse_if_open=True) and not engine.is_kept_open(health)
         health = engine.reached(health, db)
         health = _with_schema(health, runner) if schema else replace(health, schema_version=_version(runner))
-        health = _with_times(health, runner) if schema else health
-        health = _with_fence(health, runner)
+        health = _with_fence(_with_times(health, runner) if schema else health, runner)
         return engine.quick_checked(health, db) if quick_check else health
     except (WhatspireDBError, peewee.PeeweeException, UnicodeError, MaxConnectionsExceeded) as error:
         return _failing(health, _in_words(error, runner), _secrets(db))
