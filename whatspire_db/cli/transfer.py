@@ -42,6 +42,12 @@ def parser_of(prog: str = PROG) -> argparse.ArgumentParser:
         description="Bring every row from SQLite to PostgreSQL, or back, and prove that both sides are equal.",
         epilog=f"kinds of faults, for --on KIND=CHOICE:\n{kinds}",
     )
+    _add_options(parser)
+    add_shared_options(parser)
+    return parser
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--to", metavar="DSN", help="the database to fill, whose tables have no rows")
     parser.add_argument("--from", dest="source", metavar="DSN", help="the database to read: another name for --dsn")
     parser.add_argument("--check", action="store_true", help="find what PostgreSQL cannot hold, and copy nothing")
@@ -77,8 +83,6 @@ def parser_of(prog: str = PROG) -> argparse.ArgumentParser:
         action="store_true",
         help="let a PostgreSQL superuser run code of other roles that is in the target",
     )
-    add_shared_options(parser)
-    return parser
 
 
 def main(argv: list[str] | None = None, prog: str = PROG) -> int:

@@ -27,12 +27,11 @@ from ..settings import Settings
 from ..settings.durations import in_units, parse_duration, seconds_of
 from .engines import engine_of
 from .engines.base import RowEngine
-from .pace import STALL_SECONDS, Pace
+from .pace import LOG_SECONDS, STALL_SECONDS, Pace
 
 logger = logging.getLogger("whatspire_db.data")
 Model = type[peewee.Model]
 
-LOG_SECONDS = 10.0
 AGE = "an age like 30d, 12h or 90m"
 
 

@@ -48,26 +48,22 @@ def transfer(
     :param lock_timeout: how long to wait for another transfer or migration, in seconds or as a timedelta.
     :param watcher: hears how far the transfer is; default: a line in the log every ten seconds.
     :param trust_source: let a PostgreSQL superuser run code of other roles that is attached to the tables.
-    :param live: let others write to the SQLite source meanwhile: a change log follows them, a lock of some milliseconds
-        ends it, and then a fence refuses every write to the source.
+    :param live: let others write to the SQLite source, until a short lock at the end; then a fence refuses writes.
     :raises ConfigError: when an argument is wrong.
     :raises TransferRefused: when rows would be lost or changed, or the target has rows; none was copied.
     :raises NotProved: when both sides differ afterwards; the target keeps no row.
     :raises LockTimeout: when another transfer or migration takes longer.
     """
     ends = ends_of(settings_of(source, by="transfer()"), to)
-    if not ends.is_to_postgres:
-        _require_sqlite(ends, on or side_file or live)
-        return to_sqlite.transfer(ends, _wishes(models, leave, None, "", lock_timeout, watcher, trust_source))
+    _require_sqlite(ends, on or side_file or live)
     wishes = _wishes(models, leave, on, side_file, lock_timeout, watcher, trust_source)
-    if not live:
-        return to_postgres.transfer(ends, wishes)
-    if SET_ASIDE in wishes.choices.values():
+    if live and SET_ASIDE in wishes.choices.values():
         raise ConfigError(
             "a live transfer sets no rows aside, for they may change meanwhile",
             "correct them first, or transfer without --live, while nothing writes",
         )
-    return live_transfer.transfer(ends, wishes)
+    way = live_transfer if live else to_postgres if ends.is_to_postgres else to_sqlite
+    return way.transfer(ends, wishes)
 
 
 def check(
