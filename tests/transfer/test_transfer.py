@@ -27,6 +27,7 @@ from whatspire_db import (
     TransferRefused,
     WhatspireDBError,
 )
+from whatspire_db.models.data_migrations import DataMigration
 from whatspire_db.transfer import Watcher, transfer
 
 
@@ -273,3 +274,24 @@ def test_bad_input_ends_in_two_lines(
     error, hint = done.stderr.splitlines()
     assert error.startswith("error: ")
     assert hint.startswith("hint:  ")
+
+
+def test_finished_data_migrations_stay_finished(service: Place, postgres: Place, tmp_path: Path) -> None:
+    declared = DataMigration("louder", Session, lambda: Session.update(name="changed").execute())
+    begun = DataMigration("begun", Session, lambda: 1 / 0)
+    db = service.connect()
+    with db.connection_context(), db.bind_ctx([Session]):
+        MigrationRunner(db, data=[declared]).up()
+        with pytest.raises(WhatspireDBError):
+            MigrationRunner(db, data=[declared, begun]).up()
+    transfer(service.dsn, postgres.dsn)
+    back = Place("sqlite", str(tmp_path / "back.db"), tmp_path)
+    transfer(postgres.dsn, back.dsn)
+    for place in (postgres, back):
+        target = place.connect()
+        with target.connection_context():
+            states = MigrationRunner(target, data=[declared, begun]).data_migrations().states()
+            assert [(state.name, state.state) for state in states] == [("louder", "finished"), ("begun", "pending")]
+            assert states[0].rows == MigrationRunner(db, data=[declared]).data_migrations().states()[0].rows
+            assert states[0].position is None
+    assert contents(back, ROWS) == contents(service, ROWS)

@@ -196,7 +196,7 @@ def _switch(live: _Live, sqlite: Any, ends: Ends, wishes: Wishes, number: int) -
         lock.enter_context(live.source.atomic("IMMEDIATE"))
         began = utcnow()
         live.follow()
-        finish(live.sqlite, postgres, tables, removed)
+        finish(live.sqlite, live.engine, tables, removed)
         change_log.stop(live.source)
         fence.put_up(live.source, [table.source for table in tables], ends.target.target, utcnow())
         records.end(live.engine, number, records.COPIED)

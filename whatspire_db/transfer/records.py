@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import peewee
 
+from ..data.records import DataMigrationRecord
 from ..fields import InstantField, JSONTextField, TextField, utcnow
+from ..migrate.ddl import execute, qualified, quote
 from ..migrate.engines.base import Engine
+from ..migrate.engines.postgres.engine import PostgresEngine
 
+Finished = dict[str, Any]  # what is kept of a data migration that is finished, by field
+_KEPT = [getattr(DataMigrationRecord, name) for name in ("name", "started", "finished", "rows", "error")]
+_FINISHED = f"SELECT {', '.join(quote(field.column_name) for field in _KEPT)} FROM {{}} WHERE finished IS NOT NULL"
 STARTED, COPIED, PROVED, FAILED = "started", "copied", "proved", "failed"
 
 
@@ -49,6 +55,38 @@ def unproved(engine: Engine, source: str) -> int | None:
     with _own_names(engine) as db:
         last = Transfer.select().order_by(Transfer.id.desc()).limit(1).execute(db)
         return next((int(each.id) for each in last if each.state == COPIED and each.source == source), None)
+
+
+def finished_in_sqlite(sqlite: Any) -> list[Finished] | None:
+    """Return the data migrations that are finished in a SQLite source; None where none was ever begun."""
+    name = DataMigrationRecord._meta.table_name
+    if not sqlite.execute("SELECT 1 FROM main.sqlite_master WHERE type = 'table' AND name = ?", [name]).fetchone():
+        return None
+    return [_read(row) for row in sqlite.execute(_FINISHED.format(f"main.{quote(name)}"))]
+
+
+def finished_in_postgres(engine: PostgresEngine) -> list[Finished] | None:
+    """Return the data migrations that are finished in a PostgreSQL source; None where none was ever begun."""
+    key = engine.key(DataMigrationRecord)
+    if not engine.has_table(key):
+        return None
+    if found := engine.untrusted_table(DataMigrationRecord):
+        raise found
+    return [_read(row) for row in execute(engine.db, _FINISHED.format(qualified(engine.default_schema, key[1])))]
+
+
+def _read(row: Sequence[Any]) -> Finished:
+    return {field.name: field.python_value(value) for field, value in zip(_KEPT, row, strict=True)}
+
+
+def keep_finished(engine: Engine, finished: Sequence[Finished] | None) -> None:
+    """Let what is finished at the source be finished at the target too; a position means nothing on another engine."""
+    if finished is None:
+        return
+    with _own_names(engine) as db:
+        DataMigrationRecord.delete().execute(db)
+        for row in finished:
+            DataMigrationRecord.insert(row).execute(db)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import Any
 
 import peewee
 
+from ..data.records import DataMigrationRecord
 from ..errors import NotProved, WhatspireDBError
 from ..migrate.ddl import ModelType
 from ..migrate.engines.base import Engine
@@ -36,16 +37,25 @@ class Wishes:
     watcher: Watcher
 
 
-def migrate(db: Any, wishes: Wishes) -> None:
-    """Bring the target to the models, and to the table of transfers."""
-    runner = MigrationRunner(
+def migrate(db: Any, wishes: Wishes, with_data: bool) -> None:
+    """Bring the target to the models and to the table of transfers; no data migration runs.
+
+    :param with_data: and to the table of data migrations.
+    """
+    models = [*wishes.models, Transfer, *([DataMigrationRecord] if with_data else [])]
+    runner(db, models, wishes).up()
+
+
+def runner(db: Any, models: Sequence[ModelType], wishes: Wishes) -> MigrationRunner:
+    """Return what brings the target to models, and makes no backup of what has no rows."""
+    return MigrationRunner(
         db,
-        [*wishes.models, Transfer],
+        models,
         lock_timeout=wishes.wait_seconds,
         before_changes=lambda: None,
         trust_source=wishes.trust_source,
+        data=(),
     )
-    runner.up()
 
 
 @contextmanager

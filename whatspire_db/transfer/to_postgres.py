@@ -14,11 +14,11 @@ from typing import Any
 
 from peewee import sqlite3
 
+from ..data.records import DataMigrationRecord
 from ..errors import TransferRefused, WhatspireDBError
 from ..messages import first_line, sqlstate
 from ..migrate.ddl import qualified
 from ..migrate.engines.postgres.engine import PostgresEngine
-from ..migrate.runner import MigrationRunner
 from ..migrate.schema import Schema
 from . import postgres_load, records, side_file
 from .checking import Checked, asks_postgres, check
@@ -28,7 +28,7 @@ from .progress import Watcher
 from .proof import TableProof, prove
 from .records import Transfer
 from .reports import Report, TableReport
-from .steps import Wishes, migrate, recorded, require_proved, teller
+from .steps import Wishes, migrate, recorded, require_proved, runner, teller
 from .tables import TransferTable, require_models, transfer_tables, transferred
 
 
@@ -58,7 +58,7 @@ def prepared(sqlite: sqlite3.Connection, engine: PostgresEngine, wishes: Wishes)
     require_empty(engine, wishes)
     checked = _checked(sqlite, engine, wishes)
     _require_held(checked)
-    migrate(engine.db, wishes)
+    migrate(engine.db, wishes, with_data=records.finished_in_sqlite(sqlite) is not None)
     _require_trusted(engine, wishes)
     return checked, _tables(sqlite, engine, wishes, live_schema(engine, wishes), checked)
 
@@ -73,7 +73,7 @@ def _keys(engine: PostgresEngine, wishes: Wishes) -> list[tuple[str, str]]:
 
 
 def _require_trusted(engine: PostgresEngine, wishes: Wishes) -> None:
-    for model in [*transferred(wishes.models), Transfer]:
+    for model in [*transferred(wishes.models), Transfer, DataMigrationRecord]:
         if found := engine.untrusted_table(model):
             raise found
 
@@ -116,13 +116,7 @@ def _require_held(checked: Checked) -> None:
 def stamp(db: Any, wishes: Wishes) -> None:
     """Let the next start find its stamp: indexes that were made anew changed the catalog's mark."""
     with suppress(WhatspireDBError):  # the rows are there and proved; the next start looks in full
-        MigrationRunner(
-            db,
-            wishes.models,
-            lock_timeout=wishes.wait_seconds,
-            before_changes=lambda: None,
-            trust_source=wishes.trust_source,
-        ).up()
+        runner(db, wishes.models, wishes).up()
 
 
 def _tables(
@@ -169,13 +163,18 @@ def fill(
 
 
 def finish(
-    sqlite: sqlite3.Connection, postgres: Any, tables: Sequence[TransferTable], removed: Sequence[postgres_load.Removed]
+    sqlite: sqlite3.Connection,
+    engine: PostgresEngine,
+    tables: Sequence[TransferTable],
+    removed: Sequence[postgres_load.Removed],
 ) -> None:
-    """Bring back the references, and set the sequences."""
+    """Bring back the references, set the sequences, and let finished data migrations stay finished."""
+    postgres = engine.db.connection()
     for each in removed:
         with naming(each.table):
             postgres_load.bring_back_references(postgres, each)
     postgres_load.set_sequences(postgres, sqlite, tables)
+    records.keep_finished(engine, records.finished_in_sqlite(sqlite))
 
 
 def table_reports(proofs: Sequence[TableProof], seconds: Sequence[float]) -> list[TableReport]:
@@ -197,7 +196,7 @@ def _load(
     with engine.db.atomic():
         postgres = engine.db.connection()
         seconds, removed = fill(sqlite, engine, tables, wishes)
-        finish(sqlite, postgres, tables, removed)
+        finish(sqlite, engine, tables, removed)
         postgres_load.analyze(postgres, tables)
         proofs = [prove(sqlite, postgres, table, teller(wishes.watcher, "prove")) for table in tables]
         require_proved(proofs)

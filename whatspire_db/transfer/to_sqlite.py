@@ -11,6 +11,7 @@ from typing import Any
 
 from peewee import sqlite3
 
+from ..data.records import DataMigrationRecord
 from ..errors import TransferRefused
 from ..messages import CONSTRAINT, first_line, primary
 from ..migrate.ddl import quote
@@ -34,7 +35,7 @@ def transfer(ends: Ends, wishes: Wishes) -> Report:
             sqlite = SqliteEngine(target)
             with sqlite.work_lock(wishes.wait_seconds):
                 _require_empty(target, wishes)
-                migrate(target, wishes)
+                migrate(target, wishes, with_data=postgres.has_table(postgres.key(DataMigrationRecord)))
                 with recorded(sqlite, ends) as number, snapshot(postgres):
                     done = _load(sqlite, postgres, wishes, number)
     return Report(ends, tuple(done), time.monotonic() - started)
@@ -67,6 +68,7 @@ def _load(sqlite: SqliteEngine, postgres: PostgresEngine, wishes: Wishes, number
             TableReport(proof.table, proof.sqlite.rows, str(proof.sqlite), taken)
             for proof, taken in zip(proofs, seconds, strict=True)
         ]
+        records.keep_finished(sqlite, records.finished_in_postgres(postgres))
         records.end(sqlite, number, records.PROVED, tables=[report.to_json() for report in reports])
     return reports
 

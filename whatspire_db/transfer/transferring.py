@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from types import ModuleType
+from typing import Any
 
 from ..connection.connecting import settings_of
 from ..errors import ConfigError
@@ -57,13 +59,17 @@ def transfer(
     ends = ends_of(settings_of(source, by="transfer()"), to)
     _require_sqlite(ends, on or side_file or live)
     wishes = _wishes(models, leave, on, side_file, lock_timeout, watcher, trust_source)
-    if live and SET_ASIDE in wishes.choices.values():
+    way: Any = _live(wishes) if live else to_postgres if ends.is_to_postgres else to_sqlite
+    return way.transfer(ends, wishes)
+
+
+def _live(wishes: Wishes) -> ModuleType:
+    if SET_ASIDE in wishes.choices.values():
         raise ConfigError(
             "a live transfer sets no rows aside, for they may change meanwhile",
             "correct them first, or transfer without --live, while nothing writes",
         )
-    way = live_transfer if live else to_postgres if ends.is_to_postgres else to_sqlite
-    return way.transfer(ends, wishes)
+    return live_transfer
 
 
 def check(
