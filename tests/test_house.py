@@ -196,6 +196,7 @@ ROOMS = {
         "",
         "change_log",
         "faults",
+        "chunks",
         "json_values",
         "kinds",
         "time_kinds",

@@ -17,11 +17,11 @@ from ..migrate.ddl import quote
 from ..migrate.engines.base import discarded
 from ..migrate.schema import Constraint, Index, label
 from . import faults
+from .chunks import chunks
 from .faults import REFUSE, REPLACE, SET_ASIDE, Finding
 from .kinds import BytesKind, IntegerKind, TextKind
 from .tables import TransferTable
 
-CHUNK = 2000  # rows
 SHOWN = 20  # findings of one kind in one column that are listed; the others are counted
 LONGEST_KEY = 80  # characters
 # An index takes rows of 2704 bytes, and long values are compressed first: whether one fits, the server says.
@@ -188,7 +188,7 @@ def _texts(sqlite: sqlite3.Connection, table: TransferTable) -> Iterator[Fault]:
     if not columns:
         return
     cursor = sqlite.execute(table.select(columns))
-    if not any(_has_wrong_bytes(rows) for rows in iter(lambda: cursor.fetchmany(CHUNK), [])):
+    if not any(map(_has_wrong_bytes, chunks(cursor.fetchmany))):
         return
     for identity, key, values in _read(sqlite, table, [column.quoted for column in columns], "1"):
         for column, value in zip(columns, values, strict=True):

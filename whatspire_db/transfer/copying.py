@@ -9,10 +9,10 @@ from typing import Any
 
 from peewee import sqlite3
 
+from .chunks import Chunk, chunks
 from .kinds import Kind
 from .tables import Column, TransferTable
 
-CHUNK = 2000  # rows that are read, converted and sent at a time
 KEYS = 200  # rows that one query asks for
 Tell = Callable[[str, int], None]  # a table, and how many of its rows are done
 
@@ -75,15 +75,15 @@ def apply_changes(
 def _copy(postgres: Any, table: TransferTable, rows: Any, tell: Tell) -> int:
     count = 0
 
-    def chunks() -> Iterator[Sequence[tuple[Any, ...]]]:
+    def told() -> Iterator[Chunk]:
         nonlocal count
-        while chunk := rows.fetchmany(CHUNK):
+        for chunk in chunks(rows.fetchmany):
             yield chunk
             count += len(chunk)
             tell(table.name, count)
 
     with closing(postgres.cursor()) as cursor:
-        _send(cursor, table.postgres, table.written, _lines(table.written, table.mended, chunks()))
+        _send(cursor, table.postgres, table.written, _lines(table.written, table.mended, told()))
     return count
 
 
@@ -92,11 +92,9 @@ def _send(cursor: Any, place: str, columns: Sequence[Column], lines: Iterable[by
     cursor.copy_expert(f"COPY {place} ({names}) FROM STDIN WITH (ENCODING 'UTF8')", _Stream(lines), 1 << 20)
 
 
-def _lines(
-    columns: Sequence[Column], mended: frozenset[str], chunks: Iterable[Sequence[tuple[Any, ...]]]
-) -> Iterator[bytes]:
+def _lines(columns: Sequence[Column], mended: frozenset[str], some: Iterable[Chunk]) -> Iterator[bytes]:
     """Yield chunks of rows as COPY takes them, each column converted by itself."""
-    for chunk in chunks:
+    for chunk in some:
         texts = [
             column.kind.texts(mend(column.kind, values) if column.name in mended else values)
             for column, values in zip(columns, zip(*chunk, strict=True), strict=True)

@@ -10,20 +10,21 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from peewee import sqlite3
 
 from .checking import shown_key
+from .chunks import Chunk, chunks
 from .copying import Tell, mend
 from .kinds import BytesKind, IntegerKind, Kind, TextKind, UuidKind
 from .tables import Column, TransferTable
 
-CHUNK = 2000
 MODULUS = 1 << 128
 SHOWN = 10  # keys of a table that differ
 SORTED_ALIKE = (TextKind, IntegerKind, BytesKind, UuidKind)  # in byte order, or as numbers
-Rows = Iterator[Sequence[tuple[Any, ...]]]
+Rows = Iterator[Chunk]
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def prove(sqlite: sqlite3.Connection, postgres: Any, table: TransferTable, tell:
 
 def _of_sqlite(sqlite: sqlite3.Connection, table: TransferTable, order: str) -> Rows:
     cursor = sqlite.execute(table.select(table.columns) + order)
-    while chunk := cursor.fetchmany(CHUNK):
+    for chunk in chunks(cursor.fetchmany):
         columns = zip(table.columns, zip(*chunk, strict=True), strict=True)
         mended = [mend(c.kind, values) if c.name in table.mended else values for c, values in columns]
         yield list(zip(*mended, strict=True))
@@ -83,20 +84,19 @@ def of_postgres(postgres: Any, table: TransferTable, columns: Sequence[Column], 
     # The rows stay at the server, which sends a chunk at a time.
     with closing(postgres.cursor()) as cursor:
         cursor.execute(f"DECLARE whatspire_db_proof NO SCROLL CURSOR FOR SELECT {names} FROM {table.postgres}{order}")
-        while chunk := _fetched(cursor):
-            yield chunk
+        yield from chunks(partial(_fetched, cursor))
         cursor.execute("CLOSE whatspire_db_proof")
 
 
-def _fetched(cursor: Any) -> list[tuple[Any, ...]]:
-    cursor.execute(f"FETCH {CHUNK} FROM whatspire_db_proof")
-    rows: list[tuple[Any, ...]] = cursor.fetchall()
+def _fetched(cursor: Any, size: int) -> Chunk:
+    cursor.execute(f"FETCH {size} FROM whatspire_db_proof")
+    rows: Chunk = cursor.fetchall()
     return rows
 
 
-def _print(table: TransferTable, chunks: Rows, reader: Callable[[Kind], Callable[[Any], Any]], tell: Tell) -> Print:
+def _print(table: TransferTable, some: Rows, reader: Callable[[Kind], Callable[[Any], Any]], tell: Tell) -> Print:
     total = rows = 0
-    for chunk in chunks:
+    for chunk in some:
         hashes = map(_hash, _read(table.columns, chunk, reader))
         total = (total + sum(int.from_bytes(each, "big") for each in hashes)) % MODULUS
         rows += len(chunk)
@@ -145,9 +145,9 @@ def _order(columns: Sequence[Column], collate: str) -> str:
 
 
 def _keyed(
-    table: TransferTable, chunks: Rows, reader: Callable[[Kind], Callable[[Any], Any]], places: Sequence[int]
+    table: TransferTable, some: Rows, reader: Callable[[Kind], Callable[[Any], Any]], places: Sequence[int]
 ) -> Iterator[tuple[tuple[Any, ...], bytes]]:
-    for chunk in chunks:
+    for chunk in some:
         for row in _read(table.columns, chunk, reader):
             yield tuple(row[place] for place in places), _hash(row)
 

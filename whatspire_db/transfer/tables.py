@@ -159,7 +159,8 @@ def transfer_tables(
     found = []
     for model in transferred(models):
         key = postgres.key(model)
-        name = names.get(folded_ascii(model._meta.table_name))
+        is_main = folded_ascii(model._meta.schema or "main") == "main"  # others stand in attached files
+        name = names.get(folded_ascii(model._meta.table_name)) if is_main else None
         if name is not None and key in schema.tables:
             found.append(_transfer_table(sqlite, postgres, schema, model, name))
     return found
