@@ -202,6 +202,36 @@ def test_another_roles_trigger_is_not_run_by_a_superuser(service: Place, postgre
                 db.execute_sql(sql)
 
 
+def test_rows_that_a_policy_hides_are_not_passed_over(
+    service: Place, postgres: Place, server: Server, tmp_path: Path
+) -> None:
+    transfer(service.dsn, postgres.dsn)
+    db = postgres.connect()
+    role = f"r_{uuid.uuid4().hex[:12]}"
+    with db.connection_context():
+        for sql in (
+            f"CREATE ROLE {role} LOGIN",
+            f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}",
+            "ALTER TABLE sessions ENABLE ROW LEVEL SECURITY",
+            "CREATE POLICY few ON sessions USING (name LIKE 'tab%%')",
+        ):
+            db.execute_sql(sql)
+        try:
+            with pytest.raises(WhatspireDBError, match="row-level security"):
+                transfer(f"{postgres.dsn} user={role}", str(tmp_path / "copy.db"))
+        finally:
+            for sql in (f"DROP OWNED BY {role} CASCADE", f"DROP ROLE {role}"):
+                db.execute_sql(sql)
+
+
+def test_a_view_in_the_place_of_a_table_is_refused(service: Place, postgres: Place) -> None:
+    db = postgres.connect()
+    with db.connection_context():
+        db.execute_sql("CREATE VIEW sessions AS SELECT 1 / 0 AS id")
+    with pytest.raises(WhatspireDBError, match="sessions"):
+        transfer(service.dsn, postgres.dsn)
+
+
 @pytest.mark.parametrize("dsn", ["other.db", "whatspire.db", ":memory:"])
 def test_ends_that_do_not_fit(service: Place, postgres: Place, dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(service.folder)

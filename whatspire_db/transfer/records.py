@@ -52,6 +52,10 @@ def end(engine: Engine, number: int, state: str, **facts: Any) -> None:
 
 def unproved(engine: Engine, source: str) -> int | None:
     """Return the number of the last attempt, where its rows are here and were not compared; None where not."""
+    if not engine.has_table(engine.key(Transfer)):
+        return None
+    if found := engine.untrusted_table(Transfer):
+        raise found
     with _own_names(engine) as db:
         last = Transfer.select().order_by(Transfer.id.desc()).limit(1).execute(db)
         return next((int(each.id) for each in last if each.state == COPIED and each.source == source), None)

@@ -95,4 +95,5 @@ def snapshot(postgres: PostgresEngine) -> Iterator[None]:
     with postgres.db.atomic():
         postgres.db.execute_sql(SNAPSHOT)
         postgres.search_first("pg_catalog")
+        postgres.see_every_row()
         yield

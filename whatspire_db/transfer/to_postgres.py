@@ -19,7 +19,7 @@ from ..errors import TransferRefused, WhatspireDBError
 from ..messages import first_line, sqlstate
 from ..migrate.ddl import qualified
 from ..migrate.engines.postgres.engine import PostgresEngine
-from ..migrate.schema import Schema
+from ..migrate.schema import Schema, label
 from . import postgres_load, records, side_file
 from .checking import Checked, asks_postgres, check
 from .copying import copy_table
@@ -80,11 +80,12 @@ def _require_trusted(engine: PostgresEngine, wishes: Wishes) -> None:
 
 def require_empty(engine: PostgresEngine, wishes: Wishes) -> None:
     """Refuse a target whose tables have rows, whoever made them."""
-    keys = _keys(engine, wishes)
-    live = engine.snapshot(keys).tables
-    places = [(".".join(filter(None, key)), qualified(key[0] or engine.default_schema, key[1])) for key in keys]
-    there = [place for key, place in zip(keys, places, strict=True) if key in live]
-    if filled := postgres_load.filled(engine.db.connection(), there):
+    places = [
+        (label(key), qualified(key[0] or engine.default_schema, key[1]))
+        for key, table in sorted(live_schema(engine, wishes).tables.items())
+        if table.kind == "table"  # a view could run code of others, and is refused later
+    ]
+    if filled := postgres_load.filled(engine.db.connection(), places):
         raise TransferRefused(
             f"the target has rows already: {', '.join(filled)}",
             "name a database whose tables are empty; a transfer does not mix rows",
@@ -152,6 +153,7 @@ def fill(
     """
     postgres = engine.db.connection()
     engine.search_first("pg_catalog")
+    engine.see_every_row()
     postgres_load.lock(postgres, tables, wishes.wait_seconds)
     require_empty(engine, wishes)
     removed = postgres_load.remove(postgres, tables)
