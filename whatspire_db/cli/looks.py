@@ -32,7 +32,7 @@ def _plan(runner: MigrationRunner, call: Call) -> Answer:
     shown = [*heading, plan.sql().rstrip("\n")] if plan.sql() else [f"-- {printable(line)}" for line in first]
     left = [state for state in _data_states(runner) if state.is_left]
     if left and not (plan or call.options.sql):
-        lines = [*first[:1], call.line]
+        lines = [call.line]
     else:
         lines = shown if call.options.sql else [*first[:1], call.line, str(plan)]  # which has the hint
     lines += [f"{'-- ' if call.options.sql else ''}data migration {state}" for state in left]

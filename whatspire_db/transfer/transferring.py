@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from types import ModuleType
 from typing import Any
 
 from ..connection.connecting import settings_of
 from ..errors import ConfigError
+from ..messages import in_words
 from ..migrate.ddl import ModelType
 from ..models.base import registered_models
 from ..settings import Settings
@@ -60,7 +62,20 @@ def transfer(
     _require_sqlite(ends, on or side_file or live)
     wishes = _wishes(models, leave, on, side_file, lock_timeout, watcher, trust_source)
     way: Any = _live(wishes) if live else to_postgres if ends.is_to_postgres else to_sqlite
-    return way.transfer(ends, wishes)
+    with _in_words():
+        return way.transfer(ends, wishes)
+
+
+@contextmanager
+def _in_words() -> Iterator[None]:
+    """Turn the errors of drivers, which are used directly, into ours."""
+    try:
+        yield
+    except Exception as error:
+        found = in_words(error)
+        if found is None or found is error:
+            raise
+        raise found from error
 
 
 def _live(wishes: Wishes) -> ModuleType:
@@ -88,7 +103,8 @@ def check(
     """
     ends = ends_of(settings_of(source, by="check()"), to)
     _require_sqlite(ends, not ends.is_to_postgres)
-    return to_postgres.check_only(ends, _wishes(models, leave, on, "-", lock_timeout, watcher, False))
+    with _in_words():
+        return to_postgres.check_only(ends, _wishes(models, leave, on, "-", lock_timeout, watcher, False))
 
 
 def _require_sqlite(ends: Ends, wanted: object) -> None:
