@@ -199,11 +199,11 @@ class FloatKind(Kind):
     def text(self, value: Any) -> str:
         return repr(float(value))
 
-    def of_sqlite(self, value: Any) -> Any:
-        return float(value)
+    def of_sqlite(self, value: Any) -> float:
+        return float(value) + 0.0  # SQLite keeps no -0.0
 
-    def of_postgres(self, value: Any) -> Any:
-        return float(value)
+    def of_postgres(self, value: Any) -> float:
+        return float(value) + 0.0
 
 
 class NumericKind(Kind):
@@ -352,7 +352,6 @@ def _is_no_utf8(text: str) -> bool:
 def _as_real(value: float) -> float:
     """Return a number as PostgreSQL's real is read: the shortest text that means its four bytes."""
     packed = struct.pack("<f", value)
-    return next(
-        (number for digits in range(1, 10) if struct.pack("<f", number := float(f"{value:.{digits}g}")) == packed),
-        value,
-    )
+    (kept,) = struct.unpack("<f", packed)
+    texts = (f"{kept:.{digits}g}" for digits in range(1, 10))
+    return next(float(text) for text in texts if struct.pack("<f", float(text)) == packed)
