@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from decimal import Decimal
+from math import inf
 
 import peewee
 
@@ -28,8 +29,17 @@ def contents(place: Place, models: Sequence[type[peewee.Model]]) -> dict[str, li
 
 
 def _plain(value: object) -> object:
+    """Return a value so that those have one repr that Python finds equal: 1 and 1.0, 0.0 and -0.0, equal decimals."""
+    if isinstance(value, dict):
+        return sorted((key, _plain(each)) for key, each in value.items())
+    if isinstance(value, list):
+        return [_plain(each) for each in value]
     if isinstance(value, Decimal):
         return value.normalize()
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, int) and abs(value) >= 10**308:
+        return inf if value > 0 else -inf  # as SQLite's text of the number is read
     return bytes(value) if isinstance(value, memoryview | bytearray) else value
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import Any
 
@@ -45,6 +46,6 @@ def _levelled(value: Any) -> Any:
         return value
     try:
         number = float(value)
-    except OverflowError:
-        return value
+    except OverflowError:  # 1e400, which one engine gives back as it was and the other with all its digits
+        number = math.inf if value > 0 else -math.inf
     return int(number) if number.is_integer() and abs(number) < _EXACT else number
