@@ -15,7 +15,7 @@ import pytest
 from tests.conftest import Place
 from tests.servers import eventually
 from tests.transfer.rows import ROWS, contents, go_database, transfers
-from whatspire_db import ConfigError, DatabaseMoved, NotProved, Session, TransferRefused
+from whatspire_db import ConfigError, DatabaseMoved, NotProved, Session, TransferRefused, ValueRefused
 from whatspire_db.transfer import Watcher, change_log, fence, transfer
 
 ROOT = Path(__file__).parent.parent.parent
@@ -138,6 +138,17 @@ def test_a_failure_leaves_the_source_to_its_writers(sqlite: Place, postgres: Pla
     assert not any(contents(postgres, ROWS).values())
     transfer(sqlite.dsn, postgres.dsn, live=True)
     assert contents(postgres, ROWS) == contents(sqlite, ROWS)
+
+
+def test_a_time_that_comes_meanwhile_and_is_none(sqlite: Place, postgres: Place) -> None:
+    go_database(sqlite)
+    spoiling = Changing(sqlite, "UPDATE events SET timestamp = 'yesterday' WHERE rowid = 1")
+    with pytest.raises(ValueRefused, match=r"events.timestamp holds a text that is not a time") as failed:
+        transfer(sqlite.dsn, postgres.dsn, live=True, watcher=spoiling)
+    assert "yesterday" not in str(failed.value)
+    db = sqlite.connect()
+    with db.connection_context():
+        assert (fence.find(db), change_log.find(db)) == (None, None)
 
 
 def test_no_row_is_set_aside_meanwhile(sqlite: Place, postgres: Place) -> None:

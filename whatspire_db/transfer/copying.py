@@ -18,18 +18,23 @@ Tell = Callable[[str, int], None]  # a table, and how many of its rows are done
 
 
 class _Stream(io.RawIOBase):
-    """What COPY reads: the chunks that an iterator makes."""
+    """What COPY reads: the chunks that an iterator makes. `error` is what it raised, which the driver puts in words."""
 
     def __init__(self, chunks: Iterable[bytes]) -> None:
         self._chunks = iter(chunks)
         self._rest = b""
+        self.error: BaseException | None = None
 
     def readable(self) -> bool:
         return True
 
     def read(self, size: int = -1) -> bytes:
         while not self._rest:
-            chunk = next(self._chunks, None)
+            try:
+                chunk = next(self._chunks, None)
+            except BaseException as error:
+                self.error = error
+                raise
             if chunk is None:
                 return b""
             self._rest = chunk
@@ -89,7 +94,13 @@ def _copy(postgres: Any, table: TransferTable, rows: Any, tell: Tell) -> int:
 
 def _send(cursor: Any, place: str, columns: Sequence[Column], lines: Iterable[bytes]) -> None:
     names = ", ".join(column.quoted for column in columns)
-    cursor.copy_expert(f"COPY {place} ({names}) FROM STDIN WITH (ENCODING 'UTF8')", _Stream(lines), 1 << 20)
+    stream = _Stream(lines)
+    try:
+        cursor.copy_expert(f"COPY {place} ({names}) FROM STDIN WITH (ENCODING 'UTF8')", stream, 1 << 20)
+    except Exception:
+        if stream.error is not None:
+            raise stream.error from None
+        raise
 
 
 def _lines(columns: Sequence[Column], mended: frozenset[str], some: Iterable[Chunk]) -> Iterator[bytes]:
