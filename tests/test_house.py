@@ -189,8 +189,8 @@ ROOMS = {
     ],
     "health": ["values", "engines", "engines.sqlite", "engines.citus", "engines.postgres", "check", ""],
     "data": [
-        *("pace", "keys", "engines.base", "engines.sqlite", "engines.postgres", "engines", "records"),
-        *("retention", "migrations", ""),
+        *("pace", "engines.base", "engines.sqlite", "engines.postgres", "engines", "keys", "records"),
+        *("retention", "calling", "migrations", "behind_schema", ""),
     ],
     "transfer": [
         "",

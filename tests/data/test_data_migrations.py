@@ -26,8 +26,10 @@ from whatspire_db import (
     LockTimeout,
     MigrationRunner,
     ModelError,
+    Settings,
     TransactionError,
     WhatspireDBError,
+    connect,
     data_migration,
 )
 from whatspire_db.data import DataMigrations
@@ -315,6 +317,298 @@ def test_what_was_planted_in_the_search_path_is_not_called(postgres: Place) -> N
     MigrationRunner(db, [table], data=[DataMigration("count", table, lambda: None)]).up()
 
 
+# What a function must not do to a run
+
+
+def test_a_key_is_no_part_of_a_script(place: Place) -> None:
+    """Keys come from outside, and a position is one."""
+    app(place, "1 / 0", key="TextField(primary_key=True)")
+    command(place, "up")
+    db = place.connect()
+    with db.connection_context():
+        sql = "INSERT INTO counted (id, n) VALUES ({0}, 0), ({0}, 0)".format("?" if place.is_sqlite else "%s")
+        db.execute_sql(sql, ("a\nDROP TABLE counted; --\x1b[31m", "b"))
+        db.execute_sql("DELETE FROM whatspire_db_data_migrations")
+        if not place.is_sqlite:
+            db.execute_sql("COMMENT ON TYPE migration_versions IS NULL")
+        command(place, "up")
+        written = '[["str", "a\\nDROP TABLE counted; --\\u001b[31m"]]'
+        db.execute_sql(f"UPDATE whatspire_db_data_migrations SET position = '{written}'")
+    for arguments in (("plan", "--sql"), ("data", "status"), ("status",), ("health",)):
+        told = command(place, *arguments).stdout
+        assert "DROP TABLE counted" in told
+        assert not [line for line in told.splitlines() if line.startswith("DROP")]
+        assert "\x1b" not in told
+
+
+@pytest.mark.parametrize("ends", ["COMMIT", "ROLLBACK", "COMMIT; BEGIN", "ROLLBACK; BEGIN"])
+def test_a_function_that_ends_its_transaction_changes_no_row_twice(
+    place: Place, db: peewee.Database, ends: str
+) -> None:
+    table = counted()
+    made(db, table)
+    filled(db, table, 60)
+    broken = True
+
+    def change(rows: Any) -> None:
+        table.update(n=table.n + 1).where(rows).execute()
+        if broken and table.select().where(rows, table.id > 30).exists():
+            for statement in ends.split("; "):
+                db.execute_sql(statement)
+
+    data = DataMigrations(db, [DataMigration("ending", table, change, 10)])
+    with pytest.raises(DataMigrationFailed, match="it ended the transaction of its batch"):
+        data.run()
+    broken = False
+    data.retry("ending")
+    assert counts(table) == {1}
+
+
+def test_a_failure_by_locks_or_isolation_is_tried_again(postgres: Place) -> None:
+    db, other = postgres.connect(), postgres.connect()
+    table = counted()
+    made(db, table)
+    filled(db, table, 30)
+    with db.connection_context():
+        db.execute_sql(
+            f"ALTER DATABASE {postgres.named.split('=')[-1]} SET default_transaction_isolation = 'serializable'"
+        )
+    fresh = postgres.connect()
+    meets = [1]
+
+    def change(rows: Any) -> None:
+        table.select().where(rows).count()
+        if meets.pop() if meets else 0:
+            with other.connection_context():
+                other.execute_sql("UPDATE counted SET n = n + 10 WHERE id = 5")
+        table.update(n=table.n + 1).where(rows).execute()
+
+    with fresh.bind_ctx([table]):
+        DataMigrations(fresh, [DataMigration("count", table, change)]).run()
+        assert sorted(row[0] for row in table.select(table.n).tuples()) == [1] * 29 + [11]
+
+
+def test_a_lock_at_the_beginning_is_waited_for(place: Place, db: peewee.Database) -> None:
+    import threading
+
+    table = counted()
+    made(db, table)
+    filled(db, table, 5)
+    data = DataMigrations(db, [counting(table)], lock_timeout=20)
+    with pytest.raises(DataMigrationFailed):
+        DataMigrations(db, [DataMigration("count", table, fail)]).run()
+    with db.connection_context():
+        db.execute_sql("UPDATE whatspire_db_data_migrations SET error = NULL")
+    other, held = place.connect(), threading.Event()
+
+    def holds() -> None:
+        with other.connection_context(), other.atomic(*["IMMEDIATE"] * place.is_sqlite):
+            other.execute_sql("UPDATE whatspire_db_data_migrations SET rows = 0")
+            held.set()
+            threading.Event().wait(1)
+
+    def runs() -> None:
+        held.wait(20)
+        if place.is_sqlite:
+            db.timeout = 0.1  # type: ignore[attr-defined]
+        data.run()
+
+    at_once(holds, runs)
+    assert counts(table) == {1}
+
+
+def test_a_key_that_the_driver_rounds_is_refused(postgres: Place) -> None:
+    db = postgres.connect()
+    table = model("Keyed", "keyed", {"id": peewee.FloatField(primary_key=True), "n": peewee.IntegerField(default=0)})
+    made(db, table)
+    table.insert_many([{"id": 0.1}, {"id": 0.3}]).execute()
+    with pytest.raises(DataMigrationFailed, match="does not equal what the driver makes of it"):
+        DataMigrations(db, [counting(table)]).run()
+
+
+def test_rows_without_a_key_are_refused(sqlite: Place) -> None:
+    db = sqlite.connect()
+    table = model("Keyed", "keyed", {"id": peewee.TextField(primary_key=True), "n": peewee.IntegerField(default=0)})
+    db.bind([table])
+    with db.connection_context():
+        db.execute_sql("CREATE TABLE keyed (id text PRIMARY KEY, n integer NOT NULL)")
+        db.execute_sql("INSERT INTO keyed VALUES ('a', 0), (NULL, 0)")
+    with pytest.raises(DataMigrationFailed, match="have NULL in their primary key"):
+        DataMigrations(db, [counting(table)]).run()
+
+
+@pytest.mark.parametrize("raised", [SystemExit, GeneratorExit])
+def test_an_exit_within_a_function_is_a_failure(place: Place, db: peewee.Database, raised: type[BaseException]) -> None:
+    table = counted()
+    made(db, table)
+
+    def change() -> None:
+        raise raised
+
+    with pytest.raises(DataMigrationFailed, match=f"it raised {raised.__name__}"):
+        DataMigrations(db, [DataMigration("exit", table, change)]).run()
+
+
+def test_a_function_that_lost_another_connection_has_failed(postgres: Place) -> None:
+    db, other = postgres.connect(), postgres.connect()
+    table = counted()
+    db.bind([table])
+
+    def change() -> None:
+        with other.connection_context():
+            other.execute_sql("SELECT pg_terminate_backend(pg_backend_pid())")
+
+    with pytest.raises(DataMigrationFailed):
+        MigrationRunner(db, [table], data=[DataMigration("lost", table, change)]).up()
+    (state,) = DataMigrations(db, [DataMigration("lost", table, change)]).states()
+    assert state.state == "failed"
+
+
+def test_the_words_of_an_error_that_may_quote_a_row_are_left_out(postgres: Place) -> None:
+    db = postgres.connect()
+    table = counted()
+    made(db, table)
+
+    def asking(sql: str) -> Callable[[], Any]:
+        return lambda: db.execute_sql(sql)
+
+    for number, sql in enumerate(["SELECT 'Zq7SECRETx9 x'::tsquery", "DO $$BEGIN RAISE 'Zq7SECRETx9'; END$$"]):
+        data = DataMigrations(db, [DataMigration(f"n{number}", table, asking(sql))])
+        with pytest.raises(DataMigrationFailed) as failed:
+            data.run()
+        assert "Zq7SECRETx9" not in f"{failed.value} {data.states()}"
+        assert "SQLSTATE" in failed.value.fact
+
+
+def test_models_are_bound_for_the_run_and_as_before_behind_it(place: Place, tmp_path: Path) -> None:
+    other = peewee.SqliteDatabase(str(tmp_path / "other.db"))
+    table, second = counted(), model("Second", "second", {"n": peewee.IntegerField()})
+    other.bind([table, second])
+    with other:
+        other.create_tables([table, second])
+    db = place.connect()
+
+    def change() -> None:
+        second.insert(n=1).execute()
+        table.insert(n=1).execute()
+
+    twice = [DataMigration("one", table, change), DataMigration("two", table, change)]
+    MigrationRunner(db, [table, second], data=twice).up()
+    with db.bind_ctx([table, second]):
+        assert (table.select().count(), second.select().count()) == (2, 2)
+    with other:
+        assert (table.select().count(), second.select().count()) == (0, 0)
+
+
+def test_without_its_table_it_does_not_begin(place: Place, db: peewee.Database) -> None:
+    table = counted()
+    db.bind([table])
+    data = DataMigrations(db, [counting(table)])
+    with pytest.raises(WhatspireDBError, match="the table of Counted is not there") as missing:
+        data.run()
+    assert "run python -m whatspire_db.migrate" in missing.value.hint
+    MigrationRunner(db, [table], data=[counting(table)]).up()
+    assert data.states()[0].state == "finished"
+
+
+def test_a_role_that_may_not_read_the_records_says_what_it_knows(postgres: Place) -> None:
+    db = postgres.connect()
+    table = counted()
+    db.bind([table])
+    data = [counting(table)]
+    MigrationRunner(db, [table], data=data).up()
+    reader = f"data_{postgres.named.split('_')[-1]}"
+    with db.connection_context():
+        db.execute_sql(f"CREATE ROLE {reader} LOGIN; GRANT SELECT ON counted, migration_versions TO {reader}")
+    try:
+        as_reader = connect(
+            Settings(dsn=postgres.dsn.replace("user='postgres'", f"user='{reader}'"), log_level="silent")
+        )
+        runner = MigrationRunner(as_reader, [table], data=data)
+        assert [state.state for state in runner.data_states()] == ["finished"]
+        assert [
+            s.state
+            for s in MigrationRunner(as_reader, [table], data=[*data, DataMigration("b", table, fail)]).data_states()
+        ] == ["unknown"] * 2
+        as_reader.close_all()  # type: ignore[attr-defined]
+    finally:
+        with db.connection_context():
+            db.execute_sql(f"DROP OWNED BY {reader}; DROP ROLE {reader}")
+
+
+def test_a_backup_is_made_before_rows_change(sqlite: Place) -> None:
+    app(sqlite)
+    command(sqlite, "up")
+    sql = "from app import Counted\nfrom whatspire_db import data_migration\n"
+    (sqlite.folder / "app2.py").write_text(f"{sql}@data_migration(Counted)\ndef more():\n    print('said')\n")
+    done = sqlite.run("up", "--backup", "--json", "--models", "app2", module="whatspire_db")
+    assert data_of(done) == [("more", "finished")], done.stderr
+    assert list((sqlite.folder / "backups").iterdir())
+    assert "said" in done.stderr  # stdout is one document
+
+
+def test_a_table_of_the_name_elsewhere_is_not_the_record(place: Place, db: peewee.Database) -> None:
+    table = counted()
+    made(db, table)
+    filled(db, table, 3)
+    with db.connection_context():
+        db.execute_sql(
+            "CREATE TEMPORARY TABLE whatspire_db_data_migrations (name text, started text, finished text, "
+            "position text, rows bigint, error text)"
+        )
+        db.execute_sql(
+            "INSERT INTO whatspire_db_data_migrations VALUES ('count', '2026-01-01', '2026-01-01', NULL, 0, NULL)"
+        )
+        MigrationRunner(db, [table], data=[counting(table)]).up()
+        assert counts(table) == {1}
+
+
+TRIGGER = "CREATE FUNCTION {0}.planted() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'planted code ran'; END $$"
+
+
+@pytest.mark.parametrize("kind", ["partition", "heir", "check", "records"])
+def test_a_superuser_runs_nothing_of_another_role_that_a_table_reaches(postgres: Place, kind: str) -> None:
+    db = postgres.connect()
+    table = counted()
+    stranger = f"data_{postgres.named.split('_')[-1]}"
+    with db.connection_context():
+        db.execute_sql(f"CREATE ROLE {stranger}; CREATE SCHEMA theirs AUTHORIZATION {stranger}")
+        db.execute_sql(TRIGGER.format("theirs") + f"; ALTER FUNCTION theirs.planted() OWNER TO {stranger}")
+        if kind == "partition":
+            db.execute_sql("CREATE TABLE counted (id serial PRIMARY KEY, n integer NOT NULL) PARTITION BY RANGE (id)")
+            db.execute_sql("CREATE TABLE theirs.part PARTITION OF counted FOR VALUES FROM (0) TO (100)")
+        else:
+            made(db, table)
+        if kind == "heir":
+            db.execute_sql("CREATE TABLE theirs.part () INHERITS (counted)")
+        if kind in ("partition", "heir"):
+            db.execute_sql(
+                f"CREATE TRIGGER t BEFORE UPDATE ON theirs.part FOR EACH ROW EXECUTE FUNCTION theirs.planted(); "
+                f"ALTER TABLE theirs.part OWNER TO {stranger}; INSERT INTO theirs.part VALUES (1, 0)"
+            )
+        if kind == "check":
+            db.execute_sql(
+                "CREATE FUNCTION theirs.fine(integer) RETURNS bool LANGUAGE sql RETURN true; "
+                f"ALTER FUNCTION theirs.fine(integer) OWNER TO {stranger}; "
+                "ALTER TABLE counted ADD CHECK (theirs.fine(n))"
+            )
+        db.bind([table])
+        data = DataMigrations(db, [counting(table)])
+        if kind == "records":
+            with pytest.raises(DataMigrationFailed):
+                DataMigrations(db, [DataMigration("count", table, lambda: fail())]).run()
+            db.execute_sql(
+                "CREATE TRIGGER t BEFORE UPDATE ON whatspire_db_data_migrations FOR EACH ROW "
+                "EXECUTE FUNCTION theirs.planted()"
+            )
+        try:
+            for act in (lambda: data.skip("count"), lambda: data.retry("count")) if kind == "records" else (data.run,):
+                with pytest.raises(WhatspireDBError, match="would run code of"):
+                    act()
+        finally:
+            db.execute_sql(f"DROP OWNED BY {stranger} CASCADE; DROP ROLE {stranger}")
+
+
 # In a run of the migrator
 
 
@@ -553,12 +847,43 @@ def test_declarations_in_order_with_names(nothing_declared: None) -> None:
         ({"name": "a\nb"}, "the name of a data migration"),
         ({"name": " a"}, "the name of a data migration"),
         ({"name": "a" * 201}, "the name of a data migration"),
+        ({"name": "-x"}, "the name of a data migration"),
+        ({"name": 5}, "the name of a data migration"),
+        ({"pause": "soon"}, "the pause of a data migration"),
+        ({"pause": -1}, "the pause of a data migration"),
     ],
 )
 def test_wrong_declarations(nothing_declared: None, arguments: dict[str, Any], fact: str) -> None:
     with pytest.raises(ModelError, match=fact):
         data_migration(**{"model": counted(), **arguments})(lambda batch: None)
     assert not declared_data
+
+
+async def waits(batch: Any) -> None:
+    """Would not run when it is called."""
+
+
+def yields(batch: Any) -> Iterator[int]:
+    """Neither would this."""
+    yield 1
+
+
+@pytest.mark.parametrize(
+    "change", [waits, yields, lambda a, b: None, lambda *batches: None, lambda **more: None, print, object()]
+)
+def test_functions_that_would_not_run(nothing_declared: None, change: Any) -> None:
+    with pytest.raises(ModelError, match="of a data migration|a data migration is no function"):
+        data_migration(counted(), name="x")(change)
+    assert not declared_data
+
+
+def test_a_second_function_of_the_name_is_refused(nothing_declared: None) -> None:
+    table = counted()
+    data_migration(table, name="x")(lambda batch: None)
+    with pytest.raises(ModelError, match="two data migrations have the name x"):
+        data_migration(table, name="x")(lambda batch: None)
+    with pytest.raises(ModelError, match="two data migrations have one name"):
+        DataMigrations(peewee.SqliteDatabase(":memory:"), [counting(table), counting(table)])
 
 
 def test_a_table_without_a_key(nothing_declared: None) -> None:
@@ -570,11 +895,12 @@ def test_a_table_without_a_key(nothing_declared: None) -> None:
 # The commands
 
 MODULE = """
-from peewee import IntegerField
+from peewee import IntegerField, TextField
 from whatspire_db import BaseModel, data_migration
 
 class Counted(BaseModel):
     n = IntegerField(default=0)
+    {key}
 
 @data_migration(Counted)
 def count(batch):
@@ -587,8 +913,8 @@ def command(place: Place, *arguments: str) -> subprocess.CompletedProcess[str]:
     return place.run(*arguments, module="whatspire_db", env={"WHATSAPP_DATABASE_MODELS": "app"})
 
 
-def app(place: Place, extra: str = "") -> None:
-    (place.folder / "app.py").write_text(MODULE.format(extra=extra))
+def app(place: Place, extra: str = "", key: str = "") -> None:
+    (place.folder / "app.py").write_text(MODULE.format(extra=extra, key=f"id = {key}" if key else ""))
 
 
 def document(done: subprocess.CompletedProcess[str]) -> Any:
@@ -615,7 +941,8 @@ def test_the_commands_tell_what_is_pending_and_done(place: Place) -> None:
 
 def test_the_commands_after_a_failure(place: Place) -> None:
     app(place, "1 / 0")
-    command(place, "up")
+    first = command(place, "up")
+    assert first.returncode == 0, first.stderr
     db = place.connect()
     with db.connection_context():
         db.execute_sql("INSERT INTO counted (n) VALUES (0)")

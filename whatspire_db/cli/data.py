@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from typing import Any
 
 from ..connection.connecting import connect
@@ -73,8 +74,11 @@ def _run(call: Call) -> Answer:
         stall=settings.data_stall,
         lock_timeout=seconds_of("--lock-timeout", wait),
         trust_source=options.trust_source,
+        before_changes=settings.before_migration() or (lambda: None),
+        calling=lambda: redirect_stdout(sys.stderr),  # stdout is the command's own
+        models=models,
     )
-    if options.name and options.name not in {migration.name for migration in data.declared}:
+    if options.verb == "retry" and options.name not in {migration.name for migration in data.declared}:
         hint = "see whatspire-db data status for the names; --models names the modules that declare them"
         raise ConfigError(f"no data migration {shown(options.name)} is declared", hint)
     return ANSWERS[options.verb](data, call)

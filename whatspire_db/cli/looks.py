@@ -30,20 +30,15 @@ def _plan(runner: MigrationRunner, call: Call) -> Answer:
     notes = [*map(str, plan.renamed), *(f"note: {note}" for note in plan.notes)]
     heading = [f"-- {printable(line)}" for line in (call.line, *notes)]
     shown = [*heading, plan.sql().rstrip("\n")] if plan.sql() else [f"-- {printable(line)}" for line in first]
-    left = [state for state in _data_states(runner) if state.is_left]
+    left = [state for state in runner.data_states() if state.is_left]
     if left and not (plan or call.options.sql):
         lines = [call.line]
     else:
         lines = shown if call.options.sql else [*first[:1], call.line, str(plan)]  # which has the hint
-    lines += [f"{'-- ' if call.options.sql else ''}data migration {state}" for state in left]
+    lines += [f"{'-- ' if call.options.sql else ''}data migration {printable(str(state))}" for state in left]
     code = REFUSED if plan.refused else PENDING if plan.pending or left else OK
     document = moved | plan.to_json() | _data_document(runner, left)
     return Answer(call.named(document), lines, code, wanted=call.options.sql)
-
-
-def _data_states(runner: MigrationRunner) -> list[DataState]:
-    """Return how the data migrations stand; none where none is declared, whatever was begun before."""
-    return runner.data_migrations().states()[: len(runner.data)] if runner.data else []
 
 
 def _data_document(runner: MigrationRunner, states: Sequence[DataState]) -> dict[str, Any]:
@@ -102,7 +97,7 @@ def _status(runner: MigrationRunner, call: Call) -> Answer:
         "version": max((run.version for run in runs), default=0),
         "runs": [run.to_json() for run in runs],
         "pending": [step.to_json() for step in plan.pending],
-        **_data_document(runner, states := _data_states(runner)),
+        **_data_document(runner, states := runner.data_states()),
     }
     lines = [*first, call.line, *_run_lines(runs)]
     lines += [f"data migration {state}" for state in states]

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, redirect_stdout
 from functools import partial
 from types import SimpleNamespace
 
@@ -135,6 +136,7 @@ def _run(call: Call) -> Answer:
     try:
         return answer(runner, call)
     finally:
+        watcher.end_line()
         if not db.is_closed():
             db.close()
 
@@ -214,6 +216,7 @@ class _CommandLineWatcher(Watcher):
         self.is_new = is_new
         self.line = f"   {call.line}{', created by this run' if is_new else ''}"
         self.bar: Any = None
+        self.has_drawn = False
 
     def started(self, version: int) -> None:
         if self.says:
@@ -246,8 +249,17 @@ class _CommandLineWatcher(Watcher):
     def data_progress(self, migration: DataMigration, rows: int) -> None:
         if self.draws:
             print(f"\r{migration.name}: {rows:,} rows", end="", file=sys.stderr, flush=True)
+            self.has_drawn = True
         else:
             super().data_progress(migration, rows)
+
+    def calling(self) -> AbstractContextManager[Any]:
+        return redirect_stdout(sys.stderr)  # stdout is the command's own
+
+    def end_line(self) -> None:
+        """End the line of a data migration's progress."""
+        if self.has_drawn:
+            print(file=sys.stderr)
 
 
 def _up(runner: MigrationRunner, call: Call) -> Answer:

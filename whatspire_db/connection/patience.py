@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-from ..errors import ConnectionFailed
+from ..errors import ConnectionFailed, DataMigrationFailed
 from ..light_stdlib import TypeVar
 from ..messages import first_line, is_connection_lost, passes_by_itself, sqlstate
 
@@ -69,6 +69,8 @@ class Patience:
         return self._began + seconds - time.monotonic()
 
     def _may_try_again(self, error: Exception) -> bool:
+        if isinstance(error, DataMigrationFailed):  # of whatever its function met
+            return False
         waited = time.monotonic() - self._began
         if isinstance(error, ConnectionFailed):
             if self.has_connected or passes_by_itself(error):

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from datetime import date, datetime
+from dataclasses import dataclass
+from datetime import date, datetime, time, timedelta
 from decimal import Decimal
+from functools import reduce
+from operator import or_
 from typing import Any
 from uuid import UUID
 
@@ -13,6 +16,7 @@ import peewee
 from peewee import Tuple, Value
 
 from ..errors import ModelError
+from .engines.base import RowEngine
 
 # How a value of the driver's is written in JSON, and read again.
 _KINDS: Mapping[type, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
@@ -24,6 +28,9 @@ _KINDS: Mapping[type, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     UUID: (str, UUID),
     datetime: (datetime.isoformat, datetime.fromisoformat),
     date: (date.isoformat, date.fromisoformat),
+    time: (time.isoformat, time.fromisoformat),
+    timedelta: (lambda value: [value.days, value.seconds, value.microseconds], lambda parts: timedelta(*parts)),
+    bool: (bool, bool),
 }
 _BY_NAME = {kind.__name__: kind for kind in _KINDS}
 
@@ -46,33 +53,76 @@ def write(key: Sequence[Any]) -> str:
 
 
 def read(text: str) -> list[Any]:
-    """Return the values of a key that `write` wrote."""
-    return [_KINDS[_BY_NAME[kind]][1](value) for kind, value in json.loads(text)]
+    """Return the values of a key that `write` wrote.
+
+    :raises ModelError: when somebody else wrote the text.
+    """
+    try:
+        return [_KINDS[_BY_NAME[kind]][1](value) for kind, value in json.loads(text)]
+    except (ValueError, TypeError, LookupError, ArithmeticError):
+        raise ModelError(
+            "the recorded position of a data migration is none", "look at the table whatspire_db_data_migrations"
+        ) from None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The rows of a batch: a condition that selects them, how many they are, and the last one's key as text."""
+
+    selected: Any
+    rows: int
+    position: str
 
 
 class Keys:
     """The primary key of a model, whose values are compared as the driver gives them."""
 
     def __init__(self, model: type[peewee.Model]) -> None:
-        self.fields = model._meta.get_primary_keys()
+        self.model, self.fields = model, model._meta.get_primary_keys()
 
     @property
-    def node(self) -> Any:
-        """The key in a query."""
+    def _node(self) -> Any:
         return self.fields[0] if len(self.fields) == 1 else Tuple(*self.fields)
 
-    def _value(self, key: Sequence[Any]) -> Any:
+    def _compared(self, operator: str, key: Sequence[Any]) -> Any:
         values = [Value(value, converter=False) for value in key]
-        return values[0] if len(values) == 1 else Tuple(*values)
+        return peewee.Expression(self._node, operator, values[0] if len(values) == 1 else Tuple(*values))
 
-    def behind(self, key: Sequence[Any]) -> Any:
-        """Return a condition for the rows whose key comes later."""
-        return peewee.Expression(self.node, peewee.OP.GT, self._value(key))
+    def require_no_nulls(self, engine: RowEngine) -> None:
+        """Refuse rows that no order of keys reaches: SQLite takes NULL in a primary key that is no integer.
 
-    def up_to(self, key: Sequence[Any]) -> Any:
-        """Return a condition for the rows up to a key, that one included."""
-        return peewee.Expression(self.node, peewee.OP.LTE, self._value(key))
+        :raises ModelError: tells that there are some.
+        """
+        is_null = reduce(or_, (field.is_null() for field in self.fields))
+        if self._rows(engine, self.model.select(peewee.SQL("1")).where(is_null).limit(1)):
+            raise ModelError(
+                f"rows of {self.model._meta.table_name} have NULL in their primary key, and would not be changed",
+                "give them keys, or let the function take no batch: it then runs in one transaction",
+            )
 
-    def ordered(self, query: peewee.ModelSelect) -> peewee.ModelSelect:
-        """Return a query in the order of the keys."""
-        return query.order_by(*self.fields)
+    def batch(self, engine: RowEngine, position: str | None, size: int) -> Batch | None:
+        """Return the next rows behind a position, as many as `size` or what is left; None where there are no more.
+
+        :raises ModelError: when a key cannot be kept as a position.
+        """
+        behind = None if position is None else self._compared(peewee.OP.GT, read(position))
+        query = self.model.select(*self.fields).order_by(*self.fields)
+        query = query if behind is None else query.where(behind)
+        rows, found = size, self._rows(engine, query.limit(1).offset(size - 1))
+        if not found:
+            found = self._rows(engine, query.limit(size))
+            rows = len(found)
+        if not found:
+            return None
+        last = write(found[-1])
+        if last == position:  # a value that the driver rounds, such as one of type real
+            raise ModelError(
+                f"a key of {self.model._meta.table_name} does not equal what the driver makes of it",
+                "let the function take no batch: it then runs in one transaction",
+            )
+        upper = self._compared(peewee.OP.LTE, found[-1])
+        return Batch(upper if behind is None else behind & upper, rows, last)
+
+    def _rows(self, engine: RowEngine, query: peewee.ModelSelect) -> list[Sequence[Any]]:
+        """Return rows as the driver gives them: a field's own values may not be comparable."""
+        return list(engine.db.execute_sql(*engine.db.get_sql_context().parse(query)).fetchall())

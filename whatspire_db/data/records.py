@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from typing import Any
 
 import peewee
 from peewee import SQL
 
-from ..errors import RightMissing, WhatspireDBError
+from ..errors import RightMissing, WhatspireDBError, bounded, printable
 from ..fields import InstantField, Int64Field, TextField, TextKeyField, utcnow
 from ..messages import first_line, hint, is_right_missing
 from ..models.data_migrations import DataMigration
 from .engines.base import RowEngine
+from .keys import read
+
+TABLE = "whatspire_db_data_migrations"
 
 
 class DataMigrationRecord(peewee.Model):
@@ -28,9 +32,15 @@ class DataMigrationRecord(peewee.Model):
     error = TextField(null=True)
 
     class Meta:
-        table_name = "whatspire_db_data_migrations"
-        legacy_table_names = False
+        table_name = TABLE
         constraints = [SQL('PRIMARY KEY ("name")')]
+
+
+@cache
+def record_model(schema: str) -> type[DataMigrationRecord]:
+    """Return the model with its schema: a temporary table, or one of another schema, is not meant."""
+    meta = {"schema": schema, "table_name": TABLE, "constraints": DataMigrationRecord._meta.constraints}
+    return type("DataMigrationRecord", (DataMigrationRecord,), {"Meta": type("Meta", (), meta)})
 
 
 @dataclass(frozen=True)
@@ -68,7 +78,8 @@ class DataState:
     def __str__(self) -> str:
         rows = f", {self.rows:,} rows done" if self.rows else ""
         position = f" up to the key {self.position}" if self.position and self.is_left else ""
-        return f"{self.name}: {self.state}{rows}{position}{f' ({self.error})' if self.error else ''}"
+        error = f" ({self.error})" if self.error else ""
+        return bounded(printable(f"{self.name}: {self.state}{rows}{position}{error}"))  # a key comes from elsewhere
 
 
 class Records:
@@ -76,6 +87,11 @@ class Records:
 
     def __init__(self, engine: RowEngine) -> None:
         self.engine, self.db = engine, engine.db
+
+    @property
+    def model(self) -> type[DataMigrationRecord]:
+        """The model of the table in the schema of the database."""
+        return record_model(self.engine.home)
 
     def make(self) -> None:
         """Create the table where it is missing.
@@ -86,22 +102,22 @@ class Records:
         if self.exists():
             return
         try:
-            with self.engine.transaction(), self.db.bind_ctx([DataMigrationRecord], False, False):
-                DataMigrationRecord.create_table(safe=True)
+            with self.engine.transaction(), self.db.bind_ctx([self.model], False, False):
+                self.model.create_table(safe=True)
         except peewee.PeeweeException as error:
             if not is_right_missing(error):
                 raise
             raise RightMissing(
-                f"the table {DataMigrationRecord._meta.table_name} cannot be made: {first_line(error)}",
+                f"the table {TABLE} cannot be made: {first_line(error)}",
                 f"let a role that may create tables run the data migrations; {hint(error)}",
             ) from error
 
     def exists(self) -> bool:
         """Tell whether the table is there."""
-        return self.engine.has_table(DataMigrationRecord)
+        return self.engine.has_table(self.model)
 
     def _require_trusted(self) -> None:
-        if found := self.engine.schema.untrusted_table(DataMigrationRecord):
+        if found := self.engine.schema.untrusted_table(self.model):
             raise found
 
     def states(self, declared: Sequence[DataMigration]) -> list[DataState]:
@@ -114,7 +130,7 @@ class Records:
     def _all(self) -> list[DataState]:
         self._require_trusted()
         with self.engine.with_own_names():
-            query = DataMigrationRecord.select().order_by(DataMigrationRecord.started, DataMigrationRecord.name)
+            query = self.model.select().order_by(self.model.started, self.model.name)
             return [_state(row) for row in query.execute(self.db)]
 
     def locked(self, name: str) -> DataState:
@@ -128,24 +144,25 @@ class Records:
         return row if row is not None and _state(row).state == "running" else None
 
     def _locked_row(self, name: str) -> DataMigrationRecord | None:
-        query = DataMigrationRecord.select().where(DataMigrationRecord.name == name)
+        query = self.model.select().where(self.model.name == name)
         return next(iter(self.engine.locked(query).execute(self.db)), None)
 
     def begin(self, name: str) -> None:
         """Record that one is begun, if it is not yet."""
-        DataMigrationRecord.insert(name=name, started=utcnow(), rows=0).on_conflict(
+        self.model.insert(name=name, started=utcnow(), rows=0).on_conflict(
             action="NOTHING", conflict_target=["name"]
         ).execute(self.db)
 
     def change(self, name: str, **values: Any) -> None:
         """Change what is recorded of one."""
-        DataMigrationRecord.update(**values).where(DataMigrationRecord.name == name).execute(self.db)
+        self.model.update(**values).where(self.model.name == name).execute(self.db)
 
     def change_failed(self, name: str, **values: Any) -> None:
         """Change the record of one that failed, in a transaction of its own.
 
         :raises WhatspireDBError: when that one has not failed.
         """
+        self._require_trusted()
         with self.engine.batch():
             if self.locked(name).state != "failed":
                 raise WhatspireDBError(
@@ -159,11 +176,5 @@ def _state(row: Any) -> DataState:
         state = "skipped" if row.error else "finished"
     else:
         state = "failed" if row.error else "running"
-    position = None if row.position is None else _shown(row.position)
+    position = None if row.position is None else ", ".join(map(str, read(row.position)))
     return DataState(row.name, state, row.rows, row.started, row.finished, position, row.error)
-
-
-def _shown(position: str) -> str:
-    from .keys import read  # which every batch uses
-
-    return ", ".join(map(str, read(position)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -133,12 +134,12 @@ def _with_data(health: Health, runner: MigrationRunner) -> Health:
     """See how the data migrations stand; one that failed makes the database unhealthy."""
     if not runner.data:
         return health
-    states = tuple(runner.data_migrations().states()[: len(runner.data)])
+    states = tuple(runner.data_states())
     health = replace(health, data=states)
     failed = [state for state in states if state.state == "failed"]
     if not failed or health.error:
         return health
-    hint = f"correct its function, then run whatspire-db data retry {failed[0].name}, or data skip"
+    hint = f"correct its function, then run whatspire-db data retry {shlex.quote(failed[0].name)}, or data skip"
     return replace(health, error=f"data migration {failed[0]}", hint=hint)
 
 

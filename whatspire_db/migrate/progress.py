@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import AbstractContextManager, nullcontext
 
-from ..light_stdlib import TYPE_CHECKING, dataclass
+from ..light_stdlib import TYPE_CHECKING, Any, dataclass
 
 if TYPE_CHECKING:
     from ..models.data_migrations import DataMigration
@@ -62,6 +63,10 @@ class Watcher:
         if now - self._data_logged > LOG_SECONDS:
             self._data_logged = now
             logger.info("data migration %s: %s rows done", migration.name, rows)
+
+    def calling(self) -> AbstractContextManager[Any]:
+        """Return the context in which the function of a data migration is called."""
+        return nullcontext()
 
     def step_done(self, step: Step) -> None:
         """Hear of an online step that is done."""

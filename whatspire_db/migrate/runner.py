@@ -34,7 +34,7 @@ from .stamp import Standing
 from .stamping import Stamping
 
 if TYPE_CHECKING:
-    from ..data import DataMigrations, DataOutcome
+    from ..data import DataOutcome, DataState
     from ..models.data_migrations import DataMigration
     from ..transfer.fence import Fence
     from .diff import Changes
@@ -49,7 +49,6 @@ LOCK_TIMEOUT_SECONDS = LOOK_SECONDS
 # An index on so many rows is built in some 10 ms, about as long as a commit takes; writers wait no longer than that.
 ONLINE_ROWS = 10_000
 MANY = 300  # tables
-STALL_SECONDS = 0.05
 
 
 def _patient(verb: Callable[[MigrationRunner], T]) -> Callable[[MigrationRunner], T]:
@@ -248,34 +247,25 @@ class MigrationRunner:
             except MigrationRefused as refused:
                 _warn_of_renamings(refused.plan)
                 raise
-            data = self._change_rows(standing) if self.data else None
+            data = self._change_rows(standing, backed_up=bool(done.backup))
             return replace(self._reported(done, started), data=data)
 
-    def _change_rows(self, standing: Standing | None) -> DataOutcome | None:
+    def _change_rows(self, standing: Standing | None, backed_up: bool) -> DataOutcome | None:
         """Run the data migrations that are left, unless somebody else does."""
-        if standing and standing.finished.issuperset(migration.name for migration in self.data):
+        if not self.data or self._stamping.has_finished(standing):
             return None
-        data = self.data_migrations()
-        if standing and self.engine.is_working(standing):
-            return data.all_left()
-        outcome = data.run_unless_busy()
-        if not outcome.left:
-            self._stamping.keep_finished()
-        return outcome
+        from ..data.behind_schema import change_rows  # not for a start without any
 
-    def data_migrations(self) -> DataMigrations:
-        """Return the data migrations of this run, to see how they stand or to deal with one that failed."""
-        from ..data import DataMigrations  # not for a start without any
+        return change_rows(self, self._stamping, standing, backed_up)
 
-        settings = getattr(self.db, "settings", None)
-        return DataMigrations(
-            self.db,
-            self.data,
-            stall=self.stall if self.stall is not None else settings.data_stall if settings else STALL_SECONDS,
-            lock_timeout=self.lock_timeout,
-            tell=self.watcher.data_progress,
-            trust_source=self.engine.trust_source,
-        )
+    def data_states(self) -> list[DataState]:
+        """Return how the data migrations of this run stand; as "unknown" where this role may not read that."""
+        if not self.data:
+            return []
+        from ..data.behind_schema import states_of
+
+        with self._connection():
+            return states_of(self, self._stamping)
 
     def up_as_stamped(self, standing: Standing | None) -> Report | None:
         """Return what `up` reports for an answer that fits the stamp; None where a run has to look.

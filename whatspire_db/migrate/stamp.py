@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from operator import is_
 
 import peewee
@@ -17,7 +17,6 @@ from .schema import Difference
 
 KEPT = 8  # declared schemas a database: some releases of a few services that share it
 BYTES = 1 << 16  # many times what so many take
-MOST_FINISHED = 200  # names of data migrations, the newest
 _KEPT_DDL = "whatspire_ddl"
 _FORMAT = 2  # rises when the comparison itself changes, so that nobody trusts what an older one verified
 
@@ -27,8 +26,8 @@ class Stamps:
     """Pairs of a declared schema's fingerprint and the database's mark, the newest first.
 
     `drifted` are those with drift, and what differs there. `unrecorded` is the fingerprint of
-    a run that changes something after its transaction, until it has recorded it. `finished` names data migrations;
-    it says nothing of the schema, and the fingerprints nothing of the rows.
+    a run that changes something after its transaction, until it has recorded it. `finished` are hashes of the names of
+    data migrations that are finished together; the schema does not matter to them.
     """
 
     verified: tuple[tuple[str, str], ...] = ()
@@ -63,7 +62,7 @@ class Stamps:
     def to_text(self) -> str:
         """Return the stamps as they are stored."""
         drifted = {"drifted": self.drifted} if self.drifted else {}
-        finished = {"finished": self.finished[-MOST_FINISHED:]} if self.finished else {}
+        finished = {"finished": self.finished} if self.finished else {}
         return json.dumps({"whatspire_db": self.verified, "unrecorded": self.unrecorded, **drifted, **finished})
 
     @classmethod
@@ -76,7 +75,7 @@ class Stamps:
             pairs = tuple((_text_of(declared), _text_of(mark)) for declared, mark in document["whatspire_db"])
             drifted = tuple(map(_drifted, document.get("drifted", ())))
             finished = tuple(map(_text_of, document.get("finished", ())))
-            return cls(pairs[:KEPT], _text_of(document["unrecorded"]), drifted[:KEPT], finished)
+            return cls(pairs[:KEPT], _text_of(document["unrecorded"]), drifted[:KEPT], finished[:KEPT])
         except (KeyError, TypeError, ValueError, RecursionError):
             return None
 
@@ -102,8 +101,9 @@ def _text_of(value: object) -> str:
 class Standing:
     """What one question says of a database: the recorded version, its mark, its stamps, and whether it takes others.
 
-    `stamps` is None where somebody else keeps something in their place. Where it was asked for, `finished` names data
-    migrations, and `is_working` tells whether a run that changes many rows holds its lock.
+    `stamps` is None where somebody else keeps something in their place. Where it was asked for, `finished` has names of
+    data migrations, or hashes of such names, and `is_working` tells whether a run that changes many rows holds its
+    lock.
     """
 
     version: int
@@ -147,6 +147,11 @@ def fingerprint(db: peewee.Database, models: Sequence[ModelType], accepted: Sequ
 def declared_text(db: peewee.Database, models: Sequence[ModelType]) -> str:
     """Return all that the models and those that they refer to declare, in an order of its own."""
     return "\0".join(sorted(_text(db, model) for model in _with_targets(models)))
+
+
+def hash_of(names: Collection[str]) -> str:
+    """Return a hash of the names of data migrations."""
+    return mark_of(sorted(names))
 
 
 def mark_of(facts: Sequence[Any]) -> str:

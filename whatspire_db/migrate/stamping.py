@@ -10,7 +10,7 @@ from .ddl import ModelType
 from .engines.base import Engine
 from .plan import Plan
 from .schema import Difference
-from .stamp import ForeignHistory, Stamps, Standing, fingerprint
+from .stamp import KEPT, ForeignHistory, Stamps, Standing, fingerprint, hash_of
 
 if TYPE_CHECKING:
     from .diff import Drift
@@ -90,11 +90,16 @@ class Stamping:
             recorded = replace(standing.stamps, unrecorded="")
             self._keep(standing, self._with_found(recorded, standing.mark, drift))
 
+    def has_finished(self, standing: Standing | None) -> bool:
+        """Tell whether the data migrations are known to be finished."""
+        finished: frozenset[str] = standing.finished if standing else frozenset()
+        return finished.issuperset(self.names) or hash_of(self.names) in finished
+
     def keep_finished(self) -> None:
         """Keep that the data migrations are finished, so that the next start asks no further."""
         standing = self.standing()
-        if standing and standing.stamps and not standing.finished.issuperset(self.names):
-            finished = tuple(dict.fromkeys([*standing.stamps.finished, *sorted(self.names)]))
+        if standing and standing.stamps and not self.has_finished(standing):
+            finished = (hash_of(self.names), *standing.stamps.finished)[:KEPT]
             self._keep(standing, replace(standing.stamps, finished=finished))
 
     def _with_found(self, stamps: Stamps, mark: str, drift: Sequence[Drift]) -> Stamps:

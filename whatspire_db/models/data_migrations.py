@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 import peewee
 
-from ..errors import ModelError, printable
+from ..errors import ConfigError, ModelError, printable
 from ..light_stdlib import TYPE_CHECKING, Any, TypeVar, dataclass
+from ..settings.durations import seconds_of
 from .base import declared_data
 
 if TYPE_CHECKING:
@@ -42,9 +43,10 @@ class DataMigration:
         return bool(inspect.signature(self.change).parameters)
 
     @property
-    def place(self) -> tuple[str, str]:
+    def place(self) -> str:
         """Where the function is defined: a module that is imported again declares the same ones."""
-        return self.change.__module__, self.change.__qualname__
+        code = self.change.__code__
+        return f"{code.co_filename}:{code.co_firstlineno}"
 
 
 def data_migration(
@@ -71,19 +73,51 @@ def data_migration(
     if batch is not None and (isinstance(batch, bool) or not isinstance(batch, int) or batch < 1):
         raise ModelError("the batch of a data migration is not a number of rows", "give a whole number, 1 or more")
 
+    try:
+        seconds_of("pause", pause)
+    except ConfigError as error:
+        raise ModelError(f"the pause of a data migration is none: {error.fact}", error.hint) from None
+
     def declare(change: F) -> F:
-        _add(DataMigration(name or change.__name__, model, change, batch, pause))
+        _require_plain_function(change)
+        _add(DataMigration(change.__name__ if name is None else name, model, change, batch, pause))
         return change
 
     return declare
 
 
+def _require_plain_function(change: Any) -> None:
+    """Refuse what would not run when it is called with a batch, or with nothing."""
+    if not inspect.isfunction(change):
+        raise ModelError("a data migration is no function", "write @data_migration(Model) above a def")
+    kinds = (inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction)
+    if any(is_kind(change) for is_kind in kinds):
+        raise ModelError(
+            f"the function {change.__name__} of a data migration is async or a generator, which does nothing when it "
+            "is called",
+            "write a plain function",
+        )
+    parameters = inspect.signature(change).parameters.values()
+    if len(parameters) > 1 or any(p.kind not in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters):
+        raise ModelError(
+            f"the function {change.__name__} of a data migration takes other arguments than one batch",
+            "let it take one argument, the batch, or none",
+        )
+
+
+def _is_name(name: Any) -> bool:
+    if not isinstance(name, str) or not 0 < len(name) <= LONGEST_NAME or name.startswith("-"):
+        return False
+    is_text = name.encode(errors="replace").decode() == name
+    return is_text and printable(name) == name == name.strip()
+
+
 def _add(migration: DataMigration) -> None:
     name = migration.name
-    if not name or len(name) > LONGEST_NAME or printable(name) != name or name != name.strip():
+    if not _is_name(name):
         raise ModelError(
-            "the name of a data migration is empty, longer than 200 characters, or has blanks at its ends or "
-            "control characters",
+            "the name of a data migration is no text, empty, longer than 200 characters, begins with -, or has blanks "
+            "at its ends or control characters",
             "give it a short name in one line",
         )
     if migration.in_batches and not migration.model._meta.primary_key:
@@ -94,7 +128,7 @@ def _add(migration: DataMigration) -> None:
     other = declared_data.get(name)
     if other is not None and other.place != migration.place:
         raise ModelError(
-            f"two data migrations have the name {name}: {'.'.join(other.place)} and {'.'.join(migration.place)}",
+            f"two data migrations have the name {name}: {other.place} and {migration.place}",
             "give one of them another name",
         )
     declared_data[name] = migration

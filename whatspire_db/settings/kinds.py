@@ -119,6 +119,11 @@ DURATION = Kind(
     lambda text: durations.parse_duration(text),
     lambda value: isinstance(value, timedelta) and value >= timedelta(0),
 )
+TIME = Kind(
+    "a duration above 0 with its unit, like 50ms or 1.5s",
+    lambda text: durations.parse_duration(text),
+    lambda value: isinstance(value, timedelta) and value > timedelta(0),
+)
 DIFFERENCES = Kind(
     f"a JSON list of differences as verify --json shows them under drift, each with {', '.join(DIFFERENCE)}",
     _differences,

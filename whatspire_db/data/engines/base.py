@@ -41,6 +41,11 @@ class RowEngine(abc.ABC):
             index.valid and not index.predicate and index.keys[0].column == column for index in table.indexes
         )
 
+    @property
+    @abc.abstractmethod
+    def home(self) -> str:
+        """The schema in which tables without one are."""
+
     @abc.abstractmethod
     def has_table(self, model: type[peewee.Model]) -> bool:
         """Tell whether a model's table is there."""
@@ -66,7 +71,7 @@ class RowEngine(abc.ABC):
         """Return a query whose rows nobody else changes until the end of the transaction."""
 
     def limit_waits(self, seconds: float) -> None:  # noqa: B027 - who has the file's write lock waits for nobody
-        """Have no statement of this transaction wait longer for a lock, and none end for the time that it takes."""
+        """Have no statement of this transaction wait longer for a lock, end for its time, or pass over hidden rows."""
 
     def give_back(self, seconds: float, rest: Callable[[float], bool]) -> None:  # noqa: B027 - nothing to do on a server
         """Return the space of deleted rows to the file system.

@@ -19,6 +19,11 @@ class PostgresRows(RowEngine):
 
     smallest, largest = 100, 10_000
 
+    @property
+    def home(self) -> str:
+        schema: Any = self.schema
+        return str(schema.default_schema)
+
     def has_table(self, model: type[peewee.Model]) -> bool:
         return self.schema.has_table(self.schema.key(model))
 
@@ -44,6 +49,7 @@ class PostgresRows(RowEngine):
     def limit_waits(self, seconds: float) -> None:
         lift_in_transaction(self.db)
         execute(self.db, lock_limit(seconds))
+        self.schema.see_every_row()
 
     def unlocked(self, query: peewee.ModelSelect) -> peewee.ModelSelect:
         return query.for_update("FOR UPDATE SKIP LOCKED")

@@ -27,8 +27,11 @@ class SqliteRows(RowEngine):
     def batch(self) -> AbstractContextManager[Any]:
         return self.transaction()
 
+    home = "main"
+
     def has_table(self, model: type[peewee.Model]) -> bool:
-        return bool(self.db.table_exists(model._meta.table_name))
+        schema = model._meta.schema or self.home
+        return bool(self.db.table_exists(model._meta.table_name, schema=schema))
 
     def locked(self, query: peewee.ModelSelect) -> peewee.ModelSelect:
         return query

@@ -102,7 +102,8 @@ class PostgresEngine(Engine):
     def __init__(self, db: peewee.PostgresqlDatabase, trust_source: bool = False) -> None:
         super().__init__(db, trust_source)
         self._default: str | None = None
-        self._strangers: dict[frozenset[ModelType], list[trust.Stranger]] | None = None  # found by the look under way
+        # Found by the look under way.
+        self._strangers: dict[tuple[frozenset[ModelType], bool], list[trust.Stranger]] | None = None
 
     @property
     def default_schema(self) -> str:
@@ -170,13 +171,13 @@ class PostgresEngine(Engine):
     def declared(self, models: Sequence[ModelType]) -> Schema:
         return scratch.declared(self, models)
 
-    def strangers(self, models: Sequence[ModelType]) -> list[trust.Stranger]:
+    def strangers(self, models: Sequence[ModelType], of_rows: bool = False) -> list[trust.Stranger]:
         if self.trust_source:
             return []
         known = {} if self._strangers is None else self._strangers
-        if (asked := frozenset(models)) not in known:
+        if (asked := (frozenset(models), of_rows)) not in known:
             tables = [qualified(self.key(m)[0] or self.default_schema, self.key(m)[1]) for m in models]
-            known[asked] = trust.strangers(self.db, trust.words_of(declared_text(self.db, models)), tables)
+            known[asked] = trust.strangers(self.db, trust.words_of(declared_text(self.db, models)), tables, of_rows)
         return known[asked]
 
     def refuses_everything(self, live: Schema) -> WhatspireDBError | None:
@@ -192,7 +193,7 @@ class PostgresEngine(Engine):
         return trust.told(self.db, self.strangers(references.with_references(models)))
 
     def untrusted_table(self, model: ModelType) -> WhatspireDBError | None:
-        return trust.told(self.db, [s for s in self.strangers([model]) if s.kind in ("table", "trigger")])
+        return trust.told(self.db, [s for s in self.strangers([model], of_rows=True) if s.kind in trust.OF_ROWS])
 
     def has_table(self, key: Key) -> bool:
         return bool(self.ask(pinned(_HAS_TABLE), [qualified(key[0] or self.default_schema, key[1])]))

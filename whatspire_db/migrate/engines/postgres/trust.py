@@ -29,17 +29,42 @@ FROM pg_roles WHERE rolname = current_user::text OR rolname = session_user::text
 """)
 # What names in a model can mean: functions, operators and domains of the schemas in the search_path, and of those that
 # the models name; casts, wherever their functions are. What statements on a table run by themselves: the code of its
-# owner, and triggers. Types, operator classes and languages with code of their own are made by superusers alone.
+# owner, triggers, and functions in its indexes, constraints, defaults and domains, wherever they are; of its partitions
+# and heirs too. Types, operator classes and languages with code of their own are made by superusers alone.
 #
-# Parameters: the models' words, their tables. One row an object: its kind, its bare and its full name, and its owner.
+# Rows that go or change with those that they refer to run triggers as the user of the statement; since PostgreSQL 18
+# as the owner of their table.
+#
+# Parameters: the models' words, their tables, and whether rows of these change. One row an object: its kind, its bare
+# and its full name, and its owner.
 _STRANGERS = pinned("""
-WITH strangers AS (
+WITH RECURSIVE strangers AS (
     SELECT oid, rolname FROM pg_roles WHERE NOT rolsuper
 ), reached AS (
     SELECT oid, nspname FROM pg_namespace WHERE nspname = ANY (current_schemas(true)) OR nspname = ANY (%s::name[])
 ), tables AS (
     SELECT to_regclass(t)::oid AS oid FROM unnest(%s::text[]) AS t
+    UNION
+    SELECT r.oid FROM tables AS t, LATERAL (
+        SELECT inhrelid FROM pg_inherits WHERE inhparent = t.oid
+        UNION ALL
+        SELECT conrelid FROM pg_constraint WHERE %s AND contype = 'f' AND confrelid = t.oid
+            AND (confdeltype = ANY ('{c,n,d}') OR confupdtype = ANY ('{c,n,d}'))
+            AND current_setting('server_version_num')::int < 180000
+    ) AS r (oid)
+), parts AS (
+    SELECT d.classid, d.objid FROM pg_depend AS d JOIN tables AS t ON d.refobjid = t.oid
+        WHERE d.refclassid = 'pg_class'::regclass
+    UNION ALL
+    SELECT 'pg_constraint'::regclass, k.oid FROM pg_attribute AS a JOIN tables AS t ON t.oid = a.attrelid
+        JOIN pg_constraint AS k ON k.contypid = a.atttypid
+), attached AS (
+    SELECT DISTINCT d.refobjid AS oid FROM pg_depend AS d JOIN parts AS p ON p.classid = d.classid AND p.objid = d.objid
+        WHERE d.refclassid = 'pg_proc'::regclass
 )
+SELECT 'attached function', p.proname, p.oid::regprocedure::text, s.rolname
+    FROM pg_proc AS p JOIN attached AS a ON a.oid = p.oid JOIN strangers AS s ON s.oid = p.proowner
+UNION ALL
 SELECT 'function', p.proname, format('%%I.%%I(%%s)', n.nspname, p.proname, pg_get_function_identity_arguments(p.oid)),
         s.rolname
     FROM pg_proc AS p JOIN reached AS n ON n.oid = p.pronamespace JOIN strangers AS s ON s.oid = p.proowner
@@ -65,6 +90,8 @@ SELECT 'trigger', g.tgname, format('%%I on %%I', g.tgname, c.relname), s.rolname
 ORDER BY 1, 3
 """)
 
+OF_ROWS = ("table", "trigger", "attached function")  # what a change of a table's rows runs by itself
+
 
 @dataclass(frozen=True)
 class Stranger:
@@ -89,15 +116,18 @@ def words_of(text: str) -> set[str]:
     return found | {word.lower() for word in found}
 
 
-def strangers(db: peewee.PostgresqlDatabase, words: Collection[str], tables: Sequence[str]) -> list[Stranger]:
+def strangers(
+    db: peewee.PostgresqlDatabase, words: Collection[str], tables: Sequence[str], of_rows: bool = False
+) -> list[Stranger]:
     """Return what a superuser could run of other roles by a change of these tables; nothing for any other role.
 
     :param words: every name that the models can mean.
     :param tables: the quoted tables that the change is about.
+    :param of_rows: whether rows change, and with them rows of others that refer to them.
     """
     if not execute(db, _MEETS_STRANGERS).fetchone()[0]:
         return []
-    found = execute(db, _STRANGERS, [sorted(words), list(tables)]).fetchall()
+    found = execute(db, _STRANGERS, [sorted(words), list(tables), of_rows]).fetchall()
     return [Stranger(*row) for row in found]
 
 

@@ -18,7 +18,7 @@ from whatspire_db.peewee_compat import peewee_errors
 _HISTORY = "SELECT (SELECT max(version) FROM migration_versions), NULL, NULL, NULL, NULL"
 _NO_HISTORY = "SELECT 0, NULL, NULL, NULL, NULL"
 # Not in the file of the stamps, for an older database may be restored beside it.
-_FINISHED = "(SELECT group_concat(name, char(10)) FROM whatspire_db_data_migrations WHERE finished IS NOT NULL)"
+_FINISHED = "(SELECT group_concat(name, char(10)) FROM main.whatspire_db_data_migrations WHERE finished IS NOT NULL)"
 _STANDING = "SELECT {0}, tbl_name, type, name, sql FROM {1}.sqlite_master"
 
 _HISTORY_COLUMNS = """

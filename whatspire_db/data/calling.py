@@ -1,0 +1,166 @@
+"""The functions of data migrations are called: their locks are waited for, and their failures put in words."""
+
+from __future__ import annotations
+
+import shlex
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import peewee
+
+from ..errors import DataMigrationFailed, LockTimeout, TransactionError, WhatspireDBError
+from ..messages import ERROR, first_line, is_right_missing, primary, sqlstate
+from ..models.data_migrations import DataMigration
+from .engines.base import RowEngine
+from .records import Records
+
+T = TypeVar("T")
+
+RETRY = "correct the function, then run: whatspire-db data retry {0} (or data skip {0})"
+LOCKED_PAUSE_SECONDS = 0.05
+SAVEPOINT = "whatspire_db_batch"
+SERIALIZATION_FAILURE = "40001"
+NO_SAVEPOINT = ("3B001", "25P01")  # invalid_savepoint_specification, no_active_sql_transaction
+# Errors whose words name columns, tables and functions alone; those of other classes can repeat a value.
+_PLAIN_STATES = ("42703", "42P01", "42883", "42501")
+
+
+class Stopped(Exception):
+    """The run is to end behind its current batch."""
+
+
+class EndedItself(TransactionError):
+    """The function ended the transaction that it was called in."""
+
+
+class Ended(Exception):
+    """Somebody else ended what this run is at: its record says so by now."""
+
+
+@dataclass(frozen=True)
+class Attempts:
+    """Transactions that are tried again where somebody's lock stops them.
+
+    :param wait_seconds: for all tries together.
+    :param stop: ends the tries.
+    """
+
+    engine: RowEngine
+    wait_seconds: float
+    stop: threading.Event
+
+    def until_unlocked(self, change: Callable[[], T]) -> tuple[T, float]:
+        """Return what a transaction returns, and how many seconds its last try took.
+
+        :raises LockTimeout: when the locks of others were there for too long.
+        :raises Stopped: when the run is to end.
+        """
+        deadline = time.monotonic() + self.wait_seconds
+        while True:
+            started = time.monotonic()
+            try:
+                return change(), time.monotonic() - started
+            except peewee.PeeweeException as error:
+                if not _passes(self.engine, error):
+                    raise
+                if time.monotonic() > deadline:
+                    raise LockTimeout(
+                        f"rows that are to be changed were locked by others for {self.wait_seconds:g} s",
+                        "end the transactions that hold them, raise --lock-timeout, or run it again later",
+                    ) from error
+            if self.stop.wait(LOCKED_PAUSE_SECONDS):
+                raise Stopped
+
+
+def _passes(engine: RowEngine, error: Exception) -> bool:
+    return engine.schema.is_lock_failure(error) or sqlstate(error) == SERIALIZATION_FAILURE
+
+
+def call(
+    engine: RowEngine, calling: Callable[[], AbstractContextManager[Any]], migration: DataMigration, *batch: Any
+) -> None:
+    """Call a function within the transaction.
+
+    :raises EndedItself: when it ended the transaction.
+    """
+    engine.db.execute_sql(f"SAVEPOINT {SAVEPOINT}")
+    try:
+        with calling():
+            migration.change(*batch)
+        engine.db.execute_sql(f"RELEASE SAVEPOINT {SAVEPOINT}")
+    except (peewee.PeeweeException, TransactionError) as error:
+        if isinstance(error, TransactionError) or sqlstate(error) in NO_SAVEPOINT or primary(error) == ERROR:
+            _require_transaction(engine, error)
+        raise
+    except (Exception, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # an exit or a cancellation would end the run without a word
+        raise WhatspireDBError(f"it raised {type(error).__name__}", "let it return, or raise an error") from error
+
+
+def _require_transaction(engine: RowEngine, error: Exception) -> None:
+    """Tell an error of a function from its having ended the transaction: then the savepoint is gone."""
+    try:
+        engine.db.execute_sql(f"ROLLBACK TO SAVEPOINT {SAVEPOINT}")
+    except (peewee.PeeweeException, TransactionError):
+        raise EndedItself(
+            "it ended the transaction of its batch, whose rows may be changed in part",
+            "leave commit and rollback to the run; use atomic() within the function",
+        ) from error
+
+
+@contextmanager
+def in_words(engine: RowEngine, records: Records, migration: DataMigration) -> Iterator[None]:
+    """Record why a function failed, and say it; what passes by itself is not recorded, and goes on next time."""
+    try:
+        yield
+    except (LockTimeout, Stopped, Ended):
+        raise
+    except Exception as error:
+        if is_right_missing(error) or _is_lost(engine):
+            raise
+        why = _why(_first(error), migration)
+        with engine.batch():
+            if records.locked(migration.name).is_left:
+                records.change(migration.name, error=why)
+        raise DataMigrationFailed(
+            f"data migration {migration.name} failed: {why}", RETRY.format(shlex.quote(migration.name))
+        ) from error
+
+
+def _first(error: BaseException) -> Exception:
+    """Return the error of a function that ended its transaction, in whose place its end fails too; else the error."""
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, EndedItself):
+        found = found.__context__
+    return found or error  # type: ignore[return-value]
+
+
+def _is_lost(engine: RowEngine) -> bool:
+    """Tell whether the connection of the run itself is gone."""
+    return bool(engine.db.is_closed()) or not engine.db.is_connection_usable()
+
+
+def _why(error: Exception, migration: DataMigration) -> str:
+    """Return what went wrong in a function and where, without values of its rows."""
+    if isinstance(error, WhatspireDBError):
+        return error.fact
+    place = _place(error, migration)
+    if not isinstance(error, peewee.PeeweeException):
+        return f"{type(error).__name__}{place}"
+    state = sqlstate(error)
+    if state and not state.startswith("23") and state not in _PLAIN_STATES:
+        return f"{type(getattr(error, 'orig', error)).__name__} (SQLSTATE {state}){place}"
+    return f"{first_line(error)}{place}"
+
+
+def _place(error: Exception, migration: DataMigration) -> str:
+    """Return the last line of the function's own file that the error passed."""
+    file = migration.change.__code__.co_filename
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    return f" at {file}:{lines[-1]}" if lines else ""
