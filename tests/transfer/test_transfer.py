@@ -320,8 +320,8 @@ def test_finished_data_migrations_stay_finished(service: Place, postgres: Place,
     for place in (postgres, back):
         target = place.connect()
         with target.connection_context():
-            states = MigrationRunner(target, data=[declared, begun]).data_migrations().states()
+            states = MigrationRunner(target, data=[declared, begun]).data_states()
             assert [(state.name, state.state) for state in states] == [("louder", "finished"), ("begun", "pending")]
-            assert states[0].rows == MigrationRunner(db, data=[declared]).data_migrations().states()[0].rows
+            assert states[0].rows == MigrationRunner(db, data=[declared]).data_states()[0].rows
             assert states[0].position is None
     assert contents(back, ROWS) == contents(service, ROWS)
