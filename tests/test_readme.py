@@ -8,9 +8,10 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
+from string import Template
 
 import pytest
 
@@ -29,6 +30,9 @@ PAGES = {
 }
 PARSERS = [import_module(name).parser_of() for name in command_line_reference.COMMANDS]
 SYMBOLS = re.compile("[🔄📊✅💾⚠️]+ ")  # on a terminal alone
+
+TARGET = "TARGET_DSN"  # names the target of a transfer on pages
+TARGETS = re.compile("(to: postgres|WHATSAPP_DATABASE_DSN=).*")
 
 
 def blocks(text: str, *languages: str) -> list[str]:
@@ -60,11 +64,11 @@ CONSOLE = [page for page, text in PAGES.items() if blocks(text, "console")]
 @pytest.mark.parametrize(
     ("page", "number"), [(page, number) for number, (page, block) in enumerate(PYTHON) if file_of(block) != "app.py"]
 )
-def test_examples_in_python_run(place: Place, page: str, number: int) -> None:
+def test_examples_in_python_run(place: Place, page: str, number: int, request: pytest.FixtureRequest) -> None:
     assert place.run().returncode == 0
     done = subprocess.run(
         [sys.executable, "-c", PYTHON[number][1]],
-        env=place.variables(),
+        env=place.variables() | target(place, PYTHON[number][1], request),
         cwd=place.folder,
         capture_output=True,
         text=True,
@@ -73,15 +77,23 @@ def test_examples_in_python_run(place: Place, page: str, number: int) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def target(place: Place, text: str, request: pytest.FixtureRequest) -> dict[str, str]:
+    """Return the variable that names a database of the other engine, where a text has it."""
+    if TARGET not in text:
+        return {}
+    return {TARGET: request.getfixturevalue("postgres").dsn if place.is_sqlite else "copy.db"}
+
+
 @pytest.mark.parametrize("page", CONSOLE)
-def test_commands_on_a_page_print_what_it_shows(tmp_path: Path, page: str) -> None:
+def test_commands_on_a_page_print_what_it_shows(tmp_path: Path, page: str, request: pytest.FixtureRequest) -> None:
     """Run a page from top to bottom in an empty folder; digits are those of another time and machine."""
+    variables = target(Place("sqlite", "", tmp_path), PAGES[page], request)
     for block in blocks(PAGES[page], "python", "ini", "console"):
         if file_of(block):
             write(tmp_path, block)
         elif block.startswith("$ "):
             for command, shown in sessions(block):
-                assert comparable(run(command, tmp_path), tmp_path) == comparable(shown, tmp_path), command
+                assert comparable(run(command, tmp_path, variables), tmp_path) == comparable(shown, tmp_path), command
 
 
 def sessions(block: str) -> Iterator[tuple[str, str]]:
@@ -91,14 +103,14 @@ def sessions(block: str) -> Iterator[tuple[str, str]]:
         yield command, shown
 
 
-def run(command: str, folder: Path) -> str:
-    """Run a command line of a page, with this Python, and return what it printed."""
-    program, *arguments = shlex.split(command)
+def run(command: str, folder: Path, more: Mapping[str, str]) -> str:
+    """Run a command line of a page, with this Python and more variables, and return what it printed."""
+    program, *arguments = (Template(part).safe_substitute(more) for part in shlex.split(command))
     assert program == "python"
     variables = {k: v for k, v in os.environ.items() if not k.startswith("WHATSAPP_DATABASE_")}
     return subprocess.run(
         [sys.executable, *arguments],
-        env=variables | {"PYTHONUNBUFFERED": "1"},
+        env=variables | {"PYTHONUNBUFFERED": "1"} | more,
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -108,7 +120,8 @@ def run(command: str, folder: Path) -> str:
 
 
 def comparable(text: str, folder: Path) -> str:
-    return re.sub(r"\d+", "0", SYMBOLS.sub("", text.replace(str(folder), "/srv/app"))).strip()
+    text = TARGETS.sub(r"\1 the target", SYMBOLS.sub("", text.replace(str(folder), "/srv/app")))
+    return re.sub(r"\d+", "0", text).strip()
 
 
 def commands() -> Iterator[tuple[str, str]]:

@@ -216,6 +216,18 @@ class TargetRefused(WhatspireDBError):
     exit_code = 4
 
 
+class TransferRefused(WhatspireDBError):
+    """A transfer would lose or change rows, or its target has some already; no row was copied."""
+
+    exit_code = 4
+
+
+class NotProved(WhatspireDBError):
+    """After a transfer both sides did not hold the same rows; those at the target were rolled back."""
+
+    exit_code = 3
+
+
 class SourceNotTrusted(WhatspireDBError):
     """A superuser would run code that other roles left in a database; nothing of it has run."""
 

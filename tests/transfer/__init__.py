@@ -1,0 +1,1 @@
+"""The move of rows from one database to another."""

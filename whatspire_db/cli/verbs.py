@@ -20,6 +20,7 @@ COMMANDS = {
     "health": "tell whether the database can be used; exit 0 when healthy, else 1",
     "data": "run data migrations and see how they stand: run, status, retry, skip",
     "retain": "delete rows that are older than a rule says, a few at a time",
+    "transfer": "bring every row from SQLite to PostgreSQL, or back, with proof",
     "settings": "print every setting with its value and where that comes from, without secrets",
 }
 OWN = {

@@ -1,0 +1,177 @@
+"""A live transfer: others write to the source until the fence, and no row that was acknowledged is missing after it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+import peewee
+import pytest
+
+from tests.conftest import Place
+from tests.servers import eventually
+from tests.transfer.rows import ROWS, contents, go_database, transfers
+from whatspire_db import ConfigError, DatabaseMoved, NotProved, Session, TransferRefused, ValueRefused
+from whatspire_db.transfer import Watcher, change_log, fence, transfer
+
+ROOT = Path(__file__).parent.parent.parent
+WRITERS = ("sqlite3", "peewee", "sql", "models")
+
+
+def notes_of(file: Path) -> list[tuple[str, str | None]]:
+    """Return what a writer noted: each key that was acknowledged, with its name, None once it was deleted."""
+    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
+    return [tuple(json.loads(line)) for line in lines if line.endswith("\n")]
+
+
+def names_in(place: Place) -> dict[str, str]:
+    db = place.connect()
+    with db.connection_context(), db.bind_ctx([Session]):
+        return dict(Session.select(Session.id, Session.name).tuples())
+
+
+def test_no_acknowledged_row_is_missing(sqlite: Place, postgres: Place, tmp_path: Path) -> None:
+    go_database(sqlite)
+    files = {kind: tmp_path / f"{kind}.notes" for kind in WRITERS}
+    with ExitStack() as stack:
+        writers = {}
+        for kind, file in files.items():
+            command = [sys.executable, "-m", "tests.transfer.writer", sqlite.dsn, kind, str(file)]
+            options = {"cwd": ROOT, "env": sqlite.variables(), "stdout": subprocess.PIPE, "text": True}
+            writers[kind] = stack.enter_context(subprocess.Popen(command, **options))
+            stack.callback(writers[kind].kill)
+        for file in files.values():
+            eventually(lambda file=file: len(notes_of(file)) > 20, "a writer writes")
+        report = transfer(sqlite.dsn, postgres.dsn, live=True)
+        for kind, writer in writers.items():
+            told, _ = writer.communicate(timeout=60)
+            assert (kind, writer.returncode) == (kind, 0)
+            assert "this database was moved to" in told
+    expected: dict[str, str | None] = {}
+    for file in files.values():
+        expected.update(notes_of(file))
+    found = names_in(postgres)
+    for key, name in expected.items():
+        assert found.get(key) == name, key
+    assert report.locked is not None
+    assert report.locked.seconds > 0
+    assert transfers(postgres) == [("proved", None)]
+    assert contents(postgres, ROWS) == contents(sqlite, ROWS)
+    assert not [name for name in os.listdir(sqlite.folder) if name.startswith(".whatspire")]
+    with pytest.raises(DatabaseMoved):
+        transfer(sqlite.dsn, postgres.dsn, live=True)
+    with pytest.raises(DatabaseMoved):
+        transfer(sqlite.dsn, postgres.dsn)
+
+
+DROP_TRIGGERS = "drop the triggers of sessions"
+
+
+def _triggers(db: peewee.Database) -> list[str]:
+    found = db.execute_sql("SELECT name FROM sqlite_master WHERE type = 'trigger' AND tbl_name = 'sessions'").fetchall()
+    return [f'DROP TRIGGER "{name}"' for (name,) in found]
+
+
+class Changing(Watcher):
+    """Changes the source while it is copied."""
+
+    def __init__(self, place: Place, *statements: str) -> None:
+        super().__init__()
+        self.place, self.statements = place, statements
+
+    def progress(self, phase: str, table: str, done: int, total: int | None) -> None:
+        if phase == "index" and self.statements:
+            db = self.place.connect()
+            with db.connection_context():
+                for statement in self.statements:
+                    for sql in _triggers(db) if statement == DROP_TRIGGERS else [statement]:
+                        db.execute_sql(sql)
+            self.statements = ()
+
+
+def test_rows_that_swap_and_replace_unique_values_meanwhile(sqlite: Place, postgres: Place) -> None:
+    go_database(sqlite)
+    changing = Changing(
+        sqlite,
+        "UPDATE api_keys SET key_hash = 'x' WHERE key_hash = 'key_hash-0'",
+        "UPDATE api_keys SET key_hash = 'key_hash-0' WHERE key_hash = 'key_hash-1'",
+        "UPDATE api_keys SET key_hash = 'key_hash-1' WHERE key_hash = 'x'",
+        "UPDATE events SET id = 'new key' WHERE rowid = 1",
+        "DELETE FROM events WHERE rowid = 2",
+        "DELETE FROM receipts",
+        "INSERT OR REPLACE INTO api_keys (id, key_hash, role, created_at, is_active) "
+        "SELECT 'other', key_hash, role, created_at, 1 FROM api_keys WHERE key_hash = 'key_hash-3'",
+    )
+    report = transfer(sqlite.dsn, postgres.dsn, live=True, watcher=changing)
+    assert contents(postgres, ROWS) == contents(sqlite, ROWS)
+    assert report.rows == sum(map(len, contents(postgres, ROWS).values()))
+
+
+def test_what_the_log_does_not_see_is_found_by_the_proof(sqlite: Place, postgres: Place) -> None:
+    go_database(sqlite)
+    unseen = Changing(sqlite, DROP_TRIGGERS, "UPDATE sessions SET name = 'new' WHERE rowid = 1")
+    with pytest.raises(NotProved, match="sessions: 5 rows in SQLite and 5 in PostgreSQL, 1 keys differ"):
+        transfer(sqlite.dsn, postgres.dsn, live=True, watcher=unseen)
+    ((state, _),) = transfers(postgres)
+    assert state == "failed"
+    db = sqlite.connect()
+    with db.connection_context():
+        assert fence.find(db) is None
+        assert change_log.find(db) is None
+        db.execute_sql("UPDATE sessions SET name = 'it goes on'")
+
+
+def test_a_failure_leaves_the_source_to_its_writers(sqlite: Place, postgres: Place) -> None:
+    go_database(sqlite)
+    spoiling = Changing(sqlite, "UPDATE sessions SET name = 'a' || char(0) WHERE rowid = 1")
+    with pytest.raises(TransferRefused, match="PostgreSQL refused rows of sessions"):
+        transfer(sqlite.dsn, postgres.dsn, live=True, watcher=spoiling)
+    db = sqlite.connect()
+    with db.connection_context():
+        assert fence.find(db) is None
+        assert change_log.find(db) is None
+        db.execute_sql("UPDATE sessions SET name = 'sound'")
+    assert not any(contents(postgres, ROWS).values())
+    transfer(sqlite.dsn, postgres.dsn, live=True)
+    assert contents(postgres, ROWS) == contents(sqlite, ROWS)
+
+
+def test_a_time_that_comes_meanwhile_and_is_none(sqlite: Place, postgres: Place) -> None:
+    go_database(sqlite)
+    spoiling = Changing(sqlite, "UPDATE events SET timestamp = 'yesterday' WHERE rowid = 1")
+    with pytest.raises(ValueRefused, match=r"events.timestamp holds a text that is not a time") as failed:
+        transfer(sqlite.dsn, postgres.dsn, live=True, watcher=spoiling)
+    assert "yesterday" not in str(failed.value)
+    db = sqlite.connect()
+    with db.connection_context():
+        assert (fence.find(db), change_log.find(db)) == (None, None)
+
+
+def test_no_row_is_set_aside_meanwhile(sqlite: Place, postgres: Place) -> None:
+    go_database(sqlite)
+    with pytest.raises(ConfigError, match="sets no rows aside"):
+        transfer(sqlite.dsn, postgres.dsn, live=True, on={"nul": "set-aside"}, side_file="aside")
+
+
+def test_the_command_moves_a_live_source_and_removes_the_fence(sqlite: Place, postgres: Place) -> None:
+    go_database(sqlite)
+    removed = sqlite.run("transfer", "--remove-fence", module="whatspire_db")
+    assert (removed.returncode, removed.stdout.splitlines()[1]) == (0, "this database has no fence")
+    done = sqlite.run("transfer", "--live", "--to", postgres.dsn, module="whatspire_db")
+    assert done.returncode == 0, done
+    assert "writers were locked out from" in done.stdout
+    refused = sqlite.run("transfer", "--live", "--to", postgres.dsn, module="whatspire_db")
+    assert refused.returncode == 4
+    assert "--remove-fence" in refused.stderr
+    for arguments in (["--remove-fence", "--to", "x"], [], ["--remove-fence", "--from", postgres.dsn]):
+        environment = {"WHATSAPP_DATABASE_DRIVER": ""}
+        assert sqlite.run("transfer", *arguments, module="whatspire_db", env=environment).returncode == 2
+    removed = sqlite.run("transfer", "--remove-fence", "--from", sqlite.dsn, module="whatspire_db")
+    assert "the fence is removed" in removed.stdout
+    db = sqlite.connect()
+    with db.connection_context():
+        db.execute_sql("UPDATE sessions SET name = 'back'")

@@ -1,0 +1,327 @@
+"""Rows of SQLite into PostgreSQL and what both hold then, compared by the proof and by the tests themselves."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from peewee import sqlite3
+
+from tests import gorm
+from tests.conftest import Place, Server
+from tests.transfer.rows import ROWS, contents, go_database, transfers
+from whatspire_db import (
+    ConfigError,
+    ConnectionFailed,
+    LockTimeout,
+    MigrationRunner,
+    NotProved,
+    Session,
+    Settings,
+    TransferRefused,
+    WhatspireDBError,
+)
+from whatspire_db.models.data_migrations import DataMigration
+from whatspire_db.transfer import Watcher, transfer
+
+
+@pytest.fixture
+def service(sqlite: Place) -> Place:
+    """The service's database, with rows of Go's and of this package's."""
+    go_database(sqlite)
+    db = sqlite.connect()
+    with db.connection_context():
+        for number in range(20):
+            Session.create(name=f"tab\t {number} \\ line\n é 🦉", status="pending")
+    return sqlite
+
+
+def test_the_services_rows_are_the_same_afterwards(service: Place, postgres: Place) -> None:
+    before = contents(service, ROWS)
+    report = transfer(service.dsn, postgres.dsn)
+    assert contents(postgres, ROWS) == before == contents(service, ROWS)
+    assert report.rows == sum(map(len, before.values())) > 0
+    assert report.shortened > 0
+    with pytest.raises(TransferRefused, match="the target has rows"):
+        transfer(service.dsn, postgres.dsn)
+    with postgres.connect().connection_context():
+        assert not MigrationRunner(postgres.connect()).plan()
+
+
+def test_a_trigger_that_changes_rows_is_found_by_the_proof(service: Place, postgres: Place) -> None:
+    db = postgres.connect()
+    with db.connection_context():
+        MigrationRunner(db).up()
+        for sql in (
+            "CREATE FUNCTION louder() RETURNS trigger LANGUAGE plpgsql AS "
+            "$$BEGIN IF NEW.name LIKE 'tab%%' THEN NEW.name := upper(NEW.name); END IF; RETURN NEW; END$$",
+            "CREATE TRIGGER louder BEFORE INSERT ON sessions FOR EACH ROW EXECUTE FUNCTION louder()",
+        ):
+            db.execute_sql(sql)
+    with pytest.raises(NotProved, match=r"sessions: 25 rows in SQLite and 25 in PostgreSQL, 20 keys differ") as failed:
+        transfer(service.dsn, postgres.dsn)
+    assert failed.value.exit_code == 3
+    assert all(not rows for rows in contents(postgres, ROWS).values())
+    ((state, error),) = transfers(postgres)
+    assert (state, error) == ("failed", failed.value.fact)
+    with db.connection_context():
+        db.execute_sql("DROP TRIGGER louder ON sessions")
+    transfer(service.dsn, postgres.dsn)
+    assert [state for state, _ in transfers(postgres)] == ["failed", "proved"]
+
+
+def test_a_lost_row_and_a_row_too_many_are_found(service: Place, postgres: Place) -> None:
+    db = postgres.connect()
+    with db.connection_context():
+        MigrationRunner(db).up()
+        db.execute_sql(
+            "CREATE RULE lose AS ON INSERT TO sessions DO INSTEAD NOTHING"  # COPY does not ask rules
+        )
+        for sql in (
+            "CREATE FUNCTION lose() RETURNS trigger LANGUAGE plpgsql AS "
+            "$$BEGIN IF NEW.id LIKE '%%0001' THEN RETURN NULL; END IF; RETURN NEW; END$$",
+            "CREATE TRIGGER lose BEFORE INSERT ON events FOR EACH ROW EXECUTE FUNCTION lose()",
+        ):
+            db.execute_sql(sql)
+    with pytest.raises(NotProved, match=r"events: 5 rows in SQLite and 4 in PostgreSQL, 1 keys differ: 0000"):
+        transfer(service.dsn, postgres.dsn)
+
+
+def test_tables_and_columns_without_a_model_stop_it(service: Place, postgres: Place) -> None:
+    db = service.connect()
+    with db.connection_context():
+        db.execute_sql("CREATE TABLE mine (a)")
+        db.execute_sql("CREATE TABLE whatspire_db_own (a)")
+        db.execute_sql("ALTER TABLE events ADD COLUMN more text")
+    with pytest.raises(TransferRefused, match=r"no model has events.more, mine"):
+        transfer(service.dsn, postgres.dsn)
+    with pytest.raises(ConfigError, match="no such table"):
+        transfer(service.dsn, postgres.dsn, leave=["mine", "sessions"])
+    assert transfer(service.dsn, postgres.dsn, leave=["MINE", "events.more"]).rows > 0
+
+
+def test_what_has_rows_is_refused_whoever_made_them(service: Place, postgres: Place, tmp_path: Path) -> None:
+    db = postgres.connect()
+    with db.connection_context():
+        gorm.create(postgres, db)
+    with pytest.raises(TransferRefused, match="has rows already: api_keys, audit_logs, events"):
+        transfer(service.dsn, postgres.dsn)
+    with pytest.raises(TransferRefused, match="has rows already: api_keys, audit_logs, events"):
+        transfer(postgres.dsn, service.dsn)
+    back = Place("sqlite", str(tmp_path / "back.db"), tmp_path)
+    assert transfer(postgres.dsn, back.dsn).rows == 5 * len(ROWS)
+    assert contents(back, ROWS) == contents(postgres, ROWS)
+
+
+def test_the_go_services_empty_database_is_filled(service: Place, postgres: Place) -> None:
+    db = postgres.connect()
+    with db.connection_context():
+        gorm.create(postgres, db, with_rows=False)
+    transfer(service.dsn, postgres.dsn)
+    assert contents(postgres, ROWS) == contents(service, ROWS)
+
+
+def test_a_second_transfer_waits_and_is_refused(service: Place, postgres: Place) -> None:
+    first = Held()
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(transfer, service.dsn, postgres.dsn, watcher=first)
+        assert first.is_copying.wait(60)
+        with pytest.raises(LockTimeout, match="another run that changes many rows held the lock"):
+            transfer(service.dsn, postgres.dsn, lock_timeout=0.1)
+        second = pool.submit(transfer, service.dsn, postgres.dsn)
+        first.may_go_on.set()
+        assert running.result().rows > 0
+        with pytest.raises(TransferRefused, match="has rows already"):
+            second.result()
+
+
+class Held(Watcher):
+    """Stops a transfer while it copies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_copying, self.may_go_on = threading.Event(), threading.Event()
+
+    def progress(self, phase: str, table: str, done: int, total: int | None) -> None:
+        if phase == "copy":
+            self.is_copying.set()
+            assert self.may_go_on.wait(60)
+
+
+def test_rows_that_come_meanwhile_are_not_in_the_snapshot(service: Place, postgres: Place) -> None:
+    held, before = Held(), contents(service, ROWS)
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(transfer, service.dsn, postgres.dsn, watcher=held)
+        assert held.is_copying.wait(60)
+        db = service.connect()
+        with db.connection_context(), db.bind_ctx([Session]):
+            Session.delete().execute()
+            Session.create(name="late", status="pending")
+        held.may_go_on.set()
+        running.result()
+    assert contents(postgres, ROWS) == before
+
+
+def test_the_source_stays_as_it_is(service: Place, postgres: Place) -> None:
+    with closing(sqlite3.connect(service.dsn)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    before, names = Path(service.dsn).read_bytes(), set(os.listdir(service.folder))
+    transfer(service.dsn, postgres.dsn)
+    assert Path(service.dsn).read_bytes() == before
+    assert set(os.listdir(service.folder)) - names <= {"whatspire.db-wal", "whatspire.db-shm"}
+
+
+def test_another_roles_trigger_is_not_run_by_a_superuser(service: Place, postgres: Place, server: Server) -> None:
+    db = postgres.connect()
+    role = f"r_{uuid.uuid4().hex[:12]}"
+    with db.connection_context():
+        MigrationRunner(db).up()
+        for sql in (
+            f"CREATE ROLE {role}",
+            f"GRANT TRIGGER ON sessions TO {role}",
+            f"GRANT CREATE ON SCHEMA public TO {role}",
+            f"SET ROLE {role}",
+            "CREATE FUNCTION planted() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RETURN NEW; END$$",
+            "CREATE TRIGGER planted BEFORE INSERT ON sessions FOR EACH ROW EXECUTE FUNCTION planted()",
+            "RESET ROLE",
+        ):
+            db.execute_sql(sql)
+        try:
+            with pytest.raises(WhatspireDBError, match=role):
+                transfer(service.dsn, postgres.dsn)
+            assert all(not rows for rows in contents(postgres, ROWS).values())
+            assert transfer(service.dsn, postgres.dsn, trust_source=True).rows > 0
+        finally:
+            for sql in (f"DROP OWNED BY {role} CASCADE", f"DROP ROLE {role}"):
+                db.execute_sql(sql)
+
+
+def test_rows_that_a_policy_hides_are_not_passed_over(
+    service: Place, postgres: Place, server: Server, tmp_path: Path
+) -> None:
+    transfer(service.dsn, postgres.dsn)
+    db = postgres.connect()
+    role = f"r_{uuid.uuid4().hex[:12]}"
+    with db.connection_context():
+        for sql in (
+            f"CREATE ROLE {role} LOGIN",
+            f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}",
+            "ALTER TABLE sessions ENABLE ROW LEVEL SECURITY",
+            "CREATE POLICY few ON sessions USING (name LIKE 'tab%%')",
+        ):
+            db.execute_sql(sql)
+        try:
+            with pytest.raises(WhatspireDBError, match="row-level security"):
+                transfer(f"{postgres.dsn} user={role}", str(tmp_path / "copy.db"))
+        finally:
+            for sql in (f"DROP OWNED BY {role} CASCADE", f"DROP ROLE {role}"):
+                db.execute_sql(sql)
+
+
+def test_a_view_in_the_place_of_a_table_is_refused(service: Place, postgres: Place) -> None:
+    db = postgres.connect()
+    with db.connection_context():
+        db.execute_sql("CREATE VIEW sessions AS SELECT 1 / 0 AS id")
+    with pytest.raises(WhatspireDBError, match="sessions"):
+        transfer(service.dsn, postgres.dsn)
+
+
+@pytest.mark.parametrize("dsn", ["other.db", "whatspire.db", ":memory:"])
+def test_ends_that_do_not_fit(service: Place, postgres: Place, dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(service.folder)
+    with pytest.raises(ConfigError):
+        transfer(service.dsn, dsn)
+    with pytest.raises(ConfigError):
+        transfer(":memory:", postgres.dsn)
+    with pytest.raises(ConnectionFailed, match="does not exist"):
+        transfer("nowhere.db", postgres.dsn)
+    with pytest.raises(ConfigError, match="leave out --check"):
+        transfer(postgres.dsn, "new.db", on={"nul": "replace"})
+
+
+# The command
+
+
+def test_the_command_moves_and_says_how_to_switch(service: Place, postgres: Place) -> None:
+    to = postgres.dsn + " password='very secret'"
+    done = service.run("transfer", "--to", to, "--json", module="whatspire_db")
+    assert (done.returncode, done.stderr) == (0, "")
+    answer = json.loads(done.stdout)
+    assert (answer["driver"], answer["database"]) == ("sqlite", service.dsn)
+    assert answer["proved"]
+    assert answer["rows"] == sum(table["rows"] for table in answer["tables"]) > 0
+    assert "very secret" not in done.stdout
+    driver, line = answer["switch"]
+    (service.folder / ".env").write_text(f"{driver}\n{line.replace('PASSWORD', 'very secret')}\n")
+    settings = Settings.from_environment({}, service.folder / ".env")
+    assert settings.target == Settings(driver="postgres", dsn=to).target
+    again = service.run("transfer", "--to", to, module="whatspire_db")
+    assert again.returncode == 4
+    assert len(again.stderr.splitlines()) == 2
+
+
+def test_the_command_checks(service: Place, postgres: Place) -> None:
+    db = service.connect()
+    with db.connection_context():
+        db.execute_sql("UPDATE sessions SET name = 'secret' || char(0) WHERE rowid = 1")
+    for arguments, code in ([], 3), (["--on", "nul=replace"], 0):
+        done = service.run("transfer", "--check", "--to", postgres.dsn, *arguments, module="whatspire_db")
+        assert done.returncode == code, done
+        assert "sessions.name, key 00000000-0000-0000-0000-000000000000: a zero byte in a text" in done.stdout
+        assert "secret" not in done.stdout + done.stderr
+    done = service.run("transfer", "--to", postgres.dsn, module="whatspire_db")
+    assert done.returncode == 4
+    assert "secret" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "word"),
+    [
+        (["--on", "nul"], 2, "KIND=CHOICE"),
+        (["--on", "nul=set-aside"], 2, "--side-file"),
+        (["--from", "nowhere.db"], 1, "does not exist"),
+        (["--from", "."], 2, "names a folder"),
+        (["--leave", "nothing"], 2, "no such table"),
+        (["--to", "host=/nowhere dbname=x"], 1, "cannot connect"),
+        (["--to", "."], 2, "names a folder"),
+        (["--to", "other.db"], 2, "one engine"),
+        (["--to", "mysql://x/y"], 2, "--to"),
+    ],
+)
+def test_bad_input_ends_in_two_lines(
+    service: Place, postgres: Place, arguments: list[str], code: int, word: str
+) -> None:
+    environment = {} if "--from" not in arguments else {"WHATSAPP_DATABASE_DSN": ""}
+    done = service.run("transfer", "--to", postgres.dsn, *arguments, module="whatspire_db", env=environment)
+    assert done.returncode == code, done
+    assert word in done.stderr
+    error, hint = done.stderr.splitlines()
+    assert error.startswith("error: ")
+    assert hint.startswith("hint:  ")
+
+
+def test_finished_data_migrations_stay_finished(service: Place, postgres: Place, tmp_path: Path) -> None:
+    declared = DataMigration("louder", Session, lambda: Session.update(name="changed").execute())
+    begun = DataMigration("begun", Session, lambda: 1 / 0)
+    db = service.connect()
+    with db.connection_context(), db.bind_ctx([Session]):
+        MigrationRunner(db, data=[declared]).up()
+        with pytest.raises(WhatspireDBError):
+            MigrationRunner(db, data=[declared, begun]).up()
+    transfer(service.dsn, postgres.dsn)
+    back = Place("sqlite", str(tmp_path / "back.db"), tmp_path)
+    transfer(postgres.dsn, back.dsn)
+    for place in (postgres, back):
+        target = place.connect()
+        with target.connection_context():
+            states = MigrationRunner(target, data=[declared, begun]).data_states()
+            assert [(state.name, state.state) for state in states] == [("louder", "finished"), ("begun", "pending")]
+            assert states[0].rows == MigrationRunner(db, data=[declared]).data_states()[0].rows
+            assert states[0].position is None
+    assert contents(back, ROWS) == contents(service, ROWS)

@@ -1,0 +1,139 @@
+"""Rows of models with every field that both engines have."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from datetime import date, datetime, time, timezone
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import peewee
+import pytest
+
+from tests import zoo
+from tests.conftest import Place
+from tests.transfer.rows import contents
+from whatspire_db import MigrationRunner
+from whatspire_db.transfer import transfer
+
+NOW = datetime(2026, 11, 22, 9, 5, 3, 120000)
+TEXTS = ["", "plain", "tab\tline\nreturn\rback\\slash \\N \\.", "é 🦉 \u2028", "\\N", "'\"%s"]
+
+
+def plain(number: int) -> dict[str, Any]:
+    text = TEXTS[number % len(TEXTS)]
+    return {
+        "auto": number + 1,
+        "big": (1 << 63) - 1 - number,
+        "small": -number,
+        "integer": 1 << 30,
+        "real": [0.5, -0.0, 1e30, 0.1, float("inf"), 3.0][number % 6],
+        "double": [1 / 3, 1e300, -5e-324, 0.1, float("-inf"), 1e15][number % 6],
+        "decimal": Decimal("123456.125") - number,
+        "char": text,
+        "char_default": text,
+        "fixed": f"{number}",
+        "text": text if number % 2 else None,
+        "blob": bytes(range(256)) if number else b"",
+        "bits": number,
+        "big_bits": b"\x00\xff",
+        "uuid": uuid.UUID(int=number) if number % 2 else None,
+        "binary_uuid": uuid.UUID(int=number),
+        "date_time": NOW.replace(microsecond=number),
+        "date": date(2024, 2, 29),
+        "time": time(9, 5, 3, number),
+        "timestamp": NOW.replace(microsecond=0),
+        "ip": f"10.0.0.{number}",
+        "boolean": bool(number % 2),
+        "json": [{"a": [1, 2.5, None, "é"], "b": {"c": True}}, 5, "text", [], 1e5, "\\u0000 is six letters"][
+            number % 6
+        ],
+        "compressed": b"x" * 100,
+        "pickle": {"a": (1, 2)},
+        "instant": NOW.replace(tzinfo=timezone.utc),
+        "naive_instant": NOW.replace(tzinfo=timezone.utc),
+        "flag": bool(number % 2),
+        "int64": -(1 << 63) + number,
+        "json_text": {"n": number},
+        "json_bytes": [text],
+        "renamed": number,
+        "now": NOW,
+    }
+
+
+def fill(db: peewee.Database) -> None:
+    """Put rows into every table of the zoo, some with references in a circle or to themselves."""
+    zoo.Plain.insert_many([plain(number) for number in range(12)]).execute()
+    for _ in range(3):
+        zoo.BigAuto.create()
+    for number, text in enumerate(TEXTS):
+        zoo.TextKey.create(name=text, force_insert=True)
+        zoo.UuidKey.create(id=uuid.UUID(int=number), force_insert=True)
+        zoo.NoKey.insert(value=number % 2).execute()
+        zoo.Composite.insert(first=number, second=text).execute()
+        zoo.Generated.create(width=number)
+        zoo.Mixed.create(select=text, order=text)
+    child = zoo.Node.create(parent=None)
+    child.parent = zoo.Node.create(parent=child)
+    child.save()
+    user = zoo.User.create(name="Ä", age=5, note="a")
+    for number in range(5):
+        zoo.Tweet.create(
+            user=user, named="Ä", key=TEXTS[number], uuid=None, content=f"c{number}", is_published=True, priority=number
+        )
+    author = zoo.Author.create(name="x", favourite=None)
+    zoo.Book.create(author=author, title="t")
+    course = zoo.Course.create()
+    course.students.add(zoo.Student.create(name="s"))
+
+
+def another(place: Place) -> str:
+    """Return the DSN of the same database after everything in it is gone."""
+    db = place.connect()
+    with db.connection_context():
+        db.execute_sql("DROP SCHEMA public CASCADE")
+        db.execute_sql("CREATE SCHEMA public")
+    return place.dsn
+
+
+@pytest.fixture
+def models(monkeypatch: pytest.MonkeyPatch) -> Sequence[type[peewee.Model]]:
+    monkeypatch.setattr(zoo.User.name, "collation", None)  # which the engines name differently
+    return zoo.BOTH
+
+
+def test_every_field_reads_the_same_afterwards(
+    sqlite: Place, postgres: Place, models: Sequence[type[peewee.Model]], tmp_path: Path
+) -> None:
+    db = sqlite.connect()
+    with db.connection_context(), db.bind_ctx(models):
+        MigrationRunner(db, models).up()
+        fill(db)
+    before = contents(sqlite, models)
+    report = transfer(sqlite.dsn, postgres.dsn, models)
+    assert contents(postgres, models) == before
+    assert report.rows == sum(map(len, before.values()))
+    target = postgres.connect()
+    with target.connection_context():
+        assert not MigrationRunner(target, models).verify_schema().missing
+    back = Place("sqlite", str(tmp_path / "back.db"), tmp_path)
+    assert transfer(postgres.dsn, back.dsn, models).rows == report.rows
+    assert contents(back, models) == before
+    assert [table.fingerprint for table in report.tables] == [
+        table.fingerprint for table in transfer(back.dsn, another(postgres), models).tables
+    ]
+
+
+def test_sequences_go_on(sqlite: Place, postgres: Place, models: Sequence[type[peewee.Model]]) -> None:
+    db = sqlite.connect()
+    with db.connection_context(), db.bind_ctx(models):
+        MigrationRunner(db, models).up()
+        for _ in range(3):
+            zoo.BigAuto.create()
+    transfer(sqlite.dsn, postgres.dsn, models)
+    target = postgres.connect()
+    with target.connection_context(), target.bind_ctx(models):
+        assert zoo.BigAuto.create().id == 4
+        assert zoo.Node.create().id == 1

@@ -1,0 +1,118 @@
+"""Rows of SQLite into PostgreSQL by COPY: whole tables, and single rows that changed meanwhile."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from typing import Any
+
+from peewee import sqlite3
+
+from .chunks import Chunk, chunks
+from .kinds import Kind
+from .tables import Column, TransferTable
+
+KEYS = 200  # rows that one query asks for
+Tell = Callable[[str, int], None]  # a table, and how many of its rows are done
+
+
+class _Stream(io.RawIOBase):
+    """What COPY reads: the chunks that an iterator makes. `error` is what it raised, which the driver puts in words."""
+
+    def __init__(self, chunks: Iterable[bytes]) -> None:
+        self._chunks = iter(chunks)
+        self._rest = b""
+        self.error: BaseException | None = None
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        while not self._rest:
+            try:
+                chunk = next(self._chunks, None)
+            except BaseException as error:
+                self.error = error
+                raise
+            if chunk is None:
+                return b""
+            self._rest = chunk
+        if size < 0 or len(self._rest) <= size:
+            part, self._rest = self._rest, b""
+        else:
+            part, self._rest = self._rest[:size], self._rest[size:]
+        return part
+
+
+def copy_table(sqlite: sqlite3.Connection, postgres: Any, table: TransferTable, tell: Tell) -> int:
+    """Copy the rows of a table, in the transactions that are open on both connections; return how many.
+
+    :param postgres: a connection of psycopg2.
+    """
+    return _copy(postgres, table, sqlite.execute(table.select(table.written)), tell)
+
+
+def apply_changes(
+    sqlite: sqlite3.Connection, postgres: Any, table: TransferTable, keys: Sequence[tuple[Any, ...]]
+) -> int:
+    """Bring rows that were copied before up to what SQLite has now; return how many of them are there.
+
+    :param keys: values of the primary key, as SQLite has them; a row of that key may be there or not.
+    """
+    columns = [table.column(name) for name in table.key]
+    names = ", ".join(column.quoted for column in columns)
+    with closing(postgres.cursor()) as cursor:
+        cursor.execute(f"CREATE TEMPORARY TABLE whatspire_db_keys AS SELECT {names} FROM {table.postgres} WITH NO DATA")
+        _send(cursor, "pg_temp.whatspire_db_keys", columns, _lines(columns, frozenset(), [keys]))
+        same = " AND ".join(f"t.{c.quoted} OPERATOR(pg_catalog.=) k.{c.quoted}" for c in columns)
+        cursor.execute(f"DELETE FROM {table.postgres} AS t USING pg_temp.whatspire_db_keys AS k WHERE {same}")
+        cursor.execute("DROP TABLE pg_temp.whatspire_db_keys")
+    done = 0
+    for start in range(0, len(keys), KEYS):
+        some = keys[start : start + KEYS]
+        marks = ", ".join([f"({', '.join('?' * len(columns))})"] * len(some))
+        query = table.select(table.written, f"({names}) IN (VALUES {marks})")
+        done += _copy(postgres, table, sqlite.execute(query, [part for key in some for part in key]), lambda *_: None)
+    return done
+
+
+def _copy(postgres: Any, table: TransferTable, rows: Any, tell: Tell) -> int:
+    count = 0
+
+    def told() -> Iterator[Chunk]:
+        nonlocal count
+        for chunk in chunks(rows.fetchmany):
+            yield chunk
+            count += len(chunk)
+            tell(table.name, count)
+
+    with closing(postgres.cursor()) as cursor:
+        _send(cursor, table.postgres, table.written, _lines(table.written, table.mended, told()))
+    return count
+
+
+def _send(cursor: Any, place: str, columns: Sequence[Column], lines: Iterable[bytes]) -> None:
+    names = ", ".join(column.quoted for column in columns)
+    stream = _Stream(lines)
+    try:
+        cursor.copy_expert(f"COPY {place} ({names}) FROM STDIN WITH (ENCODING 'UTF8')", stream, 1 << 20)
+    except Exception:
+        if stream.error is not None:
+            raise stream.error from None
+        raise
+
+
+def _lines(columns: Sequence[Column], mended: frozenset[str], some: Iterable[Chunk]) -> Iterator[bytes]:
+    """Yield chunks of rows as COPY takes them, each column converted by itself."""
+    for chunk in some:
+        texts = [
+            column.kind.texts(mend(column.kind, values) if column.name in mended else values)
+            for column, values in zip(columns, zip(*chunk, strict=True), strict=True)
+        ]
+        yield ("\n".join(map("\t".join, zip(*texts, strict=True))) + "\n").encode()
+
+
+def mend(kind: Kind, values: Sequence[Any]) -> list[Any]:
+    """Return values of a column with those replaced that PostgreSQL cannot hold."""
+    return [value if value is None or kind.fault(value) is None else kind.mended(value) for value in values]

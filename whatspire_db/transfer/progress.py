@@ -1,0 +1,30 @@
+"""How far a transfer is: a watcher hears of each table; the usual one tells the log."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+logger = logging.getLogger("whatspire_db.transfer")
+
+LOG_SECONDS = 10.0
+
+
+class Watcher:
+    """Hears how far a transfer is. This one logs a line every ten seconds.
+
+    `phase` is one of check, copy, index and prove.
+    """
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def progress(self, phase: str, table: str, done: int, total: int | None) -> None:
+        """Hear that so many rows of a table are done; without a total that is not known."""
+        if time.monotonic() - self._last > LOG_SECONDS:
+            self._last = time.monotonic()
+            of = f" of {total:,}" if total else ""
+            logger.info("%s %s: %s%s rows", phase, table, f"{done:,}", of)
+
+    def ended(self) -> None:
+        """Hear that a phase of a table is over."""

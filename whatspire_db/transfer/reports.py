@@ -1,0 +1,108 @@
+"""What a transfer did, as values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from .checking import Checked
+from .faults import KINDS
+from .opening import Ends, switch_lines
+
+
+@dataclass(frozen=True)
+class TableReport:
+    """A table that was transferred and proved: its rows, their fingerprint, and the seconds of both."""
+
+    table: str
+    rows: int
+    fingerprint: str
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "table": self.table,
+            "rows": self.rows,
+            "fingerprint": self.fingerprint,
+            "duration_ms": round(self.seconds * 1000),
+        }
+
+
+@dataclass(frozen=True)
+class Lock:
+    """The time for which a live transfer held up the source's writers; both moments are aware and in UTC."""
+
+    began: datetime
+    ended: datetime
+
+    @property
+    def seconds(self) -> float:
+        return (self.ended - self.began).total_seconds()
+
+    def to_json(self) -> dict[str, Any]:
+        return {"from": self.began.isoformat(), "to": self.ended.isoformat(), "seconds": self.seconds}
+
+    def __str__(self) -> str:
+        return f"from {self.began:%Y-%m-%d %H:%M:%S.%f} to {self.ended:%H:%M:%S.%f} UTC, {self.seconds:.3f} s"
+
+
+@dataclass(frozen=True)
+class Report:
+    """A transfer that is done and proved.
+
+    `shortened` are times that were cut to microseconds, `replaced` values that something else took the place of,
+    `set_aside` rows that are in the side file and not at the target. `locked` is the downtime of a live transfer.
+    """
+
+    ends: Ends
+    tables: tuple[TableReport, ...]
+    seconds: float
+    shortened: int = 0
+    replaced: int = 0
+    set_aside: int = 0
+    side_file: str = ""
+    locked: Lock | None = None
+
+    @property
+    def rows(self) -> int:
+        return sum(table.rows for table in self.tables)
+
+    @property
+    def switch(self) -> list[str]:
+        """The lines of .env that point a program at the target."""
+        return switch_lines(self.ends.target)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "from": self.ends.source_name,
+            "to": self.ends.target_name,
+            "proved": True,
+            "tables": [table.to_json() for table in self.tables],
+            "rows": self.rows,
+            "shortened": self.shortened,
+            "replaced": self.replaced,
+            "set_aside": self.set_aside,
+            "side_file": self.side_file or None,
+            "locked": self.locked.to_json() if self.locked else None,
+            "switch": self.switch,
+            "duration_ms": round(self.seconds * 1000),
+        }
+
+
+def found_lines(checked: Checked) -> Iterator[str]:
+    """Yield what a check found, a line each."""
+    yield from map(str, checked.findings)
+    if checked.more:
+        yield f"and {checked.more:,} more"
+    totals: dict[str, int] = {}
+    for (kind, _, _), count in checked.counts.items():
+        totals[kind] = totals.get(kind, 0) + count
+    for kind, count in totals.items():
+        yield f"{kind}: {count:,} ({KINDS[kind][0]}{_replaced(kind)})"
+
+
+def _replaced(kind: str) -> str:
+    instead = KINDS[kind][1]
+    return f"; --on {kind}=replace puts {instead} there" if instead else ""

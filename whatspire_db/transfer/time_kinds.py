@@ -1,0 +1,107 @@
+"""Kinds of columns that hold times: how the values of each are checked, copied, compared and brought back."""
+
+from __future__ import annotations
+
+import re
+from datetime import date, datetime, time, timezone
+from typing import Any
+
+import peewee
+
+from ..fields import UNREADABLE, format_instant
+from . import faults
+from .kinds import Kind
+
+UTC = timezone.utc
+
+# Times as Go and this package write them: most values, which need no parsing.
+_GO_TIME = re.compile(r"(\d{4}-\d\d-\d\d)[ T](\d\d:\d\d:\d\d(?:\.\d{1,6})?)(\d{1,3})?(?:\+00:00|Z)", re.ASCII).fullmatch
+
+
+def _is_second(c: str, text: str) -> str:
+    """Return the SQL condition for a text that is a day and a time of day, of the years 1 to 9999."""
+    # SQLite takes the 30th of February for a day, unless it reckons with it: then it is the 2nd of March.
+    return f"typeof({c}) = 'text' AND datetime({text}, '+0 days') IS {text} AND {text} > '0001'"
+
+
+class InstantKind(Kind):
+    """A time of InstantField or NaiveInstantField: Go's texts, an offset or none, up to nine digits of a fraction."""
+
+    def doubt(self, c: str) -> str:
+        second = f"replace(substr({c}, 1, 19), 'T', ' ')"
+        digits = f"substr({c}, 20, 1) = '.' AND substr({c}, 21, length({c}) - 26) NOT GLOB '*[^0-9]*'"
+        fits = f"length({c}) = 25 OR (length({c}) BETWEEN 27 AND 35 AND {digits})"
+        return f"{c} IS NOT NULL AND NOT ({_is_second(c, second)} AND substr({c}, -6) = '+00:00' AND ({fits}))"
+
+    def fault(self, value: Any) -> str | None:
+        return None if isinstance(value, str) and self._read(value) is not None else faults.TIME
+
+    def _read(self, value: Any) -> datetime | None:
+        try:
+            found: datetime = self.field.python_value(value)
+            return found
+        except UNREADABLE:
+            return None
+
+    def text(self, value: Any) -> str:
+        match = _GO_TIME(value)
+        if match is None:
+            found = self.field.python_value(value).replace(tzinfo=None).isoformat(" ")
+        else:
+            day, clock, below = match.groups()
+            self.shortened += below is not None and below.strip("0") != ""
+            found = f"{day} {clock}"
+        return found if self.name.startswith("timestamp without") else f"{found}+00"
+
+    def of_sqlite(self, value: Any) -> str:
+        return str(self.field.python_value(value))
+
+    def of_postgres(self, value: Any) -> str:
+        return str(self.field.python_value(value))
+
+    def stored(self, value: Any) -> str:
+        return format_instant(self.field.python_value(value))
+
+
+class MomentKind(Kind):
+    """A time, a date or a clock of Peewee's own fields, with no time zone."""
+
+    types = {"date": date, "time without time zone": time}
+
+    def doubt(self, c: str) -> str:
+        if self.name == "date":
+            return (
+                f"{c} IS NOT NULL AND NOT (typeof({c}) = 'text' AND length({c}) = 10 AND date({c}, '+0 days') IS {c})"
+            )
+        if self.name != "timestamp without time zone" or self.field.formats != peewee.DateTimeField.formats:
+            return f"{c} IS NOT NULL"
+        digits = f"substr({c}, 20, 1) = '.' AND substr({c}, 21) NOT GLOB '*[^0-9]*'"
+        fits = f"length({c}) = 19 OR (length({c}) BETWEEN 21 AND 26 AND {digits})"
+        return f"{c} IS NOT NULL AND NOT ({_is_second(c, f'substr({c}, 1, 19)')} AND ({fits}))"
+
+    def _read(self, value: Any) -> Any:
+        try:
+            found = self.field.python_value(value)
+        except UNREADABLE:
+            return None
+        if isinstance(found, datetime) and self.name == "date":
+            return None
+        if isinstance(found, datetime) and self.name.endswith("with time zone"):
+            return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
+        is_right = isinstance(found, self.types.get(self.name, datetime))
+        return found if is_right and getattr(found, "tzinfo", None) is None else None
+
+    def fault(self, value: Any) -> str | None:
+        return faults.TIME if self._read(value) is None else None
+
+    def text(self, value: Any) -> str:
+        return str(self._read(value))
+
+    def of_sqlite(self, value: Any) -> str:
+        return str(self._read(value))
+
+    def of_postgres(self, value: Any) -> str:
+        return str(self._read(value))
+
+    def stored(self, value: Any) -> str:
+        return str(value)
