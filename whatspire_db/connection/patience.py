@@ -105,8 +105,10 @@ def patience() -> Patience:
 
 def is_loss(error: BaseException | None) -> bool:
     """Return whether an error, or the one that it was made of, is that of a lost session."""
-    while error is not None:
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:
         if is_connection_lost(error) or (sqlstate(error) or "") in _SERVER_ENDS:
             return True
+        seen.append(error)
         error = error.__cause__
     return False

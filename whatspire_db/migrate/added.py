@@ -60,12 +60,14 @@ class Added:
     def from_json(cls, found: Mapping[str, Any]) -> Added:
         """Read what `to_json` returned.
 
-        :raises KeyError, TypeError: when it is something else.
+        :raises KeyError, TypeError, ValueError: when it is something else.
         """
         texts = [found[name] for name in ("kind", "schema", "table", "name")]
         definition = found["definition"]
         texts += [*found["sql"], *(definition or ())]
         if not all(isinstance(text, str) for text in texts) or texts[0] not in _KINDS.values():
+            raise TypeError
+        if "\0" in "".join(texts).encode().decode():  # a surrogate is no text either, and raises a ValueError
             raise TypeError
         kind, schema, table, name = texts[:4]
         return cls(kind, (schema, table), name, tuple(found["sql"]), None if definition is None else tuple(definition))

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 
 import peewee
 
-from ..errors import WhatspireDBError
-from ..messages import first_line
+from ..errors import RightMissing, WhatspireDBError
+from ..messages import first_line, is_right_missing
 from .added import Added, counted
 from .ddl import execute, quote_text
 from .engines.base import Engine
@@ -105,7 +105,17 @@ def read(engine: Engine) -> list[Record]:
             f"this role may not read {RUNS_TABLE}, where each run recorded what it added",
             "run it as the role that runs the migrations",
         )
-    records = _read(engine)
+    try:
+        with engine.db.atomic():
+            engine.see_every_row()
+            records = _read(engine)
+    except WhatspireDBError as error:
+        if not is_right_missing(error.__cause__ or error):
+            raise
+        raise RightMissing(
+            f"row level security hides rows of {RUNS_TABLE} from this role",
+            "use the owner of the table, or a role with BYPASSRLS",
+        ) from error
     return sorted(records, key=lambda record: (record.version != UNFINISHED, -record.version))
 
 
@@ -157,7 +167,12 @@ def mark_undone(engine: Engine, records: Sequence[Record], version: int) -> None
         if record.version == UNFINISHED:
             RunRecord.delete().where(_is(engine, UNFINISHED)).execute(engine.db)
         else:
-            RunRecord.update(undone_by=version).where(_is(engine, record.version)).execute(engine.db)
+            update = RunRecord.update(undone_by=version).where(_is(engine, record.version))
+            if engine.db.rows_affected(engine.db.execute(update)) != 1:
+                raise RightMissing(
+                    f"this role may not note in {RUNS_TABLE} that run {record.version} is undone",
+                    "use the role that runs the migrations; nothing was changed",
+                )
 
 
 def _is(engine: Engine, version: int) -> peewee.Expression:

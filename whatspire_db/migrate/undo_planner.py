@@ -13,7 +13,7 @@ from .ddl import quote
 from .engines.base import Engine, discarded
 from .engines.undoing import PROOF, Dependent, UndoEngine, undo_engine
 from .plan import Refusal, Step
-from .records import Record
+from .records import UNFINISHED, Record
 from .rows import Rows, number_of_rows
 from .schema import Column, Constraint, Key, Schema, Table, label
 from .undo_plan import UndoPlan
@@ -73,13 +73,18 @@ def _is_proof(constraint: Constraint) -> bool:
     return constraint.kind == "check" and constraint.name.startswith(PROOF)
 
 
+BUILT_LATER = ("index", "constraint")  # online, behind the transaction
+
+
 def standing_of(records: Iterable[Record], live: Schema) -> list[Added]:
     """Return what runs added and is still there, as it was recorded; the newest first."""
     found: dict[tuple[str, Key, str], Added] = {}
     for record in records:
         for added in reversed(record.added):
             (now,) = described([added], live)
-            if now.definition is not None:
+            # Only what a killed run was still to build has no definition yet.
+            is_known = added.definition is not None or (record.version == UNFINISHED and added.kind in BUILT_LATER)
+            if now.definition is not None and is_known:
                 definition = now.definition if added.definition is None else added.definition
                 found.setdefault(now.identity, replace(now, definition=definition))
     return list(found.values())

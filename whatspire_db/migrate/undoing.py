@@ -11,7 +11,15 @@ from functools import partial
 
 import peewee
 
-from ..errors import BackupFailed, ConfigError, LockTimeout, StepFailed, UndoRefused, VerificationFailed
+from ..errors import (
+    BackupFailed,
+    ConfigError,
+    LockTimeout,
+    StepFailed,
+    UndoRefused,
+    VerificationFailed,
+    WhatspireDBError,
+)
 from ..messages import sqlstate
 from . import history, records
 from .applying import Applying, naming_what_is_pending
@@ -19,7 +27,7 @@ from .ddl import execute
 from .engines.base import Engine
 from .engines.undoing import undo_engine
 from .records import UNFINISHED, Record
-from .schema import Schema, label
+from .schema import Key, Schema, label
 from .undo_plan import UndoPlan, UndoReport
 from .undo_planner import keys_of, make_undo_plan, parts_left, proofs_in
 
@@ -73,6 +81,9 @@ class Undoing:
         else:
             plan, backup = self._nothing(), None
             version = plan.version
+            if plan.notes:  # on what a killed one left
+                with self.engine.lock(self.applying.wait_seconds):
+                    self._withdraw()
         milliseconds = (time.perf_counter() - started) * 1000
         return UndoReport(
             self.engine.name, plan.version, version, plan.runs, plan.pending, plan.notes, milliseconds, backup
@@ -100,14 +111,15 @@ class Undoing:
         version = history.version_or_zero(self.engine)
         if fence := self.engine.fence():
             raise fence.refusal()
+        left_over = tuple(self._left_over())
         if not chosen:
-            return UndoPlan(self.engine.name, version), Schema({})
+            return UndoPlan(self.engine.name, version, notes=left_over), Schema({})
         live = self.engine.snapshot(keys_of(chosen))
         if refused := self.engine.refuses_everything(live) or undo_engine(self.engine).untrusted(list(live.tables)):
             raise refused
         online_rows = self.applying.looking.online_rows
         plan = make_undo_plan(self.engine, chosen, live, version, online_rows, self.with_data)
-        notes = (*plan.notes, *self._unrecorded(chosen))
+        notes = (*plan.notes, *left_over, *self._unrecorded(chosen))
         return replace(plan, notes=notes, settings=self.engine.script_settings()), live
 
     def _unrecorded(self, chosen: Sequence[Record]) -> Iterator[str]:
@@ -148,7 +160,14 @@ class Undoing:
                     self.applying.wait_seconds,
                 )
             except StepFailed as failed:
-                raise self._in_words(failed, found) from failed
+                words = self._in_words(failed, found)
+                if words is failed:  # which must not become its own cause
+                    _tell_dropped(failed, plan)
+                    raise
+                raise words from failed
+            except VerificationFailed as failed:
+                _tell_dropped(failed, plan)
+                raise
         return plan, version, backup
 
     def _backed_up(self, plan: UndoPlan) -> str | None:
@@ -203,11 +222,24 @@ class Undoing:
         if not self.engine.builds_online or self.engine.db.is_closed():
             return
         undo = undo_engine(self.engine)
-        live = self.engine.snapshot(keys_of(records.read(self.engine)))
-        for key, names in proofs_in(live).items():
+        for key, names in self._proofs().items():
             statements = [undo.withdraw(key, name) for name in names]
             locks = [(undo.name(key), undo.lock)]
             self.engine.transact(partial(self._execute, statements), locks, self.applying.wait_seconds)
+
+    def _proofs(self) -> dict[Key, list[str]]:
+        """Return the constraints that a killed undo left, by their tables."""
+        if not self.engine.builds_online:
+            return {}
+        return proofs_in(self.engine.snapshot(keys_of(records.read(self.engine))))
+
+    def _left_over(self) -> Iterator[str]:
+        """Yield a note on each table that a killed undo left constraints on."""
+        for key, names in self._proofs().items():
+            yield (
+                f"an undo that was ended left {', '.join(names)} on {label(key)}, which refuses values: run undo, "
+                "which removes it, also with nothing to undo"
+            )
 
     def _execute(self, statements: Sequence[str]) -> None:
         for sql in statements:
@@ -220,3 +252,9 @@ class Undoing:
         with self.applying.looking.reading():
             plan, _ = self._plan(found)
         return UndoRefused(plan) if plan.refused else failed
+
+
+def _tell_dropped(failed: WhatspireDBError, plan: UndoPlan) -> None:
+    """Add to an error what was dropped before its transaction, and does not come back with it."""
+    if dropped := [step.name for step in plan.online if step.kind == "drop_index"]:
+        failed.hint = f"the indexes {', '.join(dropped)} are dropped, and the next up makes them again; {failed.hint}"

@@ -1,0 +1,96 @@
+"""An undo that fails says what failed and what is left, and what a killed one left is seen and removed."""
+
+from __future__ import annotations
+
+import json
+
+import peewee as pw
+import pytest
+
+from tests.conftest import Place
+from tests.migrate.models import model, run
+from tests.migrate.test_undo import migrated, new, old, up
+from whatspire_db import MigrationRunner, StepFailed, WhatspireDBError
+from whatspire_db.errors import RightMissing
+
+EVENT_TRIGGER = """CREATE FUNCTION stop() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'stopped'; END $$;
+CREATE EVENT TRIGGER stop ON sql_drop EXECUTE FUNCTION stop()"""
+
+
+def test_a_statement_that_fails_ends_the_undo(postgres: Place) -> None:
+    db = postgres.connect()
+    with db.connection_context():
+        runner = migrated(db, new())
+        db.execute_sql(EVENT_TRIGGER)
+        with pytest.raises(StepFailed, match="stopped"):
+            runner.undo()
+
+
+def test_indexes_that_were_dropped_before_a_failure_are_named(postgres: Place) -> None:
+    db = postgres.connect()
+    with db.connection_context():
+        runner = migrated(db, new(), rows=30, online_rows=5)
+        db.execute_sql(
+            EVENT_TRIGGER.replace("RAISE 'stopped'", "IF tg_tag <> 'DROP INDEX' THEN RAISE 'stopped'; END IF")
+        )
+        with pytest.raises(StepFailed) as failed:
+            runner.undo()
+        assert "the indexes item_note are dropped, and the next up makes them again" in failed.value.hint
+        up(db, new())
+        assert [index.name for index in db.get_indexes("item") if index.name == "item_note"]
+
+
+def test_what_a_killed_undo_left_is_told_and_removed(postgres: Place) -> None:
+    db = postgres.connect()
+    with db.connection_context():
+        runner = migrated(db, new())
+        run(db, "ALTER TABLE item ADD CONSTRAINT whatspire_db_undo_note CHECK (note IS NULL) NOT VALID")
+        plan = runner.undo_plan()
+        assert any("whatspire_db_undo_note on item, which refuses values" in note for note in plan.notes)
+        run(db, "UPDATE whatspire_db_runs SET undone_by = 1")
+        assert not runner.undo_plan()
+        assert runner.undo_plan().notes
+        assert runner.undo().runs == ()
+        assert runner.undo_plan().notes == ()
+        run(db, "UPDATE item SET note = 'value'")
+
+
+def test_rows_of_the_records_that_a_policy_hides(postgres: Place) -> None:
+    db = postgres.connect()
+    role = f"undo_{postgres.named.split('_')[-1]}"
+    with db.connection_context():
+        migrated(db, new())
+        db.execute_sql(f"CREATE ROLE {role}; GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}")
+        try:
+            db.execute_sql("ALTER TABLE whatspire_db_runs ENABLE ROW LEVEL SECURITY")
+            db.execute_sql(f"SET ROLE {role}")
+            with pytest.raises(RightMissing, match="row level security hides rows of whatspire_db_runs"):
+                MigrationRunner(db, new()).undo()
+        finally:
+            db.execute_sql(f"RESET ROLE; DROP OWNED BY {role}; DROP ROLE {role}")
+
+
+def test_a_record_without_a_definition_drops_nothing(place: Place, db: pw.Database) -> None:
+    """Whoever may write the records could name what no run added."""
+    models = [*old(), model("Kept", "kept", {"name": pw.TextField()})]
+    runner = MigrationRunner(db, models)
+    runner.up()
+    forged = [{"kind": "table", "schema": "", "table": "kept", "name": "", "sql": [], "definition": None}]
+    for version in (0, 99999999999):
+        sql = "INSERT INTO whatspire_db_runs (version, content) VALUES ({0}, {0})".format(
+            "?" if place.is_sqlite else "%s"
+        )
+        db.execute_sql(sql, (version, json.dumps(forged)))
+        assert "kept" not in [step.table for step in runner.undo_plan().pending]
+        db.execute_sql(f"DELETE FROM whatspire_db_runs WHERE version = {version}")
+
+
+@pytest.mark.parametrize("name", ["a\0", "\udc80"])
+def test_a_record_with_what_is_no_text(place: Place, db: pw.Database, name: str) -> None:
+    runner = migrated(db, new())
+    forged = [{"kind": "table", "schema": "", "table": name, "name": "", "sql": [], "definition": []}]
+    sql = "INSERT INTO whatspire_db_runs (version, content) VALUES ({0}, {0})".format("?" if place.is_sqlite else "%s")
+    db.execute_sql(sql, (99999999999, json.dumps(forged)))
+    with pytest.raises(WhatspireDBError, match="what run 99999999999 added cannot be read"):
+        runner.undo()
+    assert runner.status()
