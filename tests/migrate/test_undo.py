@@ -446,6 +446,11 @@ NEEDED_BY_TEXT: dict[str, tuple[Sequence[str], str, str]] = {
         "DROP TRIGGER t",
         'column item.a"b: trigger t',
     ),
+    "temporary view": (
+        ["CREATE TEMPORARY VIEW seen AS SELECT word FROM main.tag"],
+        "DROP VIEW seen",
+        "table tag: view seen",
+    ),
     "view of a table in quotes": (
         ['CREATE VIEW seen AS SELECT 1 FROM "it\'s ""it"""'],
         "DROP VIEW seen",

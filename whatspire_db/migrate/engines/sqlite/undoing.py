@@ -54,15 +54,19 @@ class SqliteUndo(UndoEngine):
         return qualified(key[0] or "main", key[1])  # a temporary table of that name would come first
 
     def dependents(self, added: Sequence[Added], live: Schema) -> list[Dependent]:
-        return [dependent for each in added for dependent in self._of(each, live)]
+        texts = {schema: self._texts(schema) for schema in {each.table[0] for each in added}}
+        return [dependent for each in added for dependent in self._of(each, live, texts[each.table[0]])]
 
-    def _of(self, added: Added, live: Schema) -> Iterator[Dependent]:
+    def _texts(self, schema: str) -> list[_Text]:
+        places = (schema or "main", "temp")  # views and triggers of the connection can be about any file
+        return [_Text(*row) for place in places for row in execute(self.db, _WRITTEN.format(quote(place))).fetchall()]
+
+    def _of(self, added: Added, live: Schema, texts: Sequence[_Text]) -> Iterator[Dependent]:
         if added.kind not in ("table", "column", "index"):
             return
         schema = added.table[0]
         index = next((index for index in live.tables[added.table].indexes if index.name == added.name), None)
-        for found in execute(self.db, _WRITTEN.format(quote(schema or "main"))).fetchall():
-            text = _Text(*found)
+        for text in texts:
             if text.needs_index(added, index) if added.kind == "index" else text.needs(added):
                 yield Dependent(added, (text.kind, (schema, folded_ascii(text.of)), text.name), text.title)
         yield from self._references(added, index)
@@ -176,21 +180,31 @@ class _Text:
         """All tokens without their quotes."""
         return [token.name for token in self.tokens]
 
+    @cached_property
+    def _folded(self) -> tuple[str, frozenset[str]]:
+        return folded_ascii(self.sql), frozenset(self.words)
+
+    def names(self, name: str) -> bool:
+        """Tell whether it names something, in any quotes, or seems to: FTS5 and comments have their own grammar."""
+        name = folded_ascii(name)
+        sql, words = self._folded
+        return name in words or (name in sql and _stands_in(sql, name))
+
     def needs(self, added: Added) -> bool:
         """Tell whether it needs a table or a column, or seems to."""
         table = added.table[1]
         is_own = folded_ascii(self.of) == table
         if added.kind == "table" or self.kind == "virtual table":
-            return not is_own and _names(self.sql, table)  # a trigger of the table itself shows in its definition
-        if not is_own and not _names(self.sql, table):
+            return not is_own and self.names(table)  # a trigger of the table itself shows in its definition
+        if not is_own and not self.names(table):
             return False
-        return _names(self.sql, added.name) or self._takes_all_columns(table)
+        return self.names(added.name) or self._takes_all_columns(table)
 
     def needs_index(self, added: Added, index: Index | None) -> bool:
         """Tell whether it needs an index by its name, or a unique one for what it does where two rows are equal."""
-        if "indexed" in self.words and _names(self.sql, added.name):
+        if "indexed" in self.words and self.names(added.name):
             return True
-        is_about = folded_ascii(self.of) == added.table[1] or _names(self.sql, added.table[1])
+        is_about = folded_ascii(self.of) == added.table[1] or self.names(added.table[1])
         is_unique = index is not None and index.unique
         return self.kind == "trigger" and is_about and is_unique and bool(_RESOLVES.search(" ".join(self.words)))
 
@@ -214,10 +228,13 @@ class _Text:
 
 
 def _names(sql: str, name: str) -> bool:
-    """Tell whether a text names something, in any quotes, or seems to."""
+    """Tell whether an expression names a column, in any quotes, or seems to."""
     name = folded_ascii(name)
-    is_there = re.search(rf"(?<!\w){re.escape(name)}(?!\w)", folded_ascii(sql)) is not None
-    return is_there or any(token.name == name for token in tokenize(sql))
+    return _stands_in(folded_ascii(sql), name) or any(token.name == name for token in tokenize(sql))
+
+
+def _stands_in(folded: str, name: str) -> bool:
+    return re.search(rf"(?<!\w){re.escape(name)}(?!\w)", folded) is not None
 
 
 def _kind(constraint: Constraint) -> str:
