@@ -504,7 +504,7 @@ def test_a_temporary_table_of_the_same_name_is_left_alone(sqlite: Place) -> None
     assert not MigrationRunner(sqlite.connect(), old()).verify_schema()
 
 
-def test_triggers_that_need_no_unique_index(sqlite: Place) -> None:
+def test_a_trigger_on_the_table_that_needs_nothing_of_it(sqlite: Place) -> None:
     """A star that multiplies or counts, and a conflict in another table."""
     db = sqlite.connect()
     with db.connection_context():
