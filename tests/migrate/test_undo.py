@@ -357,6 +357,168 @@ def test_what_others_built_on_it_refuses(request: pytest.FixtureRequest, driver:
     assert schema(place) == before
 
 
+# What SQLite itself takes, and what then fails or means something else: statements, the last one of which needs the
+# object, how that is taken away again, and the words of the refusal.
+NEEDED_BY_TEXT: dict[str, tuple[Sequence[str], str, str]] = {
+    "reference to a unique column": (
+        ["CREATE TABLE other (code text REFERENCES item (CODE))"],
+        "DROP TABLE other",
+        "index item.item_code: a foreign key of table other",
+    ),
+    "view INDEXED BY": (
+        ["CREATE VIEW seen AS SELECT name FROM item INDEXED BY item_name_code WHERE name = 'a'"],
+        "DROP VIEW seen",
+        "index item.item_name_code: view seen",
+    ),
+    "trigger INDEXED BY": (
+        [
+            "CREATE TABLE log (a text)",
+            "CREATE TRIGGER t AFTER INSERT ON log BEGIN "
+            "SELECT name FROM item INDEXED BY item_code WHERE code = new.a; END",
+        ],
+        "DROP TRIGGER t",
+        "index item.item_code: trigger t",
+    ),
+    "trigger ON CONFLICT": (
+        [
+            "CREATE TABLE log (a text)",
+            "CREATE TRIGGER t AFTER INSERT ON log BEGIN "
+            "INSERT INTO item (name) VALUES (new.a) ON  CONFLICT (name, code) DO NOTHING; END",
+        ],
+        "DROP TRIGGER t",
+        "index item.item_name_code: trigger t",
+    ),
+    "trigger of a view OR REPLACE": (
+        [
+            "CREATE VIEW seen AS SELECT name FROM item",
+            "CREATE TRIGGER t INSTEAD OF INSERT ON seen BEGIN INSERT OR REPLACE INTO item (name) VALUES (new.name); END",
+        ],
+        "DROP TRIGGER t",
+        "index item.item_code: trigger t",
+    ),
+    "full text of a column": (
+        ["CREATE VIRTUAL TABLE words USING fts5(name, c, content='item', content_rowid='id')"],
+        "DROP TABLE words",
+        "column item.code: virtual table words",
+    ),
+    "full text of a table": (
+        ['CREATE VIRTUAL TABLE words USING fts5(word, content = "TAG", content_rowid=id)'],
+        "DROP TABLE words",
+        "table tag: virtual table words",
+    ),
+    "trigger of all columns": (
+        [
+            "CREATE TABLE log (a, b, c, d)",
+            "CREATE TABLE source (a)",
+            "CREATE TRIGGER t AFTER INSERT ON source BEGIN INSERT INTO log SELECT /* all */ * FROM item; END",
+        ],
+        "DROP TRIGGER t",
+        "column item.code: trigger t",
+    ),
+    "trigger by the order of columns": (
+        [
+            "CREATE TABLE source (a)",
+            "CREATE TRIGGER t AFTER INSERT ON source BEGIN REPLACE INTO [Item] VALUES (NULL, 'a', 'b', 'c'); END",
+        ],
+        "DROP TRIGGER t",
+        "column item.code: trigger t",
+    ),
+    "own trigger by the order of columns": (
+        ["CREATE TRIGGER t AFTER DELETE ON item BEGIN INSERT INTO item SELECT 1, 'a', 'b', 'c'; END"],
+        "DROP TRIGGER t",
+        "column item.code: trigger t",
+    ),
+    "view of a row IN the table": (
+        ["CREATE VIEW seen AS SELECT (1, 'a', 'b', 'c') IN main.item AS found"],
+        "DROP VIEW seen",
+        "column item.code: view seen",
+    ),
+    "view NATURAL JOIN": (
+        ["CREATE TABLE other (code text)", "CREATE VIEW seen AS SELECT name FROM item NATURAL JOIN other"],
+        "DROP VIEW seen",
+        "column item.code: view seen",
+    ),
+    "trigger that names a column in quotes": (
+        [
+            "CREATE TABLE source (a)",
+            'CREATE TRIGGER t AFTER INSERT ON source BEGIN UPDATE item SET "A""b" = 1; END',
+        ],
+        "DROP TRIGGER t",
+        'column item.a"b: trigger t',
+    ),
+    "temporary view": (
+        ["CREATE TEMPORARY VIEW seen AS SELECT word FROM main.tag"],
+        "DROP VIEW seen",
+        "table tag: view seen",
+    ),
+    "view of a table in quotes": (
+        ['CREATE VIEW seen AS SELECT 1 FROM "it\'s ""it"""'],
+        "DROP VIEW seen",
+        'table it\'s "it": view seen',
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NEEDED_BY_TEXT)
+def test_what_sqlite_itself_does_not_ask_for(sqlite: Place, case: str) -> None:
+    db = sqlite.connect()
+    statements, away, words = NEEDED_BY_TEXT[case]
+    fields = {
+        "name": pw.TextField(),
+        "code": pw.TextField(null=True, unique=True),
+        "quoted": pw.TextField(null=True, column_name='a"b'),
+    }
+    later = [
+        model("Item", "item", fields, indexes=((("name", "code"), True),)),
+        model("Tag", "tag", {"word": pw.TextField()}),
+        model("Quoted", 'it\'s "it"', {"word": pw.TextField()}),
+    ]
+    with db.connection_context():
+        runner = migrated(db, later)
+        run(db, *statements)
+        before = schema(sqlite)
+        refused(runner, f"cannot drop {words} depends on it")
+        assert schema(sqlite) == before
+        run(db, away)
+        assert runner.undo().undone
+
+
+def test_a_temporary_table_of_the_same_name_is_left_alone(sqlite: Place) -> None:
+    db = sqlite.connect()
+    with db.connection_context():
+        runner = migrated(db, new())
+        run(
+            db,
+            "CREATE TEMPORARY TABLE item (id integer PRIMARY KEY, name text NOT NULL, note text)",
+            "CREATE INDEX temp.item_note ON item (note)",
+            "CREATE TEMPORARY TABLE tag AS SELECT 1 AS one",
+            "UPDATE main.item SET note = 'kept' WHERE id = 2",
+            "INSERT INTO main.tag (item_id, word) VALUES (1, 'kept')",
+        )
+        refused(runner, "column item.note: 1 row holds a value", "table tag: it has 1 row")
+        run(db, "UPDATE main.item SET note = NULL", "DELETE FROM main.tag")
+        own = "SELECT type, name, sql FROM temp.sqlite_master ORDER BY name"
+        before = db.execute_sql(own).fetchall()
+        assert runner.undo().undone
+        assert db.execute_sql(own).fetchall() == before
+    assert not MigrationRunner(sqlite.connect(), old()).verify_schema()
+
+
+def test_a_trigger_on_the_table_that_needs_nothing_of_it(sqlite: Place) -> None:
+    """A star that multiplies or counts, and a conflict in another table."""
+    db = sqlite.connect()
+    with db.connection_context():
+        runner = migrated(db, new())
+        run(
+            db,
+            "CREATE TABLE log (a text UNIQUE)",
+            "CREATE TRIGGER t AFTER INSERT ON item BEGIN "
+            "INSERT OR IGNORE INTO log SELECT 2 * id || count(*) FROM item WHERE id IN (1, 2); END",
+        )
+        assert runner.undo().undone
+        run(db, "INSERT INTO item (name) VALUES ('a')")
+
+
 CHANGES = {
     "index": (["DROP INDEX item_note", "CREATE INDEX item_note ON item (note DESC)"], "index item.item_note", None),
     "column of the table": (["ALTER TABLE tag ADD COLUMN more text"], "table tag", None),
@@ -952,7 +1114,7 @@ def test_the_command_refuses_in_two_lines_and_prints_a_script(place: Place, db: 
     script = place.run("undo", "--sql")
     assert script.returncode == 3
     assert script.stdout.splitlines()[0] == f"-- database: {place.driver} {place.named}"
-    assert 'DROP TABLE "sessions"' in script.stdout.replace('"public".', "")
+    assert 'DROP TABLE "sessions"' in script.stdout.replace('"public".', "").replace('"main".', "")
     db.execute_sql(
         "INSERT INTO receipts (id, message_id, session_id, from_jid, to_jid, type, created_at) "
         "VALUES ('1', 'm', 's', 'a', 'b', 'read', '2026-01-01 00:00:00+00:00')"

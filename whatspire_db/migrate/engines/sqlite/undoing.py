@@ -5,20 +5,26 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from dataclasses import dataclass
+from functools import cached_property
 
 import peewee
 
 from whatspire_db.messages import first_line
 from whatspire_db.migrate.added import Added
-from whatspire_db.migrate.ddl import ModelType, execute, qualified, quote
+from whatspire_db.migrate.ddl import ModelType, execute, qualified, quote, quote_text
 from whatspire_db.migrate.schema import Column, Constraint, Index, Key, Schema, Table, folded_ascii
 from whatspire_db.peewee_compat import load_extras
 
 from ..undoing import Dependent, RecordsState, UndoEngine
 from .engine import is_constant
+from .table_reader import Token, tokenize
 
 _RECORDS = "SELECT type FROM main.sqlite_master WHERE name = ? COLLATE NOCASE"
-_WRITTEN = "SELECT type, name, tbl_name, sql FROM {}.sqlite_master WHERE type IN ('view', 'trigger') ORDER BY name"
+_WRITTEN = """
+SELECT CASE type WHEN 'table' THEN 'virtual table' ELSE type END, name, tbl_name, sql FROM {}.sqlite_master
+WHERE type IN ('view', 'trigger') OR (type = 'table' AND sql LIKE 'create virtual%') ORDER BY name
+"""
 _REFERENCES = """
 SELECT t.name, f.id, f."table", f."to"
 FROM {0}.sqlite_master AS t, pragma_foreign_key_list(t.name, {1}) AS f WHERE t.type = 'table'
@@ -27,6 +33,8 @@ _SCHEMA = """
 SELECT type, sql FROM {}.sqlite_master WHERE sql IS NOT NULL AND substr(name, 1, 7) <> 'sqlite_'
 ORDER BY type = 'trigger', type = 'view', rowid
 """
+_BEFORE_A_STAR = frozenset(("select", "distinct", "all", "returning", ",", "."))  # which then is no multiplication
+_RESOLVES = re.compile(r"\b(?:on conflict|or (?:abort|fail|ignore|replace|rollback)|replace into)\b")
 # Fails where it is reached: no whole number is so large.
 _FAIL = "abs(-9223372036854775807 - 1)"
 
@@ -43,35 +51,44 @@ class SqliteUndo(UndoEngine):
         return RecordsState(kind is not None, kind == "table", kind in (None, "table"))
 
     def name(self, key: Key) -> str:
-        return qualified(key[0], key[1])
+        return qualified(key[0] or "main", key[1])  # a temporary table of that name would come first
 
     def dependents(self, added: Sequence[Added], live: Schema) -> list[Dependent]:
-        return [dependent for each in added for dependent in self._of(each, live)]
+        texts = {schema: self._texts(schema) for schema in {each.table[0] for each in added}}
+        return [dependent for each in added for dependent in self._of(each, live, texts[each.table[0]])]
 
-    def _of(self, added: Added, live: Schema) -> Iterator[Dependent]:
-        if added.kind not in ("table", "column"):
+    def _texts(self, schema: str) -> list[_Text]:
+        places = (schema or "main", "temp")  # views and triggers of the connection can be about any file
+        return [_Text(*row) for place in places for row in execute(self.db, _WRITTEN.format(quote(place))).fetchall()]
+
+    def _of(self, added: Added, live: Schema, texts: Sequence[_Text]) -> Iterator[Dependent]:
+        if added.kind not in ("table", "column", "index"):
             return
-        schema, table = added.table
-        for kind, name, of_table, sql in execute(self.db, _WRITTEN.format(quote(schema or "main"))).fetchall():
-            is_own = folded_ascii(of_table) == table
-            if added.kind == "table" and is_own:
-                continue  # a trigger of the table itself shows in its definition
-            if _names(sql, table) or is_own:
-                uses = added.kind == "table" or _names(sql, added.name) or (kind == "view" and "*" in sql)
-                if uses:
-                    yield Dependent(added, (kind, (schema, folded_ascii(of_table)), name), f"{kind} {name}")
-        yield from self._references(added)
+        schema = added.table[0]
+        index = next((index for index in live.tables[added.table].indexes if index.name == added.name), None)
+        for text in texts:
+            if text.needs_index(added, index) if added.kind == "index" else text.needs(added):
+                yield Dependent(added, (text.kind, (schema, folded_ascii(text.of)), text.name), text.title)
+        yield from self._references(added, index)
         if added.kind == "column":
             yield from _parts_with(added, live.tables[added.table])
 
-    def _references(self, added: Added) -> Iterator[Dependent]:
+    def _references(self, added: Added, index: Index | None) -> Iterator[Dependent]:
         schema, table = added.table
         place = quote(schema or "main")
-        query = _REFERENCES.format(place, "'" + (schema or "main").replace("'", "''") + "'")
-        for owner, _, target, column in execute(self.db, query).fetchall():
-            if folded_ascii(target) != table or (added.kind == "column" and folded_ascii(column or "") != added.name):
-                continue
-            if added.kind == "column" or folded_ascii(owner) != table:
+        query = _REFERENCES.format(place, quote_text(schema or "main"))
+        targets: dict[tuple[str, int], set[str]] = {}
+        for owner, number, target, column in execute(self.db, query).fetchall():
+            if folded_ascii(target) == table:
+                targets.setdefault((owner, number), set()).add(folded_ascii(column or ""))
+        for (owner, _), columns in targets.items():
+            if added.kind == "table":
+                is_needed = folded_ascii(owner) != table
+            elif added.kind == "column":
+                is_needed = folded_ascii(added.name) in columns
+            else:
+                is_needed = index is not None and index.unique and columns == set(map(folded_ascii, index.columns))
+            if is_needed:
                 key = (schema, folded_ascii(owner))
                 yield Dependent(added, ("constraint", key, ""), f"a foreign key of table {owner}")
 
@@ -141,9 +158,83 @@ class SqliteUndo(UndoEngine):
                 continue  # of a module that is not loaded, or one of its own tables
 
 
+@dataclass(frozen=True)
+class _Text:
+    """A view, a trigger or a virtual table, as it was written."""
+
+    kind: str
+    name: str
+    of: str  # the table or view of a trigger, otherwise its own name
+    sql: str
+
+    @property
+    def title(self) -> str:
+        return f"{self.kind} {self.name}"
+
+    @cached_property
+    def tokens(self) -> list[Token]:
+        return tokenize(self.sql)
+
+    @cached_property
+    def words(self) -> list[str]:
+        """All tokens without their quotes."""
+        return [token.name for token in self.tokens]
+
+    @cached_property
+    def _folded(self) -> tuple[str, frozenset[str]]:
+        return folded_ascii(self.sql), frozenset(self.words)
+
+    def names(self, name: str) -> bool:
+        """Tell whether it names something, in any quotes, or seems to: FTS5 and comments have their own grammar."""
+        name = folded_ascii(name)
+        sql, words = self._folded
+        return name in words or (name in sql and _stands_in(sql, name))
+
+    def needs(self, added: Added) -> bool:
+        """Tell whether it needs a table or a column, or seems to."""
+        table = added.table[1]
+        is_own = folded_ascii(self.of) == table
+        if added.kind == "table" or self.kind == "virtual table":
+            return not is_own and self.names(table)  # a trigger of the table itself shows in its definition
+        if not is_own and not self.names(table):
+            return False
+        return self.names(added.name) or self._takes_all_columns(table)
+
+    def needs_index(self, added: Added, index: Index | None) -> bool:
+        """Tell whether it needs an index by its name, or a unique one for what it does where two rows are equal."""
+        if "indexed" in self.words and self.names(added.name):
+            return True
+        is_about = folded_ascii(self.of) == added.table[1] or self.names(added.table[1])
+        is_unique = index is not None and index.unique
+        return self.kind == "trigger" and is_about and is_unique and bool(_RESOLVES.search(" ".join(self.words)))
+
+    def _takes_all_columns(self, table: str) -> bool:
+        """Tell whether it uses columns that it does not name: by a star, by NATURAL or by their order."""
+        pairs = zip(self.tokens, self.tokens[1:], strict=False)
+        has_star = any(token.text == "*" and before.text in _BEFORE_A_STAR for before, token in pairs)
+        return has_star or "natural" in self.words or self._takes_their_order(table)
+
+    def _takes_their_order(self, table: str) -> bool:
+        """Tell whether there is INSERT INTO a table without a list of columns, or a row that is IN it."""
+        for position, word in enumerate(self.words):
+            after = self.words[position + 1 : position + 7]
+            after = after[2:] if after[1:2] == ["."] else after
+            if word not in ("into", "in") or after[:1] != [table]:
+                continue
+            after = after[3:] if after[1:2] == ["as"] else after[1:]
+            if word == "in" or after[:1] != ["("]:
+                return True
+        return False
+
+
 def _names(sql: str, name: str) -> bool:
-    """Tell whether a text names something, or seems to."""
-    return re.search(rf"(?<!\w){re.escape(name)}(?!\w)", folded_ascii(sql)) is not None
+    """Tell whether an expression names a column, in any quotes, or seems to."""
+    name = folded_ascii(name)
+    return _stands_in(folded_ascii(sql), name) or any(token.name == name for token in tokenize(sql))
+
+
+def _stands_in(folded: str, name: str) -> bool:
+    return re.search(rf"(?<!\w){re.escape(name)}(?!\w)", folded) is not None
 
 
 def _kind(constraint: Constraint) -> str:
