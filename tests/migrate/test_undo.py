@@ -9,7 +9,7 @@ import sys
 import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from typing import Any
 
 import peewee as pw
@@ -252,6 +252,15 @@ DEFAULTS: dict[str, tuple[str, str, str, str | None]] = {
     "numeric": ("numeric(10, 2)", "1.5", "1.51", None),
     "flag": ("boolean", "true", "false", None),
     "array": ("integer[]", "'{1,2}'", "'{2,1}'", "postgres"),
+    "double": ("double precision", "1.0", "1.0000000000000002", "postgres"),
+    "zero": ("double precision", "0.0", "'-0'", "postgres"),
+    "money": ("money", "1.5", "1.51", "postgres"),
+    "bytes": ("bytea", r"'\x5c61'", r"'\x5c62'", "postgres"),
+    "reals": ("real[]", "'{1,NULL}'", "'{1.0000001,NULL}'", "postgres"),
+    "interval": ("interval", "'1 day'", "'24:00:00'", "postgres"),
+    "day": ("date", "'2026-01-02'", "'2026-02-01'", "postgres"),
+    "period": ("daterange", "'[2026-01-02,2026-01-05)'", "'[2026-01-02,2026-01-06)'", "postgres"),
+    "bits": ("bit(3)", "B'101'", "B'100'", "postgres"),
 }
 
 
@@ -279,6 +288,104 @@ def test_a_default_that_differs_from_row_to_row_is_a_value(postgres: Place) -> N
     later = new(at=pw.DateTimeField(null=True, constraints=[pw.SQL("DEFAULT now()")]))
     with db.connection_context():
         refused(migrated(db, later), "cannot drop column item.at: 3 rows hold a value")
+
+
+LOSSY = {
+    "double": ("double precision", "1.0", "1.0000000000000002", "extra_float_digits TO -15"),
+    "money": ("money", "1.5", "1.25", "lc_monetary TO 'C'"),
+    "time": ("timestamp with time zone", "'2026-02-01 00:00:00+00'", "'2026-01-02 00:00:00+00'", "TimeZone TO 'EST'"),
+}
+
+
+@pytest.mark.parametrize("case", LOSSY)
+@pytest.mark.parametrize("is_script", [False, True])
+def test_no_setting_of_a_session_makes_a_value_look_like_the_default(
+    postgres: Place, case: str, is_script: bool
+) -> None:
+    """Also where the database gives the setting to each session, and where a script runs in another one."""
+    db = postgres.connect()
+    type_, default, other, setting = LOSSY[case]
+
+    class Own(pw.Field):
+        field_type = type_
+
+    with db.connection_context():
+        name = db.execute_sql("SELECT current_database()").fetchone()[0]
+        runner = migrated(db, new(kind=Own(null=True, constraints=[pw.SQL(f"DEFAULT {default}")])))
+        script = runner.undo_plan().sql()
+        assert script
+        run(db, f"UPDATE item SET kind = {other} WHERE id = 2", f"ALTER DATABASE {name} SET {setting}")
+    with db.connection_context():
+        before = schema(postgres)
+        if is_script:
+            with pytest.raises(psycopg2.IntegrityError):
+                run_script(
+                    postgres, f"SET {setting}; SET DateStyle TO 'SQL, DMY'; SET bytea_output TO escape; {script}"
+                )
+        else:
+            refused(runner, "cannot drop column item.kind: 1 row holds a value")
+        assert schema(postgres) == before
+
+
+def test_columns_whose_names_begin_alike_have_proofs_of_their_own(postgres: Place) -> None:
+    """Also where a script runs on after an error, as psql does without ON_ERROR_STOP."""
+    db = postgres.connect()
+    long = "a_column_whose_name_is_long_enough_to_be_cut_to_"
+    with db.connection_context():
+        fields = {f"{long}{end}": pw.TextField(null=True) for end in ("one", "two")}
+        runner = migrated(db, new(**fields), rows=50, online_rows=10)
+        script = runner.undo_plan().sql()
+        run(db, f"UPDATE item SET {long}one = 'kept' WHERE id = 7")
+        for statement in script.split(";\n"):
+            with suppress(psycopg2.Error):
+                run(db, statement)
+        assert db.execute_sql(f"SELECT {long}one FROM item WHERE id = 7").fetchone() == ("kept",)
+
+
+def test_a_proof_that_somebody_took_away_stops_the_drop(postgres: Place) -> None:
+    db = postgres.connect()
+    with db.connection_context():
+        script = large(db).undo_plan().sql()
+        head, begin, tail = script.partition("BEGIN")
+        for statement in head.split(";\n"):
+            if statement.strip():
+                run(db, statement)
+        (name,) = db.execute_sql(
+            "SELECT conname FROM pg_constraint WHERE conname LIKE 'whatspire_db_undo%%'"
+        ).fetchone()
+        run(db, f"ALTER TABLE item DROP CONSTRAINT {name}", "UPDATE item SET note = 'kept' WHERE id = 7")
+        with pytest.raises(psycopg2.ProgrammingError):
+            run_script(postgres, begin + tail)
+        assert db.execute_sql("SELECT note FROM item WHERE id = 7").fetchone() == ("kept",)
+
+
+def test_only_null_is_nothing_in_a_type_that_cannot_be_compared(postgres: Place) -> None:
+    db = postgres.connect()
+
+    class Pair(pw.Field):
+        field_type = "pair"
+
+    run(db, "CREATE TYPE pair AS (a double precision)")
+    with db.connection_context():
+        runner = migrated(db, new(pair=Pair(null=True, constraints=[pw.SQL("DEFAULT '(1)'")])))
+        refused(runner, "cannot drop column item.pair: 3 rows hold a value")
+        run(db, "UPDATE item SET pair = NULL")
+        assert runner.undo().undone
+
+
+def test_a_domain_is_compared_as_what_is_below_it(postgres: Place) -> None:
+    db = postgres.connect()
+
+    class Share(pw.Field):
+        field_type = "share"
+
+    run(db, "CREATE DOMAIN share AS double precision CHECK (value > 0)")
+    with db.connection_context():
+        runner = migrated(db, new(share=Share(null=True, constraints=[pw.SQL("DEFAULT 1.5")])))
+        run(db, "UPDATE item SET share = 1.5000000000000002 WHERE id = 2")
+        refused(runner, "cannot drop column item.share: 1 row holds a value")
+        run(db, "UPDATE item SET share = 1.5 WHERE id = 2")
+        assert runner.undo().undone
 
 
 def test_a_type_of_the_users_own(postgres: Place) -> None:
@@ -508,6 +615,19 @@ def test_a_superuser_looks_at_no_table_of_another_role(server: Server, postgres:
                 runner.undo_plan()
             assert MigrationRunner(db, new(), trust_source=True).undo_plan().pending
             run(db, "ALTER TABLE tag OWNER TO postgres")
+
+
+def test_a_superuser_runs_no_function_that_a_table_calls(server: Server, postgres: Place) -> None:
+    db = postgres.connect()
+    with db.connection_context():
+        runner = migrated(db, new())
+        run(db, "CREATE SCHEMA hers", "CREATE FUNCTION hers.fine(text) RETURNS boolean IMMUTABLE RETURN true")
+        with role(server, postgres, "ALTER FUNCTION hers.fine(text) OWNER TO {role}"):
+            assert runner.undo_plan().pending
+            run(db, "ALTER TABLE item ADD CONSTRAINT calls CHECK (hers.fine(name))")
+            with pytest.raises(Exception, match="would run code of"):
+                runner.undo_plan()
+            run(db, "ALTER TABLE item DROP CONSTRAINT calls", "ALTER FUNCTION hers.fine(text) OWNER TO postgres")
 
 
 # With data

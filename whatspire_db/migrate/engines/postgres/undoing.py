@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -125,7 +126,28 @@ WHERE p.oid >= 16384 AND l.lanname <> ALL ('{c,internal}')
         WHERE g.tgfoid = p.oid AND g.tgrelid = w.rel AND w.attribute <> '\y\y'))
 ORDER BY 1, 2
 """)
-_IS_BUILTIN = pinned("SELECT to_regtype(%s)::oid < 16384")  # FirstNormalObjectId
+# How values of a type are compared so that no setting of a session matters: as 'text' where the type's text depends on
+# none; as what one of PostgreSQL's own functions sends, which is the bytes of the value; or not at all. Reading a value
+# of a type that is not PostgreSQL's own can run code of others; an enum cannot. With it the type below a domain.
+_COMPARISON = pinned("""
+WITH RECURSIVE types AS (
+    SELECT oid, typtype, typbasetype, typtypmod, typelem, typcategory, typname, typsend, false AS is_base
+        FROM pg_type WHERE oid = to_regtype(%s)
+    UNION ALL
+    SELECT b.oid, b.typtype, b.typbasetype, CASE WHEN b.typtype = 'd' THEN b.typtypmod ELSE t.typtypmod END, b.typelem,
+        b.typcategory, b.typname, b.typsend, true
+        FROM types AS t JOIN pg_type AS b ON b.oid = t.typbasetype WHERE t.typtype = 'd'
+)
+SELECT CASE WHEN e.typtype = 'e' OR e.typname = ANY (
+            '{bit,bool,bpchar,char,cidr,inet,int2,int4,int8,json,jsonb,macaddr,macaddr8,name,numeric,oid,text,tsquery,'
+            'tsvector,uuid,varbit,varchar}') AND e.oid < 16384 THEN 'text'
+        WHEN e.oid < 16384 AND p.provolatile = 'i' THEN f.proname END,
+    CASE WHEN t.is_base THEN format_type(t.oid, t.typtypmod) END
+FROM types AS t LEFT JOIN pg_range AS r ON r.rngtypid = t.oid AND t.oid < 16384
+JOIN pg_type AS e ON e.oid = CASE WHEN t.typcategory = 'A' THEN t.typelem ELSE coalesce(r.rngsubtype, t.oid) END
+LEFT JOIN pg_proc AS p ON p.oid = e.typsend LEFT JOIN pg_proc AS f ON f.oid = t.typsend
+WHERE t.typtype <> 'd'
+""")
 # A constant as the server shows it: a literal, and perhaps its type.
 _CONSTANT = re.compile(r"(?P<plain>-?[0-9][0-9.e+-]*|true|false|'(?P<text>(?:[^']|'')*)')(?:::[\w \"\[\](),.]+)?")
 
@@ -146,7 +168,7 @@ class PostgresUndo(UndoEngine):
         if self.schema.trust_source:
             return None
         found = trust.strangers(self.db, (), [self.name(key) for key in keys if key[1]])
-        return trust.told(self.db, [each for each in found if each.kind in ("table", "trigger")])
+        return trust.told(self.db, [each for each in found if each.kind in trust.OF_ROWS])
 
     def name(self, key: Key) -> str:
         return qualified(key[0] or self.schema.default_schema, key[1])
@@ -176,16 +198,23 @@ class PostgresUndo(UndoEngine):
         return None
 
     def is_unused(self, column: Column) -> str:
-        name, constant = quote(column.name), _CONSTANT.fullmatch(column.default or "")
-        if constant is None:
-            return f"{name} IS NULL"
-        # As the types' own output writes them: "=" takes 1.0 for 1.00, and "A" for "a" where the type says so. What
-        # is not PostgreSQL's own type is only written, for to read a value of it can run code of others.
-        stored = f"({column.default})::{column.type}"
-        if not execute(self.db, _IS_BUILTIN, [column.type]).fetchone()[0]:
-            stored = f"{constant['plain']}::pg_catalog.text"
-        written = f"pg_catalog.format('%s', {name}) COLLATE pg_catalog.\"C\""
-        return f"{name} IS NULL OR {written} OPERATOR(pg_catalog.=) pg_catalog.format('%s', {stored})"
+        nothing, constant = f"{quote(column.name)} IS NULL", _CONSTANT.fullmatch(column.default or "")
+        found = execute(self.db, _COMPARISON, [column.type]).fetchone() if constant else None
+        if constant is None or found is None or found[0] is None:
+            return nothing
+        # "=" takes 1.0 for 1.00, and "A" for "a" where the type says so: the same text or the same bytes are meant.
+        sender, base = found
+        stored = f"({constant['plain']})::{base}" if base else f"({column.default})::{column.type}"
+        return f"{nothing} OR {self._equal(quote(column.name), stored, sender)}"
+
+    def _equal(self, name: str, stored: str, sender: str) -> str:
+        if sender == "text":
+            written = f"pg_catalog.format('%s', {name}) COLLATE pg_catalog.\"C\""
+            return f"{written} OPERATOR(pg_catalog.=) pg_catalog.format('%s', {stored})"
+        # A session that reads the constant from a script could take it for another one.
+        ask = f"SELECT pg_catalog.encode(pg_catalog.{sender}({stored}), 'hex')"
+        sent = execute(self.db, ask).fetchone()[0]
+        return f"pg_catalog.{sender}({name}) OPERATOR(pg_catalog.=) pg_catalog.decode('{sent}', 'hex')"
 
     def proof(self, key: Key, column: Column | None, left: str | None = None) -> str:
         drop = f"DROP CONSTRAINT {quote(left)}, " if left else ""
@@ -202,8 +231,11 @@ class PostgresUndo(UndoEngine):
         return f"CONSTRAINT {quote(self.proof_name(column))} CHECK ({condition})"
 
     def proof_name(self, column: Column | None) -> str:
-        name = f"{PROOF}_{column.name}" if column else PROOF
-        return name.encode()[:NAME_BYTES].decode(errors="ignore")
+        if column is None:
+            return PROOF
+        # Names that begin alike are cut to the same one.
+        own = f"_{zlib.crc32(column.name.encode()):08x}"
+        return f"{PROOF}_{column.name}".encode()[: NAME_BYTES - len(own)].decode(errors="ignore") + own
 
     def withdraw(self, key: Key, name: str) -> str:
         return f"ALTER TABLE {self.name(key)} DROP CONSTRAINT IF EXISTS {quote(name)}"
