@@ -9,7 +9,7 @@ import sys
 import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from typing import Any
 
 import peewee as pw
@@ -252,6 +252,15 @@ DEFAULTS: dict[str, tuple[str, str, str, str | None]] = {
     "numeric": ("numeric(10, 2)", "1.5", "1.51", None),
     "flag": ("boolean", "true", "false", None),
     "array": ("integer[]", "'{1,2}'", "'{2,1}'", "postgres"),
+    "double": ("double precision", "1.0", "1.0000000000000002", "postgres"),
+    "zero": ("double precision", "0.0", "'-0'", "postgres"),
+    "money": ("money", "1.5", "1.51", "postgres"),
+    "bytes": ("bytea", r"'\x5c61'", r"'\x5c62'", "postgres"),
+    "reals": ("real[]", "'{1,NULL}'", "'{1.0000001,NULL}'", "postgres"),
+    "interval": ("interval", "'1 day'", "'24:00:00'", "postgres"),
+    "day": ("date", "'2026-01-02'", "'2026-02-01'", "postgres"),
+    "period": ("daterange", "'[2026-01-02,2026-01-05)'", "'[2026-01-02,2026-01-06)'", "postgres"),
+    "bits": ("bit(3)", "B'101'", "B'100'", "postgres"),
 }
 
 
@@ -279,6 +288,104 @@ def test_a_default_that_differs_from_row_to_row_is_a_value(postgres: Place) -> N
     later = new(at=pw.DateTimeField(null=True, constraints=[pw.SQL("DEFAULT now()")]))
     with db.connection_context():
         refused(migrated(db, later), "cannot drop column item.at: 3 rows hold a value")
+
+
+LOSSY = {
+    "double": ("double precision", "1.0", "1.0000000000000002", "extra_float_digits TO -15"),
+    "money": ("money", "1.5", "1.25", "lc_monetary TO 'C'"),
+    "time": ("timestamp with time zone", "'2026-02-01 00:00:00+00'", "'2026-01-02 00:00:00+00'", "TimeZone TO 'EST'"),
+}
+
+
+@pytest.mark.parametrize("case", LOSSY)
+@pytest.mark.parametrize("is_script", [False, True])
+def test_no_setting_of_a_session_makes_a_value_look_like_the_default(
+    postgres: Place, case: str, is_script: bool
+) -> None:
+    """Also where the database gives the setting to each session, and where a script runs in another one."""
+    db = postgres.connect()
+    type_, default, other, setting = LOSSY[case]
+
+    class Own(pw.Field):
+        field_type = type_
+
+    with db.connection_context():
+        name = db.execute_sql("SELECT current_database()").fetchone()[0]
+        runner = migrated(db, new(kind=Own(null=True, constraints=[pw.SQL(f"DEFAULT {default}")])))
+        script = runner.undo_plan().sql()
+        assert script
+        run(db, f"UPDATE item SET kind = {other} WHERE id = 2", f"ALTER DATABASE {name} SET {setting}")
+    with db.connection_context():
+        before = schema(postgres)
+        if is_script:
+            with pytest.raises(psycopg2.IntegrityError):
+                run_script(
+                    postgres, f"SET {setting}; SET DateStyle TO 'SQL, DMY'; SET bytea_output TO escape; {script}"
+                )
+        else:
+            refused(runner, "cannot drop column item.kind: 1 row holds a value")
+        assert schema(postgres) == before
+
+
+def test_columns_whose_names_begin_alike_have_proofs_of_their_own(postgres: Place) -> None:
+    """Also where a script runs on after an error, as psql does without ON_ERROR_STOP."""
+    db = postgres.connect()
+    long = "a_column_whose_name_is_long_enough_to_be_cut_to_"
+    with db.connection_context():
+        fields = {f"{long}{end}": pw.TextField(null=True) for end in ("one", "two")}
+        runner = migrated(db, new(**fields), rows=50, online_rows=10)
+        script = runner.undo_plan().sql()
+        run(db, f"UPDATE item SET {long}one = 'kept' WHERE id = 7")
+        for statement in script.split(";\n"):
+            with suppress(psycopg2.Error):
+                run(db, statement)
+        assert db.execute_sql(f"SELECT {long}one FROM item WHERE id = 7").fetchone() == ("kept",)
+
+
+def test_a_proof_that_somebody_took_away_stops_the_drop(postgres: Place) -> None:
+    db = postgres.connect()
+    with db.connection_context():
+        script = large(db).undo_plan().sql()
+        head, begin, tail = script.partition("BEGIN")
+        for statement in head.split(";\n"):
+            if statement.strip():
+                run(db, statement)
+        (name,) = db.execute_sql(
+            "SELECT conname FROM pg_constraint WHERE conname LIKE 'whatspire_db_undo%%'"
+        ).fetchone()
+        run(db, f"ALTER TABLE item DROP CONSTRAINT {name}", "UPDATE item SET note = 'kept' WHERE id = 7")
+        with pytest.raises(psycopg2.ProgrammingError):
+            run_script(postgres, begin + tail)
+        assert db.execute_sql("SELECT note FROM item WHERE id = 7").fetchone() == ("kept",)
+
+
+def test_only_null_is_nothing_in_a_type_that_cannot_be_compared(postgres: Place) -> None:
+    db = postgres.connect()
+
+    class Pair(pw.Field):
+        field_type = "pair"
+
+    run(db, "CREATE TYPE pair AS (a double precision)")
+    with db.connection_context():
+        runner = migrated(db, new(pair=Pair(null=True, constraints=[pw.SQL("DEFAULT '(1)'")])))
+        refused(runner, "cannot drop column item.pair: 3 rows hold a value")
+        run(db, "UPDATE item SET pair = NULL")
+        assert runner.undo().undone
+
+
+def test_a_domain_is_compared_as_what_is_below_it(postgres: Place) -> None:
+    db = postgres.connect()
+
+    class Share(pw.Field):
+        field_type = "share"
+
+    run(db, "CREATE DOMAIN share AS double precision CHECK (value > 0)")
+    with db.connection_context():
+        runner = migrated(db, new(share=Share(null=True, constraints=[pw.SQL("DEFAULT 1.5")])))
+        run(db, "UPDATE item SET share = 1.5000000000000002 WHERE id = 2")
+        refused(runner, "cannot drop column item.share: 1 row holds a value")
+        run(db, "UPDATE item SET share = 1.5 WHERE id = 2")
+        assert runner.undo().undone
 
 
 def test_a_type_of_the_users_own(postgres: Place) -> None:
@@ -336,6 +443,71 @@ DEPENDENTS: dict[str, tuple[str, Sequence[str], str | None]] = {
     "policy": ("CREATE POLICY own ON item USING (note IS NULL)", ["policy own"], "postgres"),
     "inherited": ("CREATE TABLE child () INHERITS (tag)", ["table child"], "postgres"),
     "a table of rows": ("CREATE TABLE rows (one tag)", ["rows"], "postgres"),
+    "rows in a column": ("CREATE TABLE other (x item)", ["item.note: column x of table other"], "postgres"),
+    "rows in an array": ("CREATE TABLE other (x item[])", ["item.note: column x of table other"], "postgres"),
+    "function that returns rows": (
+        "CREATE FUNCTION made() RETURNS item LANGUAGE sql AS $$ SELECT 1, 'a', 'x' $$",
+        ["item.note: function made()"],
+        "postgres",
+    ),
+    "view of an heir": (
+        "CREATE TABLE heir (extra integer) INHERITS (item); CREATE VIEW seen AS SELECT note FROM heir",
+        ["item.note: view seen"],
+        "postgres",
+    ),
+    "index of an heir": (
+        "CREATE TABLE heir () INHERITS (item); CREATE TABLE last () INHERITS (heir); CREATE INDEX by_note ON last (note)",
+        ["item.note: index by_note"],
+        "postgres",
+    ),
+    "rows of an heir": (
+        "CREATE TABLE heir () INHERITS (item); CREATE TABLE other (x heir)",
+        ["item.note: column x of table other"],
+        "postgres",
+    ),
+    "CHECK of an heir": (
+        "CREATE TABLE heir (extra integer, CONSTRAINT pair CHECK (note <> 'x' OR extra > 0)) INHERITS (item)",
+        ["item.note: constraint pair on table heir"],
+        "postgres",
+    ),
+    "function that names an heir": (
+        "CREATE TABLE heir () INHERITS (item); CREATE FUNCTION last() RETURNS text LANGUAGE sql AS "
+        "'SELECT note FROM heir'",
+        ["item.note: function public.last"],
+        "postgres",
+    ),
+    "function in capitals": (
+        "CREATE FUNCTION last() RETURNS text LANGUAGE sql AS 'SELECT NOTE FROM ITEM LIMIT 1'",
+        ["item.note: function public.last"],
+        "postgres",
+    ),
+    "function that inserts a whole row": (
+        "CREATE FUNCTION adds() RETURNS void LANGUAGE sql AS $$ INSERT INTO item VALUES (77, 'a', 'b') $$",
+        ["item.note: function public.adds"],
+        "postgres",
+    ),
+    "function that reads a whole row": (
+        "CREATE FUNCTION last() RETURNS text LANGUAGE sql AS 'SELECT to_json(i.*)::text FROM item AS i LIMIT 1'",
+        ["item.note: function public.last"],
+        "postgres",
+    ),
+    "view of a whole row": (
+        "CREATE VIEW seen AS SELECT name, to_json(item) FROM item",
+        ["item.note: view seen"],
+        "postgres",
+    ),
+    "sequence of a column": (
+        "CREATE SEQUENCE number OWNED BY item.note; CREATE TABLE bill (n integer DEFAULT nextval('number'))",
+        ["item.note: sequence number", "item.note: default value for column n of table bill"],
+        "postgres",
+    ),
+    "sequence of a table": ("CREATE SEQUENCE number OWNED BY tag.word", ["table tag: sequence number"], "postgres"),
+    "its sequence in another table": (
+        "CREATE TABLE other (id integer DEFAULT nextval('tag_id_seq'))",
+        ["table tag: default value for column id of table other"],
+        "postgres",
+    ),
+    "CLUSTER": ("ALTER TABLE item CLUSTER ON item_note", ["index item.item_note: CLUSTER of table item"], "postgres"),
 }
 
 
@@ -519,6 +691,105 @@ def test_a_trigger_on_the_table_that_needs_nothing_of_it(sqlite: Place) -> None:
         run(db, "INSERT INTO item (name) VALUES ('a')")
 
 
+NOT_DEPENDENTS = {
+    "count": "CREATE VIEW seen AS SELECT count(*) FROM item",
+    "another column": "CREATE VIEW seen AS SELECT name FROM item",
+    "heir": "CREATE TABLE heir (extra integer) INHERITS (item)",
+    "function with a list of columns": (
+        "CREATE FUNCTION adds() RETURNS void LANGUAGE sql AS $$ INSERT INTO item (name) VALUES ('a') $$"
+    ),
+    "function that counts": "CREATE FUNCTION n() RETURNS bigint LANGUAGE sql AS 'SELECT count(*) FROM item'",
+    "trigger": (
+        "CREATE FUNCTION quiet() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'; "
+        "CREATE TRIGGER noted AFTER UPDATE ON item FOR EACH ROW EXECUTE FUNCTION quiet()"
+    ),
+    "sequence of another column": "CREATE SEQUENCE number OWNED BY item.name",
+}
+
+
+@pytest.mark.parametrize("case", NOT_DEPENDENTS)
+def test_what_does_without_it_stops_no_undo(postgres: Place, case: str) -> None:
+    db = postgres.connect()
+    with db.connection_context():
+        more = {"number": pw.IntegerField(constraints=[pw.SQL("GENERATED BY DEFAULT AS IDENTITY")])}
+        if case == "heir":
+            more = {}  # PostgreSQL does not add one there
+        size = pw.IntegerField(null=True, constraints=[pw.SQL("DEFAULT 5"), pw.Check("size > 0", "item_size")])
+        up(db, old())
+        run(db, NOT_DEPENDENTS[case])
+        before = schema(postgres)
+        runner = MigrationRunner(db, new(size=size, **more))
+        runner.up()
+        assert runner.undo().undone
+        assert schema(postgres) == before
+
+
+def test_the_index_that_is_the_replica_identity_refuses(postgres: Place) -> None:
+    db = postgres.connect()
+    with db.connection_context():
+        later = [model("Item", "item", {"name": pw.TextField(unique=True)})]
+        runner = migrated(db, later)
+        run(db, "ALTER TABLE item REPLICA IDENTITY USING INDEX item_name")
+        refused(runner, "cannot drop index item.item_name: the REPLICA IDENTITY of table item")
+
+
+@pytest.mark.parametrize("hand_made", ["by_hand", "item_2_name_idx", None])
+def test_an_index_of_a_partition_that_was_made_by_hand_refuses(postgres: Place, hand_made: str | None) -> None:
+    """PostgreSQL takes it for a part of the new index where it equals that."""
+    db = postgres.connect()
+    with db.connection_context():
+        run(
+            db,
+            "CREATE TABLE item (id integer NOT NULL, name text NOT NULL) PARTITION BY RANGE (id)",
+            "CREATE TABLE item_1 PARTITION OF item FOR VALUES FROM (0) TO (30)",
+            "CREATE TABLE item_2 PARTITION OF item FOR VALUES FROM (30) TO (99)",
+        )
+        if hand_made:
+            run(db, f"CREATE INDEX {hand_made} ON item_2 (name)")
+        before = schema(postgres)
+        fields = {"id": pw.IntegerField(), "name": pw.TextField(index=True)}
+        runner = MigrationRunner(db, [model("Item", "item", fields, primary_key=False)])
+        runner.up()
+        if hand_made:
+            refused(runner, f"cannot drop index item.item_name: index {hand_made} depends on it")
+        else:
+            run(db, "CREATE TABLE item_3 PARTITION OF item FOR VALUES FROM (99) TO (200)")
+            runner.undo()
+            run(db, "DROP TABLE item_3")
+            assert schema(postgres) == before
+
+
+def test_a_column_of_a_partitioned_table(postgres: Place) -> None:
+    db = postgres.connect()
+    with db.connection_context():
+        run(
+            db,
+            "CREATE TABLE item (id integer NOT NULL, name text NOT NULL) PARTITION BY RANGE (id)",
+            "CREATE TABLE item_1 PARTITION OF item FOR VALUES FROM (0) TO (30)",
+        )
+        before = schema(postgres)
+        size = pw.IntegerField(
+            null=True, index=True, constraints=[pw.SQL("DEFAULT 5"), pw.Check("size > 0", "item_size_check")]
+        )
+        fields = {"id": pw.IntegerField(), "name": pw.TextField(), "size": size}
+        runner = MigrationRunner(db, [model("Item", "item", fields, primary_key=False)])
+        runner.up()
+        run(db, "CREATE VIEW seen AS SELECT size FROM item_1")
+        refused(runner, "cannot drop column item.size: view seen depends on it")
+        run(db, "DROP VIEW seen")
+        runner.undo()
+        assert schema(postgres) == before
+
+
+def test_a_name_that_no_word_begins_with_is_found_in_a_function(postgres: Place) -> None:
+    db = postgres.connect()
+    with db.connection_context():
+        later = new(more=pw.TextField(null=True, column_name="#more?"))
+        runner = migrated(db, later)
+        run(db, """CREATE FUNCTION last() RETURNS text LANGUAGE sql AS 'SELECT "#more?" FROM item'""")
+        refused(runner, "cannot drop column item.#more?: function public.last depends on it")
+
+
 CHANGES = {
     "index": (["DROP INDEX item_note", "CREATE INDEX item_note ON item (note DESC)"], "index item.item_note", None),
     "column of the table": (["ALTER TABLE tag ADD COLUMN more text"], "table tag", None),
@@ -670,6 +941,19 @@ def test_a_superuser_looks_at_no_table_of_another_role(server: Server, postgres:
                 runner.undo_plan()
             assert MigrationRunner(db, new(), trust_source=True).undo_plan().pending
             run(db, "ALTER TABLE tag OWNER TO postgres")
+
+
+def test_a_superuser_runs_no_function_that_a_table_calls(server: Server, postgres: Place) -> None:
+    db = postgres.connect()
+    with db.connection_context():
+        runner = migrated(db, new())
+        run(db, "CREATE SCHEMA hers", "CREATE FUNCTION hers.fine(text) RETURNS boolean IMMUTABLE RETURN true")
+        with role(server, postgres, "ALTER FUNCTION hers.fine(text) OWNER TO {role}"):
+            assert runner.undo_plan().pending
+            run(db, "ALTER TABLE item ADD CONSTRAINT calls CHECK (hers.fine(name))")
+            with pytest.raises(Exception, match="would run code of"):
+                runner.undo_plan()
+            run(db, "ALTER TABLE item DROP CONSTRAINT calls", "ALTER FUNCTION hers.fine(text) OWNER TO postgres")
 
 
 # With data

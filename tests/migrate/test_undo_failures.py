@@ -85,6 +85,27 @@ def test_a_record_without_a_definition_drops_nothing(place: Place, db: pw.Databa
         db.execute_sql(f"DELETE FROM whatspire_db_runs WHERE version = {version}")
 
 
+@pytest.mark.parametrize("grantee", ["role", "PUBLIC"])
+def test_a_superuser_undoes_nothing_that_others_could_have_written(postgres: Place, grantee: str) -> None:
+    db = postgres.connect()
+    role = f"undo_{postgres.named.split('_')[-1]}"
+    with db.connection_context():
+        runner = migrated(db, new())
+        db.execute_sql(f"CREATE ROLE {role}")
+        to = role if grantee == "role" else grantee
+        try:
+            db.execute_sql(f"GRANT SELECT ON whatspire_db_runs TO {to}")
+            assert runner.undo_plan()
+            db.execute_sql(f"GRANT INSERT ON whatspire_db_runs TO {to}")
+            with pytest.raises(WhatspireDBError, match=f"role {to} may write to whatspire_db_runs"):
+                runner.undo()
+            assert runner.status()
+            db.execute_sql(f"REVOKE INSERT ON whatspire_db_runs FROM {to}")
+            assert runner.undo().undone
+        finally:
+            db.execute_sql(f"DROP OWNED BY {role}; DROP ROLE {role}")
+
+
 @pytest.mark.parametrize("name", ["a\0", "\udc80"])
 def test_a_record_with_what_is_no_text(place: Place, db: pw.Database, name: str) -> None:
     runner = migrated(db, new())

@@ -98,7 +98,7 @@ def read(engine: Engine) -> list[Record]:
     state = undo_engine(engine).records_state(RunRecord)
     if not state.exists:
         return []
-    if found := engine.untrusted_table(RunRecord):
+    if found := engine.untrusted_table(RunRecord) or undo_engine(engine).forgeable(RunRecord):
         raise found
     if not state.may_read:
         raise WhatspireDBError(

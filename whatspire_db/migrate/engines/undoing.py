@@ -68,6 +68,10 @@ class UndoEngine(abc.ABC):
     def records_state(self, model: ModelType) -> RecordsState:
         """Tell whether the table of records is there, without running code of its owner."""
 
+    def forgeable(self, model: ModelType) -> WhatspireDBError | None:
+        """Return who with fewer rights than this role may write to the table of records, and what to do."""
+        return None
+
     def untrusted(self, keys: Sequence[Key]) -> WhatspireDBError | None:
         """Return whose code a look at tables, or their end, would run with rights above theirs, and what to do."""
         return None
