@@ -733,6 +733,7 @@ def worker(place: Place) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.soak
 def test_of_sixteen_at_once_one_runs_it(place: Place, db: peewee.Database) -> None:
     table = counted()
     made(db, table)
@@ -742,6 +743,17 @@ def test_of_sixteen_at_once_one_runs_it(place: Place, db: peewee.Database) -> No
     assert [process.returncode for process in processes] == [0] * 16, [err for _, err in outputs]
     assert len([out for out, _ in outputs if "done count" in out]) == 1
     assert len([out for out, _ in outputs if "batch" in out]) == 1
+    assert counts(table) == {1}
+
+
+def test_of_three_at_once_one_runs_it(place: Place, db: peewee.Database) -> None:
+    table = counted()
+    made(db, table)
+    filled(db, table, 2000)
+    processes = [worker(place) for _ in range(3)]
+    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * 3
+    assert len([out for out in outputs if "done count" in out]) == 1
     assert counts(table) == {1}
 
 
@@ -772,7 +784,7 @@ def standing(db: peewee.Database, table: Model) -> Any:
 
 
 def test_killed_and_resumed_every_row_is_changed_once(place: Place, db: peewee.Database) -> None:
-    killed_and_resumed(place, db, 4)
+    killed_and_resumed(place, db, 2)
 
 
 @pytest.mark.soak

@@ -1273,6 +1273,7 @@ def killed(place: Place, step: int, verb: str = "undo") -> int:
     return done.returncode
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("step", range(1, 8))
 def test_an_undo_that_is_killed_goes_on(place: Place, db: pw.Database, step: int) -> None:
     up(db, old())

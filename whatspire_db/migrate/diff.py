@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
-from .schema import RUNS_TABLE, Column, Constraint, Difference, Index, Key, Schema, Table, label
+from .schema import NOTES, Column, Constraint, Difference, Index, Key, Schema, Table, label
 
 if TYPE_CHECKING:
     from .renaming import Renaming
@@ -152,7 +152,7 @@ def diff(declared: Schema, live: Schema, constraints_can_be_added: bool) -> Chan
             changes.drift.append(drift)
         elif found is not table:  # as it is where the engine told the same of both
             _diff_table(table, found, changes, constraints_can_be_added)
-    others = (key for key in live.others if key not in declared.tables and key[1] != RUNS_TABLE)
+    others = (key for key in live.others if key not in declared.tables and key[1] not in NOTES[1:])
     changes.extra += [Extra("table", label(key), key[1]) for key in others]
     return changes
 

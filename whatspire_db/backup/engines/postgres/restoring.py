@@ -19,6 +19,7 @@ from whatspire_db.errors import (
     TargetRefused,
     WhatspireDBError,
 )
+from whatspire_db.migrate.schema import NOTES
 
 from ..base import Restoration
 from . import tools as pg_tools
@@ -198,6 +199,5 @@ def _holds_rows(target: PostgresTarget, wait: float) -> bool:
         asked.rows(f"SET lock_timeout = {milliseconds(wait)}")
         if asked.value(ANY_LARGE_OBJECT):
             return True
-        own = ("migration_versions", "whatspire_db_runs")
-        sources = [one for one in sources_of(asked) if one.name.rpartition(".")[2] not in own]
+        sources = [one for one in sources_of(asked) if one.name.rpartition(".")[2] not in NOTES]
         return any(has_rows(asked, source) for source in sources)

@@ -9,7 +9,7 @@ import marshal
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -257,7 +257,10 @@ def warn_of_fence(named: Path, path: Path) -> None:
     :param named: what it is called.
     :param path: the file, or a copy that nobody else has open.
     """
-    if fence := fence_of(path):
+    fence = None
+    with suppress(sqlite3.OperationalError):  # a backup can be deleted behind its verification
+        fence = fence_of(path)
+    if fence:
         logger.warning("%s is fenced, so no program can write to it: %s", named, fence.fact)
 
 

@@ -13,6 +13,7 @@ from whatspire_db.backup.manifest import Content, Manifest, Progress
 from whatspire_db.dsn.targets import SqliteTarget
 from whatspire_db.errors import BackupInvalid, ConfigError, TargetRefused, WhatspireDBError
 from whatspire_db.files import kind_of
+from whatspire_db.migrate.schema import NOTES
 
 from ..base import Engine, Restoration, as_file_name
 from . import verifying
@@ -96,12 +97,9 @@ class SqliteEngine(Engine):
         wanted.outcome.safety = wanted.safety.adopt(old, content)
 
 
-OWN_TABLES = ("migration_versions", "whatspire_db_runs")  # of the migrator
-
-
 def _is_for_data(table: str) -> bool:
     """Tell a table from one for notes: the package's of its migrations, or SQLite's of statistics and counters."""
-    return table not in OWN_TABLES and not table.startswith(("sqlite_stat", "sqlite_sequence"))
+    return table not in NOTES and not table.startswith(("sqlite_stat", "sqlite_sequence"))
 
 
 def _file_of(target: SqliteTarget) -> Path:
