@@ -31,6 +31,8 @@ from whatspire_db.migrate import records
 from whatspire_db.migrate.applying import Applying
 from whatspire_db.transfer import fence
 
+pytestmark = pytest.mark.sampled
+
 OURS = ("migration_versions", "whatspire_db_runs")
 Models = list[type[pw.Model]]
 
