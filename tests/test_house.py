@@ -35,6 +35,7 @@ ROOMS = {
         "rows",
         "queries",
         "base",
+        "data_migrations",
         "service",
         *(
             f"service.{name}"
@@ -92,6 +93,7 @@ ROOMS = {
         "engines.sqlite.mending",
         "engines.sqlite.times",
         "engines.sqlite.stamps_file",
+        "engines.sqlite.history",
         "engines.sqlite.engine",
         "engines.postgres",
         "engines.postgres.limits",
@@ -186,7 +188,10 @@ ROOMS = {
         "",
     ],
     "health": ["values", "engines", "engines.sqlite", "engines.citus", "engines.postgres", "check", ""],
-    "data": ["pace", "engines.base", "engines.sqlite", "engines.postgres", "engines", "retention", ""],
+    "data": [
+        *("pace", "keys", "engines.base", "engines.sqlite", "engines.postgres", "engines", "records"),
+        *("retention", "migrations", ""),
+    ],
     "transfer": ["", "change_log"],
     "cli": [
         "",
@@ -196,6 +201,7 @@ ROOMS = {
         "call",
         "loading",
         "migrate",
+        "looks",
         "jobs",
         "targets",
         "sayings",
@@ -205,6 +211,7 @@ ROOMS = {
         "backup",
         "health",
         "settings",
+        "data",
         "retain",
         "verbs",
     ],

@@ -57,7 +57,7 @@ OF_ENGINE = {
     },
 }
 STARTS_OF_ENGINE = {
-    "sqlite": {"migrate.engines.sqlite": "engine"},
+    "sqlite": {"migrate.engines.sqlite": "engine history"},
     "postgres": {"": "messages sql", "migrate.engines.postgres": "engine history limits"},
 }
 STANDARD = {"__future__"}

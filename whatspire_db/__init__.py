@@ -10,6 +10,7 @@ from .errors import (
     ConfigError,
     ConnectionFailed,
     DatabaseMoved,
+    DataMigrationFailed,
     LockTimeout,
     MigrationRefused,
     ModelError,
@@ -31,6 +32,7 @@ from .settings import Settings
 if TYPE_CHECKING:
     from .connection.pool_stats import PoolStats
     from .migrate import MigrationRunner
+    from .models.data_migrations import data_migration
     from .models.service import (
         ApiKey,
         AuditLog,
@@ -51,6 +53,7 @@ __all__ = [
     "BaseModel",
     "ConfigError",
     "ConnectionFailed",
+    "DataMigrationFailed",
     "DatabaseMoved",
     "Event",
     "LockTimeout",
@@ -75,12 +78,17 @@ __all__ = [
     "WhatspireDBError",
     "WrongNode",
     "connect",
+    "data_migration",
     "readable",
 ]
 
 
 # A program pays only for what it uses.
-_LOADED_LATER = {"MigrationRunner": ".migrate", "PoolStats": ".connection.pool_stats"}
+_LOADED_LATER = {
+    "MigrationRunner": ".migrate",
+    "PoolStats": ".connection.pool_stats",
+    "data_migration": ".models.data_migrations",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -157,6 +157,10 @@ class StepFailed(WhatspireDBError):
     """The database refused a statement; its transaction was rolled back."""
 
 
+class DataMigrationFailed(WhatspireDBError):
+    """The function of a data migration failed; its last transaction was rolled back, earlier ones stay."""
+
+
 class VerificationFailed(WhatspireDBError):
     """After all steps the schema was still not the declared one; their transaction was rolled back."""
 

@@ -107,7 +107,7 @@ class Stamps:
 
     def __init__(self, db: Pooling, subject: Subject, options: Any) -> None:
         self._db, self._wait = db, subject.waits[0]
-        self._runner = runner_of(db, subject.models, options, subject.waits, Watcher())
+        self._runner = runner_of(db, subject.models, options, subject.waits, Watcher(), data=())
         self._models = self._runner.stamped_models
 
     def report(self, path: SchemaPath) -> Report | None:

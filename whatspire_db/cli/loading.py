@@ -17,7 +17,7 @@ from ..dsn.redaction import looks_like_dsn, shown
 from ..dsn.targets import PostgresTarget, SqliteTarget
 from ..errors import ConfigError
 from ..light_stdlib import replace
-from ..models.base import database, is_own, registered_models
+from ..models.base import data_migrations_of, database, declared_data, is_own, registered_models
 from ..settings import Settings
 from ..settings.kinds import MODULES, is_module_name
 from .call import Call
@@ -117,11 +117,24 @@ def load_models(modules: Iterable[str], *, with_service: bool = True) -> list[Mo
         sys.path.insert(0, os.getcwd())
     for name in modules:
         models = _models_in(name)
-        if not models:
+        if not (models or _declares_data(name)):
             raise ConfigError(f"the module {name} holds no models", "name the module in which they are defined")
         found += [model for model in models if model not in found]
     # A module can import others that define tables too.
-    return found + [m for m in registered_models() if m not in found and (with_service or is_own(m))]
+    found += [m for m in registered_models() if m not in found and (with_service or is_own(m))]
+    _require_models_of_data(found)
+    return found
+
+
+def _require_models_of_data(models: Sequence[Model]) -> None:
+    """Refuse a data migration that would not run, because its model is none of those of the command."""
+    ours = data_migrations_of(models)
+    for migration in declared_data.values():
+        if migration not in ours:
+            raise ConfigError(
+                f"the data migration {migration.name} is for {migration.model.__name__}, which is not among the models",
+                "name the module of that model too: --models or WHATSAPP_DATABASE_MODELS",
+            )
 
 
 def _models_in(name: str) -> list[Model]:
@@ -139,6 +152,11 @@ def _models_in(name: str) -> list[Model]:
     models: list[Model] = [v for v in vars(module).values() if peewee.is_model(v)]
     own = [m for m in models if m.__module__ == name or m.__module__.startswith(name + ".")]
     return [m for m in own if not getattr(m._meta, "abstract", False) and _is_table(m, own)]
+
+
+def _declares_data(name: str) -> bool:
+    modules = {migration.change.__module__ for migration in declared_data.values()}
+    return any(module == name or module.startswith(f"{name}.") for module in modules)
 
 
 def _without_dsn(text: str) -> str:

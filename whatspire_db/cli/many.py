@@ -12,6 +12,7 @@ from typing import Any
 
 from .. import interruption, signals
 from ..errors import ConfigError, VersionMismatch, WhatspireDBError, printable
+from ..models.base import data_migrations_of
 from ..settings.kinds import PREFIX
 from . import migrate
 from .call import FAILED, OK, Answer, Call, did, failure_document, failure_of
@@ -99,6 +100,9 @@ def _subject(call: Call) -> Subject:
 # The runs
 
 
+NO_DATA = "note: data migrations are not run in many databases at once; run whatspire-db data run with the DSN of each"
+
+
 class _Run:
     """The runs over all databases, and what the command says of them."""
 
@@ -161,7 +165,8 @@ class _Run:
             error, code = _interruption(f": {summary}")
             return Answer(documents, [summary], code, error)
         code = min((result.code for result in self.results.values()), key=_rank, default=OK)
-        return Answer(documents, [summary], code, self._error())
+        notes = [NO_DATA] if data_migrations_of(self.subject.models) else []
+        return Answer(documents, [summary, *notes], code, self._error())
 
     def _error(self) -> WhatspireDBError | None:
         failed = [result.target.title for _, result in sorted(self.results.items()) if result.failed]
@@ -207,8 +212,8 @@ class _Run:
                 require_schema(db, waits, target.name)
             watcher = NamingWatcher(target, self.names, is_new)
             before = self.backups.of(target, settings)
-            runner = migrate.runner_of(db, self.subject.models, options, waits, watcher, before)
-            return migrate.ANSWERS[options.verb](runner, _call_of(options, target))
+            runner = migrate.runner_of(db, self.subject.models, options, waits, watcher, before, data=())
+            return migrate.answer(runner, _call_of(options, target))
         finally:
             db.close_all()
 

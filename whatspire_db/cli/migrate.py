@@ -14,25 +14,22 @@ import peewee
 from ..connection.connecting import connect
 from ..connection.database import Pooling
 from ..dsn.targets import SqliteTarget
-from ..errors import ConfigError, RightMissing, printable
+from ..errors import ConfigError
 from ..light_stdlib import TYPE_CHECKING, Any
-from ..migrate.history import MigrationStatus
-from ..migrate.plan import Plan, Step
+from ..migrate.plan import Step
 from ..migrate.progress import Progress, Watcher
 from ..migrate.progress import logger as progress_logger
 from ..migrate.reports import Report
 from ..migrate.runner import MigrationRunner
-from ..migrate.stamp import ForeignHistory
 from ..settings import Settings
 from ..settings.durations import seconds_of
-from .call import OK, Answer, Call, configure_logging, progress_bar, run_command, say, symbol
+from .call import Answer, Call, configure_logging, progress_bar, run_command, say, symbol
 from .loading import Model, settings_and_models
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser
 
-    from ..migrate.diff import Changes
-    from ..transfer.fence import Fence
+    from ..models.data_migrations import DataMigration
 
 PROG = "python -m whatspire_db.migrate"
 PENDING, REFUSED = 3, 4
@@ -136,7 +133,7 @@ def _run(call: Call) -> Answer:
     watcher = _CommandLineWatcher(call, is_new)
     runner = runner_of(db, models, options, waits, watcher, _before_changes(options, settings))
     try:
-        return ANSWERS[options.verb](runner, call)
+        return answer(runner, call)
     finally:
         if not db.is_closed():
             db.close()
@@ -158,6 +155,7 @@ def runner_of(
     waits: tuple[float, float],
     watcher: Watcher,
     before_changes: Callable[[], str | None] | None = None,
+    data: Sequence[DataMigration] | None = None,
 ) -> MigrationRunner:
     """Return the runner that the options and the settings of its database ask for."""
     settings = db.settings or Settings()
@@ -171,6 +169,7 @@ def runner_of(
         watcher=watcher,
         wait_for_server=waits[1],
         trust_source=options.trust_source,
+        data=data,
     )
 
 
@@ -244,6 +243,12 @@ class _CommandLineWatcher(Watcher):
             self.bar.close()
             self.bar = None
 
+    def data_progress(self, migration: DataMigration, rows: int) -> None:
+        if self.draws:
+            print(f"\r{migration.name}: {rows:,} rows", end="", file=sys.stderr, flush=True)
+        else:
+            super().data_progress(migration, rows)
+
 
 def _up(runner: MigrationRunner, call: Call) -> Answer:
     if not (call.options.quiet or call.options.json):
@@ -260,114 +265,22 @@ def _report(report: Report) -> Iterator[str]:
         yield f"   {step.title}"
     if report.version != report.previous_version:
         yield symbol("✅", f"Migration recorded: version {report.version}")
-    if not report.applied:
+    if not (report.applied or report.data):
         yield symbol("✅", "Nothing to do")
     if report.drift:
         differences = "1 difference" if len(report.drift) == 1 else f"{len(report.drift)} differences"
         yield symbol("⚠️", f"{differences} that adding cannot mend: run verify to see what")
+    for state in report.data.done if report.data else ():
+        yield symbol("✅", f"data migration {state}")
+    for state in report.data.left if report.data else ():
+        yield symbol("⏳", f"data migration {state}")
     yield symbol("✅", "Database migrations completed")
 
 
-def _moved(fence: Fence | None) -> tuple[dict[str, Any], list[str]]:
-    """Return what a document and the first lines say of a database whose rows were moved to another one."""
-    return ({"moved": fence.to_json()}, [fence.fact, f"    hint: {fence.hint}"]) if fence else ({}, [])
+def answer(runner: MigrationRunner, call: Call) -> Answer:
+    """Do what the verb of a call says."""
+    if call.options.verb == "up":
+        return _up(runner, call)
+    from .looks import ANSWERS  # not for a start
 
-
-def _plan(runner: MigrationRunner, call: Call) -> Answer:
-    plan = runner.plan()
-    moved, first = _moved(runner.fence())
-    notes = [*map(str, plan.renamed), *(f"note: {note}" for note in plan.notes)]
-    heading = [f"-- {printable(line)}" for line in (call.line, *notes)]
-    shown = [*heading, plan.sql().rstrip("\n")] if plan.sql() else [f"-- {printable(line)}" for line in first]
-    lines = shown if call.options.sql else [*first[:1], call.line, str(plan)]  # which has the hint
-    code = REFUSED if plan.refused else PENDING if plan.pending else OK
-    return Answer(call.named(moved | plan.to_json()), lines, code, wanted=call.options.sql)
-
-
-def _verify(runner: MigrationRunner, call: Call) -> Answer:
-    wants_sql, wants_json = call.options.sql, call.options.json
-    mending = runner.mending() if wants_sql or wants_json else None
-    changes = mending.changes if mending else runner.verify_schema()
-    times = () if wants_sql and not wants_json else runner.time_notes()
-    moved, first = _moved(runner.fence())
-    document = {
-        **moved,
-        "version": _version_for(runner) if wants_json else None,  # its table may be closed to this role
-        "missing": [item.to_json() for item in changes.missing],
-        "drift": [
-            *(item.to_json() | {"sql": mending.of(item)} for item in changes.drift if mending),
-            *(item.to_json() | {"accepted": True} for item in changes.accepted),
-        ],
-        "extra": [item.to_json() for item in changes.extra],
-        "times": [note.to_json() for note in times],
-        **({"renamed": [renaming.to_json() for renaming in changes.renamed]} if changes.renamed else {}),
-    }
-    code = REFUSED if changes.drift else PENDING if changes.missing else OK
-    lines = [*first, call.line, _shown(changes), *map(str, changes.renamed), *(f"note: {note}" for note in times)]
-    if wants_sql:
-        lines = [*(f"-- {printable(line)}" for line in (*first, call.line)), str(mending)]
-    return Answer(call.named(document), lines, code, wanted=wants_sql)
-
-
-def _version_for(runner: MigrationRunner) -> int | None:
-    """Return the recorded version; None where another program made its table, or a policy hides its rows."""
-    try:
-        return runner.version()
-    except (ForeignHistory, RightMissing):
-        return None
-
-
-def _shown(changes: Changes) -> str:
-    from ..migrate.diff import Drift  # not for a start that finds itself in sync
-
-    lines = [str(item) for group in (changes.missing, changes.drift) for item in group]
-    lines += [f"accepted {item}" for item in changes.accepted]
-    lines += [str(item) for item in changes.extra]
-    lines += [f"note: accepted, and not there: {Drift(*facts)}" for facts in changes.outdated]
-    if changes:
-        return "\n".join(lines)
-    return "\n".join(["in sync", *lines])
-
-
-def _status(runner: MigrationRunner, call: Call) -> Answer:
-    runs = runner.status()
-    plan = runner.plan() if runner.check().missing else Plan(runner.engine.name, 0)  # a stamp saves the full look
-    moved, first = _moved(runner.fence())
-    document = {
-        **moved,
-        "version": max((run.version for run in runs), default=0),
-        "runs": [run.to_json() for run in runs],
-        "pending": [step.to_json() for step in plan.pending],
-    }
-    lines = [*first, call.line, *_run_lines(runs)]
-    lines += [f"pending: {step.title}" for step in plan.pending]
-    if plan.refused:
-        lines.append(f"refused: {len(plan.refused)}, see plan")
-    if not plan:
-        lines.append("nothing is pending")
-    return Answer(call.named(document), lines)
-
-
-def _run_lines(runs: Sequence[MigrationStatus]) -> Iterator[str]:
-    if not runs:
-        yield "no run is recorded yet"
-        return
-    width = max(len(str(run.version)) for run in runs)
-    yield f"{'version':<{width}}  {'applied at':<23}  run"
-    for run in runs:
-        applied_at = f"{run.applied_at:%Y-%m-%d %H:%M:%S} UTC" if run.applied_at else "-"
-        yield f"{run.version:<{width}}  {applied_at:<23}  {run.name}"
-
-
-def _version(runner: MigrationRunner, call: Call) -> Answer:
-    version = runner.version()
-    return Answer(call.named({"version": version}), [str(version)], wanted=True)
-
-
-ANSWERS: dict[str, Callable[[MigrationRunner, Call], Answer]] = {
-    "up": _up,
-    "plan": _plan,
-    "verify": _verify,
-    "status": _status,
-    "version": _version,
-}
+    return ANSWERS[call.options.verb](runner, call)

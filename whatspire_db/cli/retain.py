@@ -10,7 +10,6 @@ from datetime import timedelta
 from typing import Any
 
 from ..connection.connecting import connect
-from ..data.pace import STALL_SECONDS
 from ..data.retention import Retained, retain, rules_of, shown_age
 from ..dsn.redaction import shown
 from ..errors import ConfigError
@@ -37,9 +36,8 @@ def parser_of(prog: str = PROG) -> argparse.ArgumentParser:
     parser.add_argument(
         "--stall",
         type=_stall,
-        default=timedelta(seconds=STALL_SECONDS),
         metavar="D",
-        help="how long others may wait for a batch, like 50ms (default)",
+        help="how long others may wait for a batch, like 50ms (default: WHATSAPP_DATABASE_DATA_STALL, else 50ms)",
     )
     parser.add_argument(
         "--lock-timeout", metavar="D", help="wait so long for another run, like 90s or 5m (default: 60s)"
@@ -88,7 +86,7 @@ def _run(call: Call) -> Answer:
         rules,
         dry_run=options.dry_run,
         limit=options.limit,
-        stall=options.stall,
+        stall=options.stall or settings.data_stall,
         lock_timeout=seconds_of("--lock-timeout", wait),
         trust_source=options.trust_source,
     )

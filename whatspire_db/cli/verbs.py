@@ -18,6 +18,7 @@ COMMANDS = {
     "migrate": "the verbs above, as whatspire-db migrate [up|plan|verify|status|version]",
     "backup": "make backups, prove them, and bring them back: create, list, verify, restore, prune",
     "health": "tell whether the database can be used; exit 0 when healthy, else 1",
+    "data": "run data migrations and see how they stand: run, status, retry, skip",
     "retain": "delete rows that are older than a rule says, a few at a time",
     "settings": "print every setting with its value and where that comes from, without secrets",
 }

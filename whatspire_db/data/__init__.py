@@ -1,5 +1,7 @@
-"""The life of the rows: `retain` deletes old ones by rules that somebody set."""
+"""The life of the rows: data migrations change them once, `retain` deletes old ones by rules that somebody set."""
 
+from .migrations import DataMigrations, DataOutcome
+from .records import DataState
 from .retention import Retained, Rule, retain, rules_of
 
-__all__ = ["Retained", "Rule", "retain", "rules_of"]
+__all__ = ["DataMigrations", "DataOutcome", "DataState", "Retained", "Rule", "retain", "rules_of"]

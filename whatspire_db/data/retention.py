@@ -27,12 +27,11 @@ from ..settings import Settings
 from ..settings.durations import in_units, parse_duration, seconds_of
 from .engines import engine_of
 from .engines.base import RowEngine
-from .pace import STALL_SECONDS, Pace
+from .pace import LOG_SECONDS, STALL_SECONDS, Pace
 
 logger = logging.getLogger("whatspire_db.data")
 Model = type[peewee.Model]
 
-LOG_SECONDS = 10.0
 AGE = "an age like 30d, 12h or 90m"
 
 
@@ -271,8 +270,7 @@ def _counted(engine: RowEngine, rule: Rule, before: datetime) -> Retained:
 
 def _done(run: _Run, rules: Sequence[Rule], wait_seconds: float | None) -> list[Retained]:
     """Do what the rules say, or, without a time to wait for other runs, count what that would be."""
-    if fence := run.engine.schema.fence():
-        raise fence.refusal()
+    run.engine.require_rows_here()
     _require_trusted(run.engine, rules)
     todo = _children_first(rules)
     if wait_seconds is None:

@@ -61,7 +61,7 @@ def check_health(
         opened = db.connect(reuse_if_open=True) and not engine.is_kept_open(health)
         health = engine.reached(health, db)
         health = _with_schema(health, runner) if schema else replace(health, schema_version=_version(runner))
-        health = _with_fence(_with_times(health, runner) if schema else health, runner)
+        health = _with_fence(_with_data(_with_times(health, runner), runner) if schema else health, runner)
         return engine.quick_checked(health, db) if quick_check else health
     except (WhatspireDBError, peewee.PeeweeException, UnicodeError, MaxConnectionsExceeded) as error:
         return _failing(health, _in_words(error, runner), _secrets(db))
@@ -123,6 +123,19 @@ def _with_times(health: Health, runner: MigrationRunner) -> Health:
     with suppress(LockTimeout):
         return replace(health, times=runner.time_notes(NEWEST))
     return health
+
+
+def _with_data(health: Health, runner: MigrationRunner) -> Health:
+    """See how the data migrations stand; one that failed makes the database unhealthy."""
+    if not runner.data:
+        return health
+    states = tuple(runner.data_migrations().states()[: len(runner.data)])
+    health = replace(health, data=states)
+    failed = [state for state in states if state.state == "failed"]
+    if not failed or health.error:
+        return health
+    hint = f"correct its function, then run whatspire-db data retry {failed[0].name}, or data skip"
+    return replace(health, error=f"data migration {failed[0]}", hint=hint)
 
 
 def _difference(found: SchemaCheck) -> str:

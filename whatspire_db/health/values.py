@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from ..migrate.times import TimeNote
+
+if TYPE_CHECKING:
+    from ..data import DataState
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,8 @@ class Health:
 
     `error` and `hint` say why a database is not healthy. `in_sync` is None too where names alone could be compared
     and agree; `note` tells why. `times` says which columns hold times that are not UTC, or may; the database is healthy
-    all the same. `quick_check` is "ok", or SQLite's first messages.
+    all the same. `data` tells how the data migrations stand, where some are declared. `quick_check` is "ok", or
+    SQLite's first messages.
     """
 
     driver: str | None
@@ -80,6 +84,7 @@ class Health:
     differences: tuple[str, ...] = ()
     note: str | None = None
     times: tuple[TimeNote, ...] = ()
+    data: tuple[DataState, ...] | None = None
     quick_check: str | None = None
     pool: dict[str, Any] | None = None
     server: PostgresServer | None = None
@@ -91,7 +96,9 @@ class Health:
         return self.reachable and self.error is None
 
     def to_json(self) -> dict[str, Any]:
-        return {"healthy": self.healthy, **asdict(self)}
+        document = {"healthy": self.healthy, **asdict(replace(self, data=None))}
+        del document["data"]
+        return document if self.data is None else document | {"data": [state.to_json() for state in self.data]}
 
     def __str__(self) -> str:
         found = list(rows(self))
@@ -125,6 +132,8 @@ def rows(health: Health) -> Iterator[tuple[str, str]]:
             yield "", difference
     if health.note:
         yield "note", health.note
+    for state in health.data or ():
+        yield "data migration", str(state)
     for note in health.times:
         yield "times", str(note)
     yield from _figures(health)

@@ -8,6 +8,7 @@ import time
 from ..light_stdlib import TYPE_CHECKING, dataclass
 
 if TYPE_CHECKING:
+    from ..models.data_migrations import DataMigration
     from .plan import Step
 
 logger = logging.getLogger("whatspire_db.migrate.progress")
@@ -35,6 +36,7 @@ class Watcher:
 
     def __init__(self) -> None:
         self._logged: tuple[str, str, float] = ("", "", 0.0)
+        self._data_logged = time.monotonic()
 
     def started(self, version: int) -> None:
         """Hear the version that is recorded before the run."""
@@ -53,6 +55,13 @@ class Watcher:
         if (title, phase) != (step.title, progress.phase) or now - when > LOG_SECONDS:
             self._logged = (step.title, progress.phase, now)
             logger.info("%s: %s", step.title, progress)
+
+    def data_progress(self, migration: DataMigration, rows: int) -> None:
+        """Hear how many rows of a data migration are done, behind each of its batches."""
+        now = time.monotonic()
+        if now - self._data_logged > LOG_SECONDS:
+            self._data_logged = now
+            logger.info("data migration %s: %s rows done", migration.name, rows)
 
     def step_done(self, step: Step) -> None:
         """Hear of an online step that is done."""

@@ -6,6 +6,7 @@ from ..light_stdlib import TYPE_CHECKING, Any, NamedTuple, dataclass
 from .plan import Plan, Step
 
 if TYPE_CHECKING:
+    from ..data import DataOutcome
     from .diff import Drift, Missing
 
 
@@ -19,7 +20,7 @@ class Done(NamedTuple):
 
 @dataclass(frozen=True)
 class Report:
-    """What a run did. `applied` is empty when there was nothing to do."""
+    """What a run did. `applied` is empty when there was nothing to do; `data` is None without data migrations."""
 
     driver: str
     previous_version: int
@@ -28,9 +29,11 @@ class Report:
     drift: tuple[Drift, ...]
     duration_ms: float
     backup: str | None = None  # the file of the backup that was made before
+    data: DataOutcome | None = None
 
     def to_json(self) -> dict[str, Any]:
         made = {"backup": self.backup} if self.backup else {}
+        data = {"data": self.data.to_json()} if self.data else {}
         return {
             "driver": self.driver,
             "previous_version": self.previous_version,
@@ -39,6 +42,7 @@ class Report:
             "drift": [drift.to_json() for drift in self.drift],
             "duration_ms": round(self.duration_ms, 1),
             **made,
+            **data,
         }
 
 

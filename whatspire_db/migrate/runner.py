@@ -19,7 +19,7 @@ from ..dsn.redaction import shown
 from ..errors import ConfigError, MigrationRefused, ModelError, WhatspireDBError
 from ..light_stdlib import TYPE_CHECKING, Any, TypeVar, replace
 from ..messages import database_failed, in_words
-from ..models.base import is_own, registered_models
+from ..models.base import data_migrations_of, is_own, registered_models
 from ..models.service import MigrationVersion
 from ..settings.durations import seconds_of
 from ..settings.kinds import difference_of
@@ -34,6 +34,8 @@ from .stamp import Standing
 from .stamping import Stamping
 
 if TYPE_CHECKING:
+    from ..data import DataMigrations, DataOutcome
+    from ..models.data_migrations import DataMigration
     from ..transfer.fence import Fence
     from .diff import Changes
     from .full_look import Looking
@@ -47,6 +49,7 @@ LOCK_TIMEOUT_SECONDS = LOOK_SECONDS
 # An index on so many rows is built in some 10 ms, about as long as a commit takes; writers wait no longer than that.
 ONLINE_ROWS = 10_000
 MANY = 300  # tables
+STALL_SECONDS = 0.05
 
 
 def _patient(verb: Callable[[MigrationRunner], T]) -> Callable[[MigrationRunner], T]:
@@ -95,6 +98,8 @@ class MigrationRunner:
         it made, if it did; default: a backup, where the settings of `connect` ask for one.
     :param trust_source: let a PostgreSQL superuser run code of other roles that a step could reach: functions,
         triggers, checks of their tables; default: such a run is refused.
+    :param data: data migrations, which `up` runs behind the steps; default: those declared for the models.
+    :param stall: how long others may wait for a batch of a data migration; default: as the settings of `connect` say.
     :param accepted_drift: differences that count as none, as `verify --json` lists them under drift; each covers
         exactly that difference. Default: those of the settings of `connect`.
     :raises ModelError: when the database is of another kind, or two models declare one table.
@@ -114,10 +119,16 @@ class MigrationRunner:
         wait_for_server: float | timedelta | str = 0,
         trust_source: bool = False,
         accepted_drift: Iterable[Mapping[str, Any]] | None = None,
+        data: Sequence[DataMigration] | None = None,
+        stall: float | timedelta | str | None = None,
     ) -> None:
         self.engine = engine_for(db, trust_source)
         self.db = self.engine.db
-        self.models: list[ModelType] = _usual_models(self.db) if models is None else _listed(models)
+        listed = _usual_models(self.db) if models is None else _listed(models)
+        # A temporary table is gone with its session: nothing to migrate.
+        self.models: list[ModelType] = [model for model in listed if not model._meta.temporary]
+        self.data = data_migrations_of(self.models) if data is None else tuple(data)
+        self.stall = stall
         self.record_all = record_all
         self.before_changes = before_changes or _configured_backup(self.db)
         self.lock_timeout = seconds_of("lock_timeout", lock_timeout)
@@ -126,12 +137,11 @@ class MigrationRunner:
         self.watcher = watcher or Watcher()
         self.wait_for_server = seconds_of("wait_for_server", wait_for_server)
         self._patience = Patience(self.lock_timeout, self.wait_for_server)
-        # A temporary table is gone with its session: nothing to migrate.
-        self.models = [model for model in self.models if not model._meta.temporary]
 
     @property
     def _stamping(self) -> Stamping:
-        return Stamping(self.engine, self.models, self.lock_timeout, self.accepted_drift)
+        names = frozenset(migration.name for migration in self.data)
+        return Stamping(self.engine, self.models, self.lock_timeout, self.accepted_drift, names)
 
     @property
     def _looking(self) -> Looking:
@@ -218,6 +228,8 @@ class MigrationRunner:
     def up(self) -> Report:
         """Apply what is pending, verify the outcome and record the run; one question and no lock when it is in sync.
 
+        Data migrations come last. While another worker runs them, they are reported as left, and not waited for.
+
         What can be done at once is done in one transaction, or not at all. What takes long on a large table
         follows, each step by itself; a run that ends in between leaves a schema that the next one completes.
 
@@ -226,6 +238,7 @@ class MigrationRunner:
         :raises StepFailed: when the database refused a statement; its transaction was rolled back.
         :raises VerificationFailed: when the outcome was not the declared schema; it was rolled back.
         :raises LockTimeout: when another migration, or a session in the way, went on for too long.
+        :raises DataMigrationFailed: when the function of a data migration failed; the schema is done then.
         """
         started = time.perf_counter()
         with self._connection():
@@ -235,7 +248,34 @@ class MigrationRunner:
             except MigrationRefused as refused:
                 _warn_of_renamings(refused.plan)
                 raise
-            return self._reported(done, started)
+            data = self._change_rows(standing) if self.data else None
+            return replace(self._reported(done, started), data=data)
+
+    def _change_rows(self, standing: Standing | None) -> DataOutcome | None:
+        """Run the data migrations that are left, unless somebody else does."""
+        if standing and standing.finished.issuperset(migration.name for migration in self.data):
+            return None
+        data = self.data_migrations()
+        if standing and self.engine.is_working(standing):
+            return data.all_left()
+        outcome = data.run_unless_busy()
+        if not outcome.left:
+            self._stamping.keep_finished()
+        return outcome
+
+    def data_migrations(self) -> DataMigrations:
+        """Return the data migrations of this run, to see how they stand or to deal with one that failed."""
+        from ..data import DataMigrations  # not for a start without any
+
+        settings = getattr(self.db, "settings", None)
+        return DataMigrations(
+            self.db,
+            self.data,
+            stall=self.stall if self.stall is not None else settings.data_stall if settings else STALL_SECONDS,
+            lock_timeout=self.lock_timeout,
+            tell=self.watcher.data_progress,
+            trust_source=self.engine.trust_source,
+        )
 
     def up_as_stamped(self, standing: Standing | None) -> Report | None:
         """Return what `up` reports for an answer that fits the stamp; None where a run has to look.

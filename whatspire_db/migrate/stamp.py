@@ -17,6 +17,7 @@ from .schema import Difference
 
 KEPT = 8  # declared schemas a database: some releases of a few services that share it
 BYTES = 1 << 16  # many times what so many take
+MOST_FINISHED = 200  # names of data migrations, the newest
 _KEPT_DDL = "whatspire_ddl"
 _FORMAT = 2  # rises when the comparison itself changes, so that nobody trusts what an older one verified
 
@@ -26,12 +27,14 @@ class Stamps:
     """Pairs of a declared schema's fingerprint and the database's mark, the newest first.
 
     `drifted` are those with drift, and what differs there. `unrecorded` is the fingerprint of
-    a run that changes something after its transaction, until it has recorded it.
+    a run that changes something after its transaction, until it has recorded it. `finished` names data migrations;
+    it says nothing of the schema, and the fingerprints nothing of the rows.
     """
 
     verified: tuple[tuple[str, str], ...] = ()
     unrecorded: str = ""
     drifted: tuple[tuple[str, str, tuple[Difference, ...]], ...] = ()
+    finished: tuple[str, ...] = ()
 
     def differences(self, declared: str, mark: str) -> tuple[Difference, ...] | None:
         """Return what a look found to have drifted in a database with this very mark; None where there was no look."""
@@ -60,7 +63,8 @@ class Stamps:
     def to_text(self) -> str:
         """Return the stamps as they are stored."""
         drifted = {"drifted": self.drifted} if self.drifted else {}
-        return json.dumps({"whatspire_db": self.verified, "unrecorded": self.unrecorded, **drifted})
+        finished = {"finished": self.finished[-MOST_FINISHED:]} if self.finished else {}
+        return json.dumps({"whatspire_db": self.verified, "unrecorded": self.unrecorded, **drifted, **finished})
 
     @classmethod
     def from_text(cls, text: str | None) -> Stamps | None:
@@ -71,7 +75,8 @@ class Stamps:
             document = json.loads(text) if len(text) <= BYTES else {}
             pairs = tuple((_text_of(declared), _text_of(mark)) for declared, mark in document["whatspire_db"])
             drifted = tuple(map(_drifted, document.get("drifted", ())))
-            return cls(pairs[:KEPT], _text_of(document["unrecorded"]), drifted[:KEPT])
+            finished = tuple(map(_text_of, document.get("finished", ())))
+            return cls(pairs[:KEPT], _text_of(document["unrecorded"]), drifted[:KEPT], finished)
         except (KeyError, TypeError, ValueError, RecursionError):
             return None
 
@@ -97,13 +102,16 @@ def _text_of(value: object) -> str:
 class Standing:
     """What one question says of a database: the recorded version, its mark, its stamps, and whether it takes others.
 
-    `stamps` is None where somebody else keeps something in their place.
+    `stamps` is None where somebody else keeps something in their place. Where it was asked for, `finished` names data
+    migrations, and `is_working` tells whether a run that changes many rows holds its lock.
     """
 
     version: int
     mark: str
     stamps: Stamps | None
     may_write: bool
+    finished: frozenset[str] = frozenset()
+    is_working: bool = False
 
 
 class ForeignHistory(WhatspireDBError):

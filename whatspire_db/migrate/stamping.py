@@ -23,12 +23,14 @@ class Stamping:
     :param models: those that the run is about.
     :param wait_seconds: how long a question waits for a lock.
     :param accepted: the differences that count as none.
+    :param names: of data migrations.
     """
 
     engine: Engine
     models: Sequence[ModelType]
     wait_seconds: float
     accepted: tuple[Difference, ...] = ()
+    names: frozenset[str] = frozenset()
 
     @property
     def stamped_models(self) -> list[ModelType]:
@@ -42,7 +44,7 @@ class Stamping:
     def standing(self) -> Standing | None:
         """Ask how the database stands; None where its history cannot be read."""
         try:
-            return self.engine.standing(self.stamped_models, self.wait_seconds)
+            return self.engine.standing(self.stamped_models, self.wait_seconds, with_rows=bool(self.names))
         except ForeignHistory:
             return None
 
@@ -87,6 +89,13 @@ class Stamping:
         if standing and standing.stamps:
             recorded = replace(standing.stamps, unrecorded="")
             self._keep(standing, self._with_found(recorded, standing.mark, drift))
+
+    def keep_finished(self) -> None:
+        """Keep that the data migrations are finished, so that the next start asks no further."""
+        standing = self.standing()
+        if standing and standing.stamps and not standing.finished.issuperset(self.names):
+            finished = tuple(dict.fromkeys([*standing.stamps.finished, *sorted(self.names)]))
+            self._keep(standing, replace(standing.stamps, finished=finished))
 
     def _with_found(self, stamps: Stamps, mark: str, drift: Sequence[Drift]) -> Stamps:
         # What rows alone keep from being finished can be done as soon as they are corrected, so it is looked for again.

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import peewee
 
 from ..errors import NotConnected
 from ..light_stdlib import TYPE_CHECKING, Any
 from .queries import Queries
 from .saving import SavesChanges
+
+if TYPE_CHECKING:
+    from .data_migrations import DataMigration
 
 
 class _Unconnected(peewee.DatabaseProxy):
@@ -66,6 +71,15 @@ class BaseModel(SavesChanges, Queries, peewee.Model, metaclass=_BaseModelMeta):
         database = database
         legacy_table_names = False
         abstract = True
+
+
+# Data migrations by their names, in the order of declaration; `data_migration` adds to them.
+declared_data: dict[str, DataMigration] = {}
+
+
+def data_migrations_of(models: Collection[type[peewee.Model]]) -> tuple[DataMigration, ...]:
+    """Return the data migrations that were declared for some models, in the order of declaration."""
+    return tuple(migration for migration in declared_data.values() if migration.model in models)
 
 
 def is_own(model: type[peewee.Model]) -> bool:

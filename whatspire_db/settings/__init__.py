@@ -81,6 +81,7 @@ class Settings:
     health_timeout: timedelta = _setting(DURATION, timedelta(seconds=5))
     migration_online_rows: int = _setting(COUNT, 10_000)
     accepted_drift: tuple[tuple[str | None, ...], ...] = _setting(DIFFERENCES, ())
+    data_stall: timedelta = _setting(DURATION, timedelta(milliseconds=50))
     backup_dir: str = _setting(TEXT, "backups")
     backup_name: str | None = _setting(TEXT, None)  # the database's
     backup_before_migrate: bool = _setting(BOOLEAN, False)

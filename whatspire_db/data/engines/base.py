@@ -32,6 +32,14 @@ class RowEngine(abc.ABC):
         """
         return self.schema.work_lock(wait_seconds)
 
+    def require_rows_here(self) -> None:
+        """Refuse to change rows that were moved to another database, which has the current ones.
+
+        :raises DatabaseMoved: when they were.
+        """
+        if fence := self.schema.fence():
+            raise fence.refusal()
+
     def begins_an_index(self, field: peewee.Field) -> bool:
         """Tell whether a column stands first in an index of the live table, by which its rows are found in order."""
         key = self.schema.key(field.model)
@@ -40,6 +48,10 @@ class RowEngine(abc.ABC):
         return table is not None and any(
             index.valid and not index.predicate and index.keys[0].column == column for index in table.indexes
         )
+
+    @abc.abstractmethod
+    def has_table(self, model: type[peewee.Model]) -> bool:
+        """Tell whether a model's table is there."""
 
     def with_own_names(self) -> AbstractContextManager[Any]:
         """Run a block in which functions and operators are the engine's own, whatever the search_path leads to."""
@@ -52,6 +64,17 @@ class RowEngine(abc.ABC):
     @abc.abstractmethod
     def unlocked(self, query: peewee.ModelSelect) -> peewee.ModelSelect:
         """Return a query for rows to change that waits for no other transaction's rows."""
+
+    @abc.abstractmethod
+    def transaction(self) -> AbstractContextManager[Any]:
+        """Run a block as one transaction that may write."""
+
+    @abc.abstractmethod
+    def locked(self, query: peewee.ModelSelect) -> peewee.ModelSelect:
+        """Return a query whose rows nobody else changes until the end of the transaction."""
+
+    def limit_waits(self, seconds: float) -> None:  # noqa: B027 - who has the file's write lock waits for nobody
+        """Have no statement of this transaction wait longer for a lock, and none end for the time that it takes."""
 
     def give_back(self, seconds: float, rest: Callable[[float], bool]) -> None:  # noqa: B027 - nothing to do on a server
         """Return the space of deleted rows to the file system.

@@ -19,10 +19,19 @@ class SqliteRows(RowEngine):
 
     smallest, largest = 10, 1000
 
-    def batch(self) -> AbstractContextManager[Any]:
+    def transaction(self) -> AbstractContextManager[Any]:
         # A transaction that reads first and then writes can fail at once, whatever the time for waiting.
-        batch: AbstractContextManager[Any] = self.db.atomic("IMMEDIATE")
-        return batch
+        transaction: AbstractContextManager[Any] = self.db.atomic("IMMEDIATE")
+        return transaction
+
+    def batch(self) -> AbstractContextManager[Any]:
+        return self.transaction()
+
+    def has_table(self, model: type[peewee.Model]) -> bool:
+        return bool(self.db.table_exists(model._meta.table_name))
+
+    def locked(self, query: peewee.ModelSelect) -> peewee.ModelSelect:
+        return query
 
     def unlocked(self, query: peewee.ModelSelect) -> peewee.ModelSelect:
         return query

@@ -113,10 +113,13 @@ class Engine(abc.ABC):
         """Let the engine create the models' tables in a scratch place, and read them there."""
 
     @abc.abstractmethod
-    def standing(self, models: Sequence[ModelType], wait_seconds: float = LOOK_SECONDS) -> Standing | None:
+    def standing(
+        self, models: Sequence[ModelType], wait_seconds: float = LOOK_SECONDS, *, with_rows: bool = False
+    ) -> Standing | None:
         """Ask in one statement how the database stands; None where its history cannot be read.
 
         :param wait_seconds: how long to wait for a lock; within a transaction its own limit counts.
+        :param with_rows: ask for data migrations too, and for a run that changes many rows.
         """
 
     @abc.abstractmethod
@@ -152,6 +155,10 @@ class Engine(abc.ABC):
 
         :raises LockTimeout: when another migration holds it for longer.
         """
+
+    def is_working(self, standing: Standing) -> bool:
+        """Tell whether a run that changes many rows holds its lock; `standing` was asked with rows."""
+        return standing.is_working
 
     @abc.abstractmethod
     def work_lock(self, wait_seconds: float) -> AbstractContextManager[None]:

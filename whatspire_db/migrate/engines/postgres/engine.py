@@ -79,8 +79,6 @@ _LOCKS: Mapping[LockedWork, Lock] = {
     "build_index": "SHARE UPDATE EXCLUSIVE",
     "attach_index": "SHARE UPDATE EXCLUSIVE",
 }
-
-
 _PREPARED = (
     "clients that hold a prepared SELECT * (or RETURNING *) of {} get "
     '"cached plan must not change result type" (0A000) when they run it again, until they prepare it anew or '
@@ -221,7 +219,9 @@ class PostgresEngine(Engine):
         tables = [qualified(m._meta.schema, self.fold(m._meta.table_name)) for m in models]
         return holders.locked_out(self.db, tables, wait_seconds)
 
-    def standing(self, models: Sequence[ModelType], wait_seconds: float = LOOK_SECONDS) -> Standing | None:
+    def standing(
+        self, models: Sequence[ModelType], wait_seconds: float = LOOK_SECONDS, *, with_rows: bool = False
+    ) -> Standing | None:
         tables = self.tables_of(models)
         # Within a transaction in a savepoint, for a question that fails ends it; outside of one the limit and the
         # question go to the server as one message.
@@ -232,7 +232,7 @@ class PostgresEngine(Engine):
                 return self.ask_quietly(sql, tables)
 
         try:
-            row = history.standing_row(self.db, ask, "" if inside else f"{lock_limit(wait_seconds)}; ")
+            row = history.standing_row(self.db, ask, "" if inside else f"{lock_limit(wait_seconds)}; ", with_rows)
         except peewee.ProgrammingError:
             return None
         return None if row is None else history.standing_of(row)

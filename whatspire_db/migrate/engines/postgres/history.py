@@ -98,11 +98,25 @@ SELECT (SELECT max(version) FROM migration_versions),
 FROM pg_catalog.pg_class WHERE oid = to_regclass(quote_ident(current_schema()) || '.migration_versions')
 """.replace("{node}", _NODE)
 _NEWEST = "(SELECT max(version) FROM migration_versions)"
+# Whether a run that changes many rows holds its lock: the number is that of `run_lock`.
+_IS_WORKING = """
+EXISTS (
+    SELECT FROM pg_catalog.pg_locks
+    WHERE locktype = 'advisory' AND granted AND objsubid = 1
+        AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
+        AND (classid::bigint << 32 | objid::bigint) = ('x' || encode(substr(
+            sha256(convert_to('whatspire_db rows ' || current_schema(), 'UTF8')), 1, 8), 'hex'))::bit(64)::bigint
+)"""
 
 
-def question() -> str:
+def question(with_rows: bool = False) -> str:
     """Return the question for the row of _STANDING, which fails before it runs code of others."""
-    return pinned(_STOP + _STANDING)
+    return pinned(_STOP + _standing(with_rows))
+
+
+def _standing(with_rows: bool) -> str:
+    last = "    current_schema()::text\nFROM"
+    return _STANDING.replace(last, f"    {_IS_WORKING},\n{last}") if with_rows else _STANDING
 
 
 def standing_of(row: tuple[Any, ...]) -> Standing:
@@ -110,23 +124,27 @@ def standing_of(row: tuple[Any, ...]) -> Standing:
 
     :raises ForeignHistory: when the version is not a number.
     """
-    version, mark, text, may_write, _ = row
-    return Standing(recorded_version(version), mark, Stamps.from_text(text), bool(may_write))
+    version, mark, text, may_write, *is_working, _ = row
+    stamps = Stamps.from_text(text)
+    finished = frozenset(stamps.finished if stamps else ())
+    return Standing(recorded_version(version), mark, stamps, bool(may_write), finished, any(is_working))
 
 
-def standing_row(db: peewee.PostgresqlDatabase, ask: Callable[[str], Any], limit: str) -> tuple[Any, ...] | None:
+def standing_row(
+    db: peewee.PostgresqlDatabase, ask: Callable[[str], Any], limit: str, with_rows: bool
+) -> tuple[Any, ...] | None:
     """Return the row of _STANDING; None where there is no history. A history that runs code of others is only copied.
 
     :param ask: sends a message and returns the first row of its last statement.
     :param limit: a statement to go before, in the same message.
     """
     try:
-        row: tuple[Any, ...] | None = ask(limit + question())
+        row: tuple[Any, ...] | None = ask(limit + question(with_rows))
         return row
     except peewee.DataError as error:
         if sqlstate(error) != DIVISION_BY_ZERO:
             raise
-    row = ask(limit + pinned(_STANDING.replace(_NEWEST, "NULL")))
+    row = ask(limit + pinned(_standing(with_rows).replace(_NEWEST, "NULL")))
     return (newest(db), *row[1:]) if row else None
 
 

@@ -13,13 +13,14 @@ import peewee
 from whatspire_db.errors import LockTimeout, ModelError, WhatspireDBError, bounded
 from whatspire_db.files import WRITABLE_BY_OTHERS, open_regular, trusted_owners
 from whatspire_db.light_stdlib import TYPE_CHECKING, lazy_module
-from whatspire_db.messages import ERROR, first_line, is_locked, primary
-from whatspire_db.migrate.ddl import ModelType, execute, quote, quote_text, referenced_tables
+from whatspire_db.messages import first_line, is_locked
+from whatspire_db.migrate.ddl import ModelType, execute, quote, referenced_tables
 from whatspire_db.migrate.schema import Column, Constraint, Index, Key, Schema, Table, folded_ascii
 from whatspire_db.migrate.stamp import BYTES, Stamps, Standing, mark_of, recorded_version, rendered
-from whatspire_db.peewee_compat import load_extras, peewee_errors
+from whatspire_db.peewee_compat import load_extras
 
 from ..base import LOOK_SECONDS, Engine, T, discarded
+from . import history
 
 if TYPE_CHECKING:
     from whatspire_db.migrate.mending import DriftedTable, Fix
@@ -32,18 +33,6 @@ else:  # not for a start that finds its stamp
     references = lazy_module("whatspire_db.migrate.engines.references")
 
 TURN_SECONDS = 0.2  # a wait for the write lock, in which no signal is heard
-
-# The mark is a hash of the very SQL that the schema consists of, so no two schemas share one, whatever file they are
-# in: what was found to hold the declared schema once does so for ever. The stamps lie in a file beside the database,
-# which may be lost or deleted at any time.
-_HISTORY = "SELECT (SELECT max(version) FROM migration_versions), NULL, NULL, NULL, NULL"
-_NO_HISTORY = "SELECT 0, NULL, NULL, NULL, NULL"
-_STANDING = "SELECT {0}, tbl_name, type, name, sql FROM {1}.sqlite_master"
-
-_HISTORY_COLUMNS = """
-SELECT c.name FROM main.sqlite_master AS t, pragma_table_xinfo(t.name, 'main') AS c
-WHERE t.type = 'table' AND t.name = 'migration_versions' COLLATE NOCASE
-"""
 
 # Tables in a scratch database: the more there are, the longer SQLite takes to create one.
 BATCH = 100
@@ -189,35 +178,31 @@ class SqliteEngine(Engine):
     def is_lock_failure(self, error: Exception) -> bool:
         return is_locked(error)
 
-    def standing(self, models: Sequence[ModelType], wait_seconds: float = LOOK_SECONDS) -> Standing | None:
+    def standing(
+        self, models: Sequence[ModelType], wait_seconds: float = LOOK_SECONDS, *, with_rows: bool = False
+    ) -> Standing | None:
         usual = float(self.db.timeout or 0)  # the usual start is this one question, without another to set a limit
         try:
             if usual <= wait_seconds:
-                return self._standing(models)
+                return self._standing(models, with_rows)
         except peewee.OperationalError as error:
             if not is_locked(error):
                 raise
         with self._waiting(wait_seconds - usual if usual <= wait_seconds else wait_seconds):
-            return self._standing(models)
+            return self._standing(models, with_rows)
 
-    def _standing(self, models: Sequence[ModelType]) -> Standing | None:
+    def _standing(self, models: Sequence[ModelType], with_rows: bool) -> Standing | None:
         keys = {self.key(model) for model in models}
         schemas = sorted({key[0] for key in keys} | {""})
-        parts = [_STANDING.format(*quoted) for quoted in map(_both_quotes, schemas)]
-        with peewee_errors:
-            try:
-                cursor = self.db.cursor().execute(" UNION ALL ".join([_HISTORY, *parts]))
-            except peewee.sqlite3.OperationalError as error:
-                if primary(error) != ERROR:
-                    raise
-                if self.history_columns():  # another program's
-                    return None
-                cursor = self.db.cursor().execute(" UNION ALL ".join([_NO_HISTORY, *parts]))
-            (version, *_), *facts = cursor
+        answer = history.answer(self.db, schemas, with_rows)
+        if answer is None:
+            return None
+        (version, finished, *_), *facts = answer
         keys |= {(schema, folded_ascii(name)) for schema, name in _referred(facts, keys)}
         own = sorted(fact for fact in facts if ("" if fact[0] == "main" else fact[0], folded_ascii(fact[1])) in keys)
         mark = mark_of([peewee.sqlite3.sqlite_version, *own])
-        return Standing(recorded_version(version), mark, self._read_stamps(), self._stamps_file is not None)
+        may_write, names = self._stamps_file is not None, frozenset(finished.split("\n") if finished else ())
+        return Standing(recorded_version(version), mark, self._read_stamps(), may_write, names)
 
     @property
     def _stamps_file(self) -> str | None:
@@ -248,6 +233,11 @@ class SqliteEngine(Engine):
             if not is_locked(error):
                 raise
             raise self.locked_out((), wait_seconds) from None
+
+    def is_working(self, standing: Standing) -> bool:
+        from .stamps_file import is_locked  # not for a start without data migrations
+
+        return is_locked(self._stamps_file)
 
     def work_lock(self, wait_seconds: float) -> AbstractContextManager[None]:
         from .stamps_file import work_lock  # not for a migration
@@ -311,7 +301,7 @@ class SqliteEngine(Engine):
         return None
 
     def history_columns(self) -> set[str]:
-        return {folded_ascii(name) for (name,) in execute(self.db, _HISTORY_COLUMNS)}
+        return history.columns(self.db)
 
     def time_notes(self, models: Sequence[ModelType], newest: int | None) -> tuple[TimeNote, ...]:
         from .times import offsets  # not for a start
@@ -346,11 +336,6 @@ def _referred(facts: Sequence[tuple[str, ...]], keys: Collection[Key]) -> Iterat
         place = "" if schema == "main" else schema
         if kind == "table" and sql and (place, folded_ascii(table)) in keys:
             yield from ((place, name) for name in referenced_tables(sql))
-
-
-def _both_quotes(schema: str) -> tuple[str, str]:
-    name = schema or "main"
-    return quote_text(name), quote(name)
 
 
 def _own_text(path: str) -> str:

@@ -50,6 +50,22 @@ def work_lock(path: str | None, database: str, wait_seconds: float) -> Iterator[
             os.close(descriptor)
 
 
+def is_locked(path: str | None) -> bool:
+    """Tell whether somebody holds the lock at this moment."""
+    descriptor = _to_lock(path)
+    try:
+        if descriptor is not None:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # this file system has none
+        pass
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+    return False
+
+
 def _to_lock(path: str | None) -> int | None:
     try:
         # Opened to read, which is enough for the lock, and is all that others than the file's own user may do.

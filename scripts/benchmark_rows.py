@@ -1,9 +1,9 @@
-"""Measure how long writers wait while `retain` deletes half of the events beside them.
+"""Measure how long writers wait beside long work on the rows: `retain` deletes half, a data migration changes all.
 
-    python scripts/benchmark_retention.py [--rows N] [--seconds N] [--rounds N] [--dsn POSTGRES_DSN]
+    python scripts/benchmark_rows.py [--work retain|data] [--rows N] [--seconds N] [--rounds N] [--dsn POSTGRES_DSN]
 
 Four processes write events of 250 bytes of JSON, one a transaction, first alone and then beside the run. Prints, for
-each engine, the p99.9 and the longest of their waits in milliseconds and the rows that were deleted a second; medians
+each engine, the p99.9 and the longest of their waits in milliseconds and the rows that the run did a second; medians
 of the rounds. Without a DSN it starts the PostgreSQL of the test extra. The database is filled anew for each round.
 """
 
@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 import uuid
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from statistics import median
@@ -22,11 +23,13 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import peewee
 from peers.surroundings import postgres, progress
 
 from whatspire_db import Event, MigrationRunner, Settings, connect
-from whatspire_db.data import Rule, retain
+from whatspire_db.data import DataMigrations, Rule, retain
 from whatspire_db.fields import utcnow
+from whatspire_db.models.data_migrations import DataMigration
 
 WRITERS, PAUSE_SECONDS, DAYS = 4, 0.005, 30
 DATA = {"text": "x" * 230}
@@ -42,17 +45,18 @@ class Waits(NamedTuple):
 def main() -> None:
     """Measure both engines and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", choices=list(WORK), default="retain")
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--seconds", type=float, default=20.0, help="how long the writers are measured alone")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dsn", help="of a PostgreSQL database that may be emptied")
     options = parser.parse_args()
-    print("| engine | alone: p99.9, longest | beside retain: p99.9, longest | rows deleted a second |")
+    print(f"| engine | alone: p99.9, longest | beside {options.work}: p99.9, longest | rows a second |")
     print("| --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory() as folder, postgres(options.dsn) as (server, _):
         for engine, dsn in (("SQLite", f"{folder}/events.db"), ("PostgreSQL", server)):
             progress(engine)
-            rounds = [measured(dsn, options.rows, options.seconds) for _ in range(options.rounds)]
+            rounds = [measured(WORK[options.work], dsn, options.rows, options.seconds) for _ in range(options.rounds)]
             alone, beside, speed = (list(each) for each in zip(*rounds, strict=True))
             print(f"| {engine} | {_shown(alone)} | {_shown(beside)} | {median(speed):,.0f} |", flush=True)
 
@@ -61,19 +65,44 @@ def _shown(waits: list[Waits]) -> str:
     return f"{median(each.high for each in waits):.1f}, {median(each.longest for each in waits):.1f}"
 
 
-def measured(dsn: str, rows: int, seconds: float) -> tuple[Waits, Waits, float]:
+def deleted(db: peewee.Database, rows: int) -> int:
+    """Delete the older half, and return how many rows that were."""
+    (done,) = retain(db, [Rule(Event, Event.timestamp, timedelta(days=DAYS), "benchmark")])
+    if done.rows != rows // 2:
+        raise SystemExit(f"{done.rows} rows were deleted, and {rows // 2} are older than the rule says")
+    return done.rows
+
+
+def changed(db: peewee.Database, rows: int) -> int:
+    """Change all rows that were there before, and return how many that were."""
+
+    def change(batch: Any) -> None:
+        Event.update(created_at=moment).where(batch).execute()
+
+    moment = utcnow()
+    (done,) = DataMigrations(db, [DataMigration(str(moment), Event, change)]).run().done
+    with db.connection_context():
+        left = Event.select().where(Event.created_at < moment).count(db)
+    if left > done.rows // 100:  # what the writers have written meanwhile before the place that the run had reached
+        raise SystemExit(f"{left} rows were not changed")
+    return done.rows
+
+
+WORK = {"retain": deleted, "data": changed}
+
+
+def measured(
+    work: Callable[[peewee.Database, int], int], dsn: str, rows: int, seconds: float
+) -> tuple[Waits, Waits, float]:
     """Fill the table, measure the writers alone and beside a run; return their waits and the rows a second."""
     fill(dsn, rows)
     with writers(dsn) as alone:
         time.sleep(seconds)
-    rule = Rule(Event, Event.timestamp, timedelta(days=DAYS), "benchmark")
     with writers(dsn) as beside:
         started = time.monotonic()
-        (done,) = retain(connect(Settings(dsn=dsn, log_level="silent")), [rule])
+        done = work(connect(Settings(dsn=dsn, log_level="silent")), rows)
         took = time.monotonic() - started
-    if done.rows != rows // 2:
-        raise SystemExit(f"{done.rows} rows were deleted, and {rows // 2} are older than the rule says")
-    return waits_of(alone), waits_of(beside), done.rows / took
+    return waits_of(alone), waits_of(beside), done / took
 
 
 def fill(dsn: str, rows: int) -> None:

@@ -1,0 +1,670 @@
+"""Data migrations change rows once: batch by batch or in one transaction, by one run at a time, over every kill."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import peewee
+import pytest
+
+from tests.backup.ground import at_once
+from tests.conftest import Place
+from tests.migrate.models import model
+from tests.servers import eventually
+from whatspire_db import (
+    ConfigError,
+    DataMigrationFailed,
+    LockTimeout,
+    MigrationRunner,
+    ModelError,
+    TransactionError,
+    WhatspireDBError,
+    data_migration,
+)
+from whatspire_db.data import DataMigrations
+from whatspire_db.data.engines import engine_of
+from whatspire_db.models.base import declared_data
+from whatspire_db.models.data_migrations import DataMigration
+
+Model = type[peewee.Model]
+
+
+def counted(**fields: Any) -> Model:
+    """Return a model whose rows count how often they were changed."""
+    return model("Counted", "counted", {"n": peewee.IntegerField(default=0), **fields})
+
+
+def made(db: peewee.Database, *models: Model) -> None:
+    db.bind(models)
+    MigrationRunner(db, models).up()
+
+
+def filled(db: peewee.Database, table: Model, rows: int) -> None:
+    with db.atomic():
+        for start in range(0, rows, 500):
+            table.insert_many([{"n": 0}] * min(500, rows - start)).execute()
+
+
+def add_one(table: Model) -> Callable[[Any], None]:
+    def change(batch: Any) -> None:
+        table.update(n=table.n + 1).where(batch).execute()
+
+    return change
+
+
+def counting(table: Model, **more: Any) -> DataMigration:
+    return DataMigration("count", table, add_one(table), **more)
+
+
+def counts(table: Model) -> set[int]:
+    return {row[0] for row in table.select(table.n).distinct().tuples()}
+
+
+def fail(*_: Any) -> None:
+    raise KeyError("Zq7SECRETx9")
+
+
+@pytest.fixture
+def nothing_declared() -> Iterator[None]:
+    before = dict(declared_data)
+    declared_data.clear()
+    yield
+    declared_data.clear()
+    declared_data.update(before)
+
+
+# What is changed
+
+
+def test_every_row_is_changed_once(place: Place, db: peewee.Database) -> None:
+    table = counted()
+    made(db, table)
+    filled(db, table, 3210)
+    told: list[int] = []
+    data = DataMigrations(db, [counting(table)], tell=lambda migration, rows: told.append(rows))
+    outcome = data.run()
+    assert [(state.name, state.state, state.rows) for state in outcome.done] == [("count", "finished", 3210)]
+    assert outcome.left == ()
+    assert counts(table) == {1}
+    steps = [later - earlier for earlier, later in zip([0, *told], told, strict=False)]
+    assert steps[0] == engine_of(db).smallest
+    assert max(steps) <= engine_of(db).largest
+    assert data.run().done == ()
+    assert counts(table) == {1}
+
+
+@pytest.mark.parametrize("batch", [1, 7, 100])
+def test_a_batch_has_no_more_rows_than_it_says(place: Place, db: peewee.Database, batch: int) -> None:
+    table = counted()
+    made(db, table)
+    filled(db, table, 50)
+    sizes: list[int] = []
+
+    def change(rows: Any) -> None:
+        sizes.append(table.update(n=table.n + 1).where(rows).execute())
+
+    DataMigrations(db, [DataMigration("count", table, change, batch)]).run()
+    assert sum(sizes) == 50
+    assert max(sizes) <= batch
+    assert counts(table) == {1}
+
+
+KEYS: dict[str, tuple[dict[str, peewee.Field], Callable[[int], dict[str, Any]]]] = {
+    "text": ({"id": peewee.TextField(primary_key=True)}, lambda n: {"id": uuid.UUID(int=n * 7919).hex}),
+    "uuid": ({"id": peewee.UUIDField(primary_key=True)}, lambda n: {"id": uuid.UUID(int=n * 7919)}),
+    "bytes": ({"id": peewee.BlobField(primary_key=True)}, lambda n: {"id": n.to_bytes(3, "big")}),
+    "decimal": (
+        {"id": peewee.DecimalField(primary_key=True, max_digits=9, decimal_places=2)},
+        lambda n: {"id": n / 4},
+    ),
+    "two": (
+        {"a": peewee.IntegerField(), "b": peewee.TextField()},
+        lambda n: {"a": n % 7, "b": f"{n % 3}'\n%{n}"},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", KEYS)
+def test_keys_of_any_form(place: Place, db: peewee.Database, kind: str) -> None:
+    fields, key = KEYS[kind]
+    meta = {"primary_key": peewee.CompositeKey("a", "b")} if kind == "two" else {}
+    table = model("Keyed", "keyed", {"n": peewee.IntegerField(default=0), **fields}, **meta)
+    made(db, table)
+    table.insert_many([key(n) for n in range(333)]).execute()
+    seen: list[int] = []
+
+    def change(rows: Any) -> None:
+        seen.append(table.select().where(rows).count())
+        table.update(n=table.n + 1).where(rows).execute()
+
+    DataMigrations(db, [DataMigration("count", table, change, 50)]).run()
+    assert (sum(seen), counts(table)) == (333, {1})
+
+
+def test_a_table_without_rows(place: Place, db: peewee.Database) -> None:
+    table = counted()
+    made(db, table)
+    (state,) = DataMigrations(db, [counting(table)]).run().done
+    assert (state.state, state.rows) == ("finished", 0)
+
+
+def test_peewees_atomic_works_inside(place: Place, db: peewee.Database) -> None:
+    table = counted()
+    made(db, table)
+    filled(db, table, 200)
+
+    def change(rows: Any) -> None:
+        with suppress(ZeroDivisionError), db.atomic():
+            table.update(n=99).execute()
+            raise ZeroDivisionError
+        with db.atomic():
+            table.update(n=table.n + 1).where(rows).execute()
+
+    DataMigrations(db, [DataMigration("count", table, change)]).run()
+    assert counts(table) == {1}
+
+
+def test_one_transaction_is_all_or_nothing(place: Place, db: peewee.Database) -> None:
+    table = counted()
+    made(db, table)
+    filled(db, table, 20)
+
+    def change() -> None:
+        table.update(n=table.n + 1).execute()
+        if table.select().where(table.n == 1).count() == 20 and broken:
+            raise ValueError("broken")
+
+    broken = True
+    data = DataMigrations(db, [DataMigration("once", table, change)])
+    with pytest.raises(DataMigrationFailed, match="data migration once failed: ValueError at .*test_data_migrations"):
+        data.run()
+    assert counts(table) == {0}
+    broken = False
+    assert [state.state for state in data.retry("once").done] == ["finished"]
+    assert counts(table) == {1}
+    data.run()
+    assert counts(table) == {1}
+
+
+# Failures
+
+
+def test_a_failure_is_kept_with_its_position_and_the_rest_waits(place: Place, db: peewee.Database) -> None:
+    table = counted()
+    made(db, table)
+    filled(db, table, 500)
+    broken = True
+
+    def change(rows: Any) -> None:
+        table.update(n=table.n + 1).where(rows).execute()
+        if broken and table.select().where(rows, table.id > 250).exists():
+            fail()
+
+    behind = DataMigration("behind", table, lambda: None)
+    data = DataMigrations(db, [DataMigration("first", table, change, 100), behind])
+    with pytest.raises(DataMigrationFailed) as failed:
+        data.run()
+    assert "KeyError at " in failed.value.fact
+    assert "Zq7SECRETx9" not in str(failed.value)
+    assert "whatspire-db data retry first" in failed.value.hint
+    first, waiting = data.states()
+    assert (first.state, waiting.state) == ("failed", "pending")
+    done = table.select().where(table.n == 1).count()
+    assert (first.rows, first.position) == (done, str(done))
+    assert [state.state for state in data.run().left] == ["failed", "pending"]  # it is not tried again by itself
+    assert table.select().where(table.n == 1).count() == done
+    broken = False
+    assert [state.state for state in data.retry("first").done] == ["finished", "finished"]
+    assert counts(table) == {1}
+
+
+def test_a_failed_one_can_be_skipped(place: Place, db: peewee.Database) -> None:
+    table = counted()
+    made(db, table)
+    filled(db, table, 5)
+    data = DataMigrations(db, [DataMigration("first", table, fail), counting(table)])
+    for act in (data.skip, data.retry):
+        with pytest.raises(WhatspireDBError, match="the data migration first has not failed"):
+            act("first")
+    with pytest.raises(DataMigrationFailed):
+        data.run()
+    with pytest.raises(WhatspireDBError, match="the data migration count has not failed"):
+        data.skip("count")
+    data.skip("first")
+    assert [state.state for state in data.run().done] == ["finished"]
+    first, second = data.states()
+    assert (first.state, second.state) == ("skipped", "finished")
+    assert first.error is not None
+    assert counts(table) == {1}
+
+
+def test_rows_that_are_locked_for_too_long_are_no_failure_of_the_function(postgres: Place) -> None:
+    db, other = postgres.connect(), postgres.connect()
+    table = counted()
+    made(db, table)
+    filled(db, table, 300)
+    data = DataMigrations(db, [counting(table, batch=100)], lock_timeout=0.3)
+    with other.atomic():
+        other.execute_sql("SELECT 1 FROM counted WHERE id = 150 FOR UPDATE")
+        with pytest.raises(LockTimeout, match="rows that are to be changed were locked"):
+            data.run()
+    (state,) = data.states()
+    assert (state.state, state.rows) == ("running", 100)
+    data.run()
+    assert counts(table) == {1}
+
+
+def test_within_a_transaction_it_is_refused(place: Place, db: peewee.Database) -> None:
+    table = counted()
+    made(db, table)
+    with db.atomic(), pytest.raises(TransactionError):
+        DataMigrations(db, [counting(table)]).run()
+    with pytest.raises(ConfigError, match="stall is 0"):
+        DataMigrations(db, [counting(table)], stall=0)
+
+
+def test_a_key_that_cannot_be_kept(db: peewee.Database) -> None:
+    from whatspire_db.data.keys import read, write
+
+    with pytest.raises(ModelError, match="a key of type list cannot be kept"):
+        write([[1]])
+    key = [1, "é'\n", 2.5, b"\0\xff", uuid.uuid4()]
+    assert read(write(key)) == key
+
+
+def test_a_superuser_runs_no_trigger_of_another_role(postgres: Place) -> None:
+    db = postgres.connect()
+    table = counted()
+    made(db, table)
+    filled(db, table, 5)
+    owner = f"data_{postgres.named.split('_')[-1]}"
+    with db.connection_context():
+        db.execute_sql(f"CREATE ROLE {owner}")
+        try:
+            db.execute_sql(f"ALTER TABLE counted OWNER TO {owner}")
+            with pytest.raises(WhatspireDBError, match="would run code of"):
+                DataMigrations(db, [counting(table)]).run()
+            assert counts(table) == {0}
+            DataMigrations(db, [counting(table)], trust_source=True).run()
+            assert counts(table) == {1}
+        finally:
+            db.execute_sql(f"DROP OWNED BY {owner}; DROP ROLE {owner}")
+
+
+def test_what_was_planted_in_the_search_path_is_not_called(postgres: Place) -> None:
+    db = postgres.connect()
+    table = model("Keyed", "keyed", {"id": peewee.CharField(primary_key=True), "n": peewee.IntegerField(default=0)})
+    made(db, table)
+    table.insert_many([{"id": str(n)} for n in range(300)]).execute()
+    with db.connection_context():
+        db.execute_sql(
+            """CREATE FUNCTION planted(varchar, varchar) RETURNS bool LANGUAGE plpgsql AS
+            $$ BEGIN RAISE 'planted code ran'; END $$;
+            CREATE OPERATOR > (LEFTARG = varchar, RIGHTARG = varchar, FUNCTION = planted);
+            CREATE OPERATOR = (LEFTARG = varchar, RIGHTARG = varchar, FUNCTION = planted);"""
+        )
+    MigrationRunner(db, [table], data=[DataMigration("count", table, lambda: None)]).up()
+
+
+# In a run of the migrator
+
+
+def statements(db: peewee.Database, act: Callable[[], Any]) -> list[str]:
+    """Return the statements that an act sends."""
+    import logging
+
+    found: list[str] = []
+
+    class Note(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            found.append(record.getMessage())
+
+    raw: list[str] = []
+    usual = type(db).cursor
+
+    def cursor(self: Any, *arguments: Any, **more: Any) -> Any:
+        raw.append("cursor")
+        return usual(self, *arguments, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(db), "cursor", cursor)
+        act()
+    return raw
+
+
+def test_a_run_of_the_migrator_ends_with_them_and_the_next_asks_once(place: Place, db: peewee.Database) -> None:
+    table = counted()
+    db.bind([table])
+    runner = MigrationRunner(db, [table], data=[counting(table)])
+    report = runner.up()
+    assert report.data is not None
+    assert [state.name for state in report.data.done] == ["count"]
+    with db.connection_context():
+        runner.up()
+        assert len(statements(db, runner.up)) == 1
+    filled(db, table, 3)
+    assert runner.up().data is None
+    assert counts(table) == {0}
+
+
+def test_a_start_beside_a_running_one_asks_once_and_leaves_the_rest_to_it(place: Place, db: peewee.Database) -> None:
+    table = counted()
+    made(db, table)
+    filled(db, table, 3)
+    runner = MigrationRunner(db, [table], data=[counting(table)])
+    with engine_of(place.connect()).alone(1), db.connection_context():
+        runner.up()
+        sent = statements(db, lambda: left.extend(runner.up().data.left))  # type: ignore[union-attr]
+        assert len(sent) == (2 if place.is_sqlite else 1)  # on SQLite one question fails: there is no table yet
+        assert [state.state for state in left] == ["left to others"] * len(left) == ["left to others"]
+        assert counts(table) == {0}
+    runner.up()
+    assert counts(table) == {1}
+
+
+left: list[Any] = []
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left() -> None:
+    left.clear()
+
+
+def test_an_older_database_is_changed_again(place: Place, db: peewee.Database) -> None:
+    """A restore brings back rows from before, whatever was noted beside them."""
+    table = counted()
+    made(db, table)
+    filled(db, table, 3)
+    runner = MigrationRunner(db, [table], data=[counting(table)])
+    if place.is_sqlite:
+        db.close()
+        before = Path(place.dsn).read_bytes()
+        runner.up()
+        db.close_all()  # type: ignore[attr-defined]
+        Path(place.dsn).write_bytes(before)
+        for name in ("-wal", "-shm"):
+            Path(place.dsn + name).unlink(missing_ok=True)
+    else:
+        runner.up()
+        with db.connection_context():
+            db.execute_sql("DROP TABLE whatspire_db_data_migrations")
+            db.execute_sql("UPDATE counted SET n = 0")
+            db.execute_sql("COMMENT ON TYPE migration_versions IS NULL")  # which no dump holds
+    assert counts(table) == {0}
+    runner.up()
+    assert counts(table) == {1}
+
+
+def test_one_that_fails_leaves_the_schema_done(place: Place, db: peewee.Database) -> None:
+    table = counted()
+    db.bind([table])
+    runner = MigrationRunner(db, [table], data=[DataMigration("broken", table, lambda: fail())])
+    with pytest.raises(DataMigrationFailed):
+        runner.up()
+    assert table.select().count() == 0
+    report = runner.up()  # in another worker
+    assert report.data is not None
+    assert [state.state for state in report.data.left] == ["failed"]
+
+
+# Many at once, and kills
+
+WORKER = """
+import sys
+from tests.data.test_data_migrations import *
+from whatspire_db import Settings, connect
+db = connect(Settings(dsn=sys.argv[1]))
+table = counted()
+db.bind([table])
+def change(rows):
+    print("batch", flush=True)
+    table.update(n=table.n + 1).where(rows).execute()
+report = MigrationRunner(db, [table], data=[DataMigration("count", table, change, 100)]).up()
+print("done", *[state.name for state in report.data.done] if report.data else ())
+"""
+
+
+def worker(place: Place) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", WORKER, place.dsn], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_of_sixteen_at_once_one_runs_it(place: Place, db: peewee.Database) -> None:
+    table = counted()
+    made(db, table)
+    filled(db, table, 2000)
+    processes = [worker(place) for _ in range(16)]
+    outputs = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0] * 16, [err for _, err in outputs]
+    assert len([out for out, _ in outputs if "done count" in out]) == 1
+    assert len([out for out, _ in outputs if "batch" in out]) == 1
+    assert counts(table) == {1}
+
+
+def killed_and_resumed(place: Place, db: peewee.Database, kills: int) -> None:
+    table = counted()
+    made(db, table)
+    filled(db, table, 200 * kills)
+    resumed = 0
+    for _ in range(kills):
+        process = worker(place)
+        assert process.stdout is not None
+        for _ in range(random.randint(1, 4)):
+            if not process.stdout.readline():
+                break
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        eventually(lambda: not engine_of(db).schema.is_working(standing(db, table)), "the lock is free")
+        resumed += bool(table.select().where(table.n == 0).exists())
+    out, err = worker(place).communicate(timeout=120)
+    assert "done" in out, err
+    assert counts(table) == {1}
+    assert resumed > kills // 4
+
+
+def standing(db: peewee.Database, table: Model) -> Any:
+    with db.connection_context() if db.is_closed() else db.atomic():
+        return engine_of(db).schema.standing([table], with_rows=True)
+
+
+def test_killed_and_resumed_every_row_is_changed_once(place: Place, db: peewee.Database) -> None:
+    killed_and_resumed(place, db, 4)
+
+
+@pytest.mark.soak
+def test_thirty_kills(place: Place, db: peewee.Database) -> None:
+    killed_and_resumed(place, db, 30)
+
+
+@pytest.mark.soak
+def test_beside_four_writers_no_change_is_lost(place: Place, db: peewee.Database) -> None:
+    import threading
+
+    table = counted(other=peewee.IntegerField(default=0))
+    made(db, table)
+    filled(db, table, 100_000)
+    stop = threading.Event()
+    sizes: list[int] = []
+
+    def writes() -> int:
+        own, written = place.connect(), 0
+        with own.connection_context():
+            while not (stop.is_set() and written):
+                key = random.randint(1, 100_000)
+                written += own.execute_sql(
+                    f"UPDATE counted SET other = other + 1 WHERE id = {'?' if place.is_sqlite else '%s'}", (key,)
+                ).rowcount
+        return written
+
+    def runs() -> int:
+        try:
+            return sum(state.rows for state in data.run().done)
+        finally:
+            stop.set()
+
+    data = DataMigrations(db, [counting(table)], tell=lambda migration, rows: sizes.append(rows))
+    rows, *written = at_once(runs, *[writes] * 4)
+    assert rows == 100_000
+    assert len(sizes) > 100_000 / engine_of(db).largest
+    assert counts(table) == {1}
+    assert table.select(peewee.fn.SUM(table.other)).scalar() == sum(written)
+
+
+# Declarations
+
+
+def test_declarations_in_order_with_names(nothing_declared: None) -> None:
+    table = counted()
+
+    @data_migration(table)
+    def second(batch: Any) -> None:
+        """Change nothing."""
+
+    @data_migration(table, name="first, by its name", batch=5, pause="10ms")
+    def first() -> None:
+        """Change nothing."""
+
+    assert list(declared_data) == ["second", "first, by its name"]
+    assert [each.in_batches for each in declared_data.values()] == [True, False]
+    second(None)  # it stays the function that it is
+    data_migration(table)(second)  # a module that is imported again
+    assert list(declared_data) == ["second", "first, by its name"]
+    with pytest.raises(ModelError, match="two data migrations have the name second"):
+        data_migration(table, name="second")(first)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fact"),
+    [
+        ({"model": None}, "a data migration without a model"),
+        ({"model": fail}, "a data migration without a model"),
+        ({"batch": 0}, "is not a number of rows"),
+        ({"batch": "5"}, "is not a number of rows"),
+        ({"name": "a\nb"}, "the name of a data migration"),
+        ({"name": " a"}, "the name of a data migration"),
+        ({"name": "a" * 201}, "the name of a data migration"),
+    ],
+)
+def test_wrong_declarations(nothing_declared: None, arguments: dict[str, Any], fact: str) -> None:
+    with pytest.raises(ModelError, match=fact):
+        data_migration(**{"model": counted(), **arguments})(lambda batch: None)
+    assert not declared_data
+
+
+def test_a_table_without_a_key(nothing_declared: None) -> None:
+    table = model("Nothing", "nothing", {"n": peewee.IntegerField()}, primary_key=False)
+    with pytest.raises(ModelError, match="which has no primary key"):
+        data_migration(table)(lambda batch: None)
+
+
+# The commands
+
+MODULE = """
+from peewee import IntegerField
+from whatspire_db import BaseModel, data_migration
+
+class Counted(BaseModel):
+    n = IntegerField(default=0)
+
+@data_migration(Counted)
+def count(batch):
+    Counted.update(n=Counted.n + 1).where(batch).execute()
+    {extra}
+"""
+
+
+def command(place: Place, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return place.run(*arguments, module="whatspire_db", env={"WHATSAPP_DATABASE_MODELS": "app"})
+
+
+def app(place: Place, extra: str = "") -> None:
+    (place.folder / "app.py").write_text(MODULE.format(extra=extra))
+
+
+def document(done: subprocess.CompletedProcess[str]) -> Any:
+    return json.loads(done.stdout)
+
+
+def data_of(done: subprocess.CompletedProcess[str]) -> Sequence[tuple[str, str]]:
+    return [(each["name"], each["state"]) for each in document(done)["data"]]
+
+
+def test_the_commands_tell_what_is_pending_and_done(place: Place) -> None:
+    app(place)
+    planned = command(place, "plan", "--json")
+    assert (planned.returncode, data_of(planned)) == (3, [("count", "pending")])
+    done = command(place, "up", "--json")
+    assert (done.returncode, data_of(done)) == (0, [("count", "finished")])
+    for verb in ("status", "data status", "health"):
+        told = command(place, *verb.split(), "--json")
+        assert (told.returncode, data_of(told)) == (0, [("count", "finished")]), told.stderr
+    assert command(place, "plan").returncode == 0
+    assert "data" not in document(command(place, "up", "--json"))
+    assert "Nothing to do" in command(place, "data").stdout
+
+
+def test_the_commands_after_a_failure(place: Place) -> None:
+    app(place, "1 / 0")
+    command(place, "up")
+    db = place.connect()
+    with db.connection_context():
+        db.execute_sql("INSERT INTO counted (n) VALUES (0)")
+        db.execute_sql("DELETE FROM whatspire_db_data_migrations")
+        if not place.is_sqlite:
+            db.execute_sql("COMMENT ON TYPE migration_versions IS NULL")
+    failed = command(place, "up")
+    fact, hint = failed.stderr.splitlines()[-2:]
+    assert failed.returncode == 1
+    assert fact.startswith("error: data migration count failed: ZeroDivisionError at ")
+    assert hint.startswith("hint:  correct the function, then run: whatspire-db data retry count")
+    assert command(place, "up").returncode == 0  # of another worker
+    assert command(place, "plan").returncode == 3
+    health = command(place, "health")
+    assert health.returncode == 1
+    assert "error: data migration count: failed" in health.stderr
+    assert command(place, "data", "status").returncode == 1
+    assert command(place, "data", "retry", "count").returncode == 1
+    app(place)
+    retried = command(place, "data", "retry", "count", "--json")
+    assert (retried.returncode, data_of(retried)) == (0, [("count", "finished")]), retried.stderr
+    assert command(place, "health").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "fact"),
+    [
+        (["data", "retry"], 2, "retry needs the name of a data migration"),
+        (["data", "status", "count"], 2, "status takes no name"),
+        (["data", "retry", "other"], 2, "no data migration 'other' is declared"),
+        (["data", "skip", "count"], 1, "the data migration count has not failed"),
+        (["data", "fix"], 2, ""),
+        (["data", "--lock-timeout", "x"], 2, "--lock-timeout"),
+    ],
+)
+def test_bad_input_of_the_command(sqlite: Place, arguments: list[str], code: int, fact: str) -> None:
+    app(sqlite)
+    done = command(sqlite, *arguments)
+    assert done.returncode == code, done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == 2
+    assert lines[0].startswith(f"error: {fact}")
+
+
+def test_a_module_with_data_migrations_alone(sqlite: Place) -> None:
+    app(sqlite)
+    (sqlite.folder / "changes.py").write_text(
+        "from app import Counted\nfrom whatspire_db import data_migration\n"
+        "@data_migration(Counted)\ndef more():\n    Counted.update(n=5).execute()\n"
+    )
+    done = sqlite.run("data", "status", "--models", "changes", "--json", module="whatspire_db")
+    assert data_of(done) == [("count", "pending"), ("more", "pending")]

@@ -1,0 +1,138 @@
+"""The verbs of the migrator that only look: plan, verify, status, version."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..errors import RightMissing, printable
+from ..migrate.diff import Changes, Drift
+from ..migrate.history import MigrationStatus
+from ..migrate.plan import Plan
+from ..migrate.runner import MigrationRunner
+from ..migrate.stamp import ForeignHistory
+from .call import OK, Answer, Call
+from .migrate import PENDING, REFUSED
+
+if TYPE_CHECKING:
+    from ..data import DataState
+    from ..transfer.fence import Fence
+
+
+def _moved(fence: Fence | None) -> tuple[dict[str, Any], list[str]]:
+    """Return what a document and the first lines say of a database whose rows were moved to another one."""
+    return ({"moved": fence.to_json()}, [fence.fact, f"    hint: {fence.hint}"]) if fence else ({}, [])
+
+
+def _plan(runner: MigrationRunner, call: Call) -> Answer:
+    plan = runner.plan()
+    moved, first = _moved(runner.fence())
+    notes = [*map(str, plan.renamed), *(f"note: {note}" for note in plan.notes)]
+    heading = [f"-- {printable(line)}" for line in (call.line, *notes)]
+    shown = [*heading, plan.sql().rstrip("\n")] if plan.sql() else [f"-- {printable(line)}" for line in first]
+    left = [state for state in _data_states(runner) if state.is_left]
+    if left and not (plan or call.options.sql):
+        lines = [call.line]
+    else:
+        lines = shown if call.options.sql else [*first[:1], call.line, str(plan)]  # which has the hint
+    lines += [f"{'-- ' if call.options.sql else ''}data migration {state}" for state in left]
+    code = REFUSED if plan.refused else PENDING if plan.pending or left else OK
+    document = moved | plan.to_json() | _data_document(runner, left)
+    return Answer(call.named(document), lines, code, wanted=call.options.sql)
+
+
+def _data_states(runner: MigrationRunner) -> list[DataState]:
+    """Return how the data migrations stand; none where none is declared, whatever was begun before."""
+    return runner.data_migrations().states()[: len(runner.data)] if runner.data else []
+
+
+def _data_document(runner: MigrationRunner, states: Sequence[DataState]) -> dict[str, Any]:
+    return {"data": [state.to_json() for state in states]} if runner.data else {}
+
+
+def _verify(runner: MigrationRunner, call: Call) -> Answer:
+    wants_sql, wants_json = call.options.sql, call.options.json
+    mending = runner.mending() if wants_sql or wants_json else None
+    changes = mending.changes if mending else runner.verify_schema()
+    times = () if wants_sql and not wants_json else runner.time_notes()
+    moved, first = _moved(runner.fence())
+    document = {
+        **moved,
+        "version": _version_for(runner) if wants_json else None,  # its table may be closed to this role
+        "missing": [item.to_json() for item in changes.missing],
+        "drift": [
+            *(item.to_json() | {"sql": mending.of(item)} for item in changes.drift if mending),
+            *(item.to_json() | {"accepted": True} for item in changes.accepted),
+        ],
+        "extra": [item.to_json() for item in changes.extra],
+        "times": [note.to_json() for note in times],
+        **({"renamed": [renaming.to_json() for renaming in changes.renamed]} if changes.renamed else {}),
+    }
+    code = REFUSED if changes.drift else PENDING if changes.missing else OK
+    lines = [*first, call.line, _shown(changes), *map(str, changes.renamed), *(f"note: {note}" for note in times)]
+    if wants_sql:
+        lines = [*(f"-- {printable(line)}" for line in (*first, call.line)), str(mending)]
+    return Answer(call.named(document), lines, code, wanted=wants_sql)
+
+
+def _version_for(runner: MigrationRunner) -> int | None:
+    """Return the recorded version; None where another program made its table, or a policy hides its rows."""
+    try:
+        return runner.version()
+    except (ForeignHistory, RightMissing):
+        return None
+
+
+def _shown(changes: Changes) -> str:
+    lines = [str(item) for group in (changes.missing, changes.drift) for item in group]
+    lines += [f"accepted {item}" for item in changes.accepted]
+    lines += [str(item) for item in changes.extra]
+    lines += [f"note: accepted, and not there: {Drift(*facts)}" for facts in changes.outdated]
+    if changes:
+        return "\n".join(lines)
+    return "\n".join(["in sync", *lines])
+
+
+def _status(runner: MigrationRunner, call: Call) -> Answer:
+    runs = runner.status()
+    plan = runner.plan() if runner.check().missing else Plan(runner.engine.name, 0)  # a stamp saves the full look
+    moved, first = _moved(runner.fence())
+    document = {
+        **moved,
+        "version": max((run.version for run in runs), default=0),
+        "runs": [run.to_json() for run in runs],
+        "pending": [step.to_json() for step in plan.pending],
+        **_data_document(runner, states := _data_states(runner)),
+    }
+    lines = [*first, call.line, *_run_lines(runs)]
+    lines += [f"data migration {state}" for state in states]
+    lines += [f"pending: {step.title}" for step in plan.pending]
+    if plan.refused:
+        lines.append(f"refused: {len(plan.refused)}, see plan")
+    if not (plan or any(state.is_left for state in states)):
+        lines.append("nothing is pending")
+    return Answer(call.named(document), lines)
+
+
+def _run_lines(runs: Sequence[MigrationStatus]) -> Iterator[str]:
+    if not runs:
+        yield "no run is recorded yet"
+        return
+    width = max(len(str(run.version)) for run in runs)
+    yield f"{'version':<{width}}  {'applied at':<23}  run"
+    for run in runs:
+        applied_at = f"{run.applied_at:%Y-%m-%d %H:%M:%S} UTC" if run.applied_at else "-"
+        yield f"{run.version:<{width}}  {applied_at:<23}  {run.name}"
+
+
+def _version(runner: MigrationRunner, call: Call) -> Answer:
+    version = runner.version()
+    return Answer(call.named({"version": version}), [str(version)], wanted=True)
+
+
+ANSWERS: dict[str, Callable[[MigrationRunner, Call], Answer]] = {
+    "plan": _plan,
+    "verify": _verify,
+    "status": _status,
+    "version": _version,
+}
