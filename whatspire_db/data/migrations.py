@@ -81,11 +81,14 @@ class DataRun:
         The caller holds the lock of such runs and a connection.
 
         :raises DataMigrationFailed: when one fails now; its last transaction was rolled back.
+        :raises DatabaseMoved: when the rows were moved to another database.
         :raises RightMissing: when this role may not do it.
         """
         before = self._states()
         if not any(state.is_left for state in before):
             return DataOutcome()
+        if fence := self.engine.schema.fence():
+            raise fence.refusal()
         self._require_trusted()
         self.records.make()
         for migration in self.declared:

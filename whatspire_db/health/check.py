@@ -60,8 +60,8 @@ def check_health(
         health = engine.unopened(health, db)
         opened = db.connect(reuse_if_open=True) and not engine.is_kept_open(health)
         health = engine.reached(health, db)
-        health = _with_schema(health, runner) if schema else replace(health, schema_version=_version(runner))
-        health = _with_fence(_with_data(_with_times(health, runner), runner) if schema else health, runner)
+        health = _compared(health, runner) if schema else replace(health, schema_version=_version(runner))
+        health = _with_fence(health, runner)
         return engine.quick_checked(health, db) if quick_check else health
     except (WhatspireDBError, peewee.PeeweeException, UnicodeError, MaxConnectionsExceeded) as error:
         return _failing(health, _in_words(error, runner), _secrets(db))
@@ -91,6 +91,10 @@ def _secrets(db: peewee.Database) -> tuple[str, ...]:
 def _failing(health: Health, error: WhatspireDBError, secrets: tuple[str, ...]) -> Health:
     hint = error.hint.replace("--lock-timeout", variable("health_timeout"))  # an option of the other commands
     return replace(health, error=redact(error.fact, secrets), hint=redact(hint, secrets))
+
+
+def _compared(health: Health, runner: MigrationRunner) -> Health:
+    return _with_data(_with_times(_with_schema(health, runner), runner), runner)
 
 
 def _with_schema(health: Health, runner: MigrationRunner) -> Health:
