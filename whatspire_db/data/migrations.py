@@ -87,8 +87,7 @@ class DataRun:
         before = self._states()
         if not any(state.is_left for state in before):
             return DataOutcome()
-        if fence := self.engine.schema.fence():
-            raise fence.refusal()
+        self.engine.require_rows_here()
         self._require_trusted()
         self.records.make()
         for migration in self.declared:
@@ -333,6 +332,7 @@ class DataMigrations:
 
     def _change_failed(self, name: str, **values: Any) -> None:
         with self._connection(), self._alone(self.wait_seconds):
+            self.engine.require_rows_here()
             records = Records(self.engine)
             if not records.exists():
                 raise WhatspireDBError(
@@ -341,7 +341,6 @@ class DataMigrations:
             records.change_failed(name, **values)
 
     def _alone(self, seconds: float) -> AbstractContextManager[None]:
-        self.engine.require_rows_here()
         return self.engine.alone(seconds)
 
     @contextmanager
