@@ -22,7 +22,7 @@ from peewee import sqlite3
 
 from tests.conftest import PASSWORD, Place, Server
 from tests.migrate.test_command_line import fails
-from whatspire_db import MigrationRefused, MigrationRunner, Settings, connect, errors, messages
+from whatspire_db import MigrationRefused, MigrationRunner, Settings, UndoRefused, connect, errors, messages
 from whatspire_db.backup.engines.postgres.tool_errors import Said
 from whatspire_db.backup.engines.postgres.tools import ToolFailed
 from whatspire_db.errors import ConnectionFailed, WhatspireDBError, printable
@@ -42,9 +42,8 @@ def kinds(base: type[WhatspireDBError]) -> Iterator[type[WhatspireDBError]]:
         yield from kinds(kind)
 
 
-KINDS = [
-    kind for kind in kinds(WhatspireDBError) if kind.__module__ == errors.__name__ and kind is not MigrationRefused
-]
+OF_PLANS = (MigrationRefused, UndoRefused)  # which are made of one
+KINDS = [kind for kind in kinds(WhatspireDBError) if kind.__module__ == errors.__name__ and kind not in OF_PLANS]
 
 
 @pytest.mark.parametrize("kind", sorted(set(KINDS), key=lambda kind: kind.__name__))

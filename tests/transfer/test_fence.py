@@ -19,10 +19,11 @@ from tests.migrate.models import model
 from tests.migrate.test_stamp import statements
 from tests.transfer.following import opened, schema_of
 from whatspire_db import DatabaseMoved, MigrationRefused, MigrationRunner, Session
-from whatspire_db.data import retain, rules_of
+from whatspire_db.data import DataMigrations, retain, rules_of
 from whatspire_db.dsn.postgres import parse_postgres
 from whatspire_db.health import check_health
 from whatspire_db.messages import CONSTRAINT_TRIGGER, in_words, sqlite_code
+from whatspire_db.models.data_migrations import DataMigration
 from whatspire_db.models.service import SERVICE_MODELS
 from whatspire_db.transfer import change_log, fence
 
@@ -226,6 +227,23 @@ def test_retain_is_refused(fenced: Place, db: peewee.SqliteDatabase) -> None:
             retain(db, rules, dry_run=dry_run)
     done = fenced.run("retain", "--rule", "events.timestamp=30d", module="whatspire_db")
     assert (done.returncode, done.stderr.startswith(f"error: {FACT}")) == (4, True)
+
+
+def test_data_migrations_are_refused(fenced: Place, db: peewee.SqliteDatabase) -> None:
+    def rename(here: Any) -> None:
+        Session.update(name="other").where(here).execute()
+
+    data = DataMigrations(db, [DataMigration("rename", Session, rename)])
+    for run in (data.run, data.run_unless_busy, lambda: data.retry("rename"), lambda: data.skip("rename")):
+        with pytest.raises(DatabaseMoved, match="this database was moved"):
+            run()
+    assert [state.state for state in data.states()] == ["pending"]
+    (fenced.folder / "renaming.py").write_text(
+        "from whatspire_db import Session, data_migration\n@data_migration(Session)\ndef rename(here): pass\n"
+    )
+    done = fenced.run("data", "run", "--models", "renaming", module="whatspire_db")
+    assert (done.returncode, done.stderr.startswith(f"error: {FACT}")) == (4, True)
+    assert fenced.run("up", "--models", "renaming").returncode == 4
 
 
 def test_backup_is_made_with_a_warning_and_holds_the_fence(fenced: Place) -> None:

@@ -91,8 +91,7 @@ class DataRun:
 
         :param before: how they stand.
         """
-        if fence := self.engine.schema.fence():
-            raise fence.refusal()
+        self.engine.require_rows_here()
         self._require_tables(before)
         self._require_trusted()
         may_begin = any(state.state in ("pending", "running") for state in before)
@@ -315,6 +314,7 @@ class DataMigrations:
 
     def _change_failed(self, name: str, **values: Any) -> None:
         with self._connection(), self.engine.alone(self.wait_seconds):
+            self.engine.require_rows_here()
             records = Records(self.engine)
             if not records.exists():
                 raise WhatspireDBError(

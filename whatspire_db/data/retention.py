@@ -270,8 +270,7 @@ def _counted(engine: RowEngine, rule: Rule, before: datetime) -> Retained:
 
 def _done(run: _Run, rules: Sequence[Rule], wait_seconds: float | None) -> list[Retained]:
     """Do what the rules say, or, without a time to wait for other runs, count what that would be."""
-    if fence := run.engine.schema.fence():
-        raise fence.refusal()
+    run.engine.require_rows_here()
     _require_trusted(run.engine, rules)
     todo = _children_first(rules)
     if wait_seconds is None:

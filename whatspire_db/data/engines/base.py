@@ -32,6 +32,14 @@ class RowEngine(abc.ABC):
         """
         return self.schema.work_lock(wait_seconds)
 
+    def require_rows_here(self) -> None:
+        """Refuse to change rows that were moved to another database, which has the current ones.
+
+        :raises DatabaseMoved: when they were.
+        """
+        if fence := self.schema.fence():
+            raise fence.refusal()
+
     def begins_an_index(self, field: peewee.Field) -> bool:
         """Tell whether a column stands first in an index of the live table, by which its rows are found in order."""
         key = self.schema.key(field.model)

@@ -45,7 +45,12 @@ def answer(db: peewee.SqliteDatabase, schemas: Sequence[str], with_rows: bool) -
             found = _asked(db, [_HISTORY, *parts])
         if found is not None:
             return found
-        return None if columns(db) else _asked(db, [_NO_HISTORY, *parts])
+        if columns(db):
+            return None
+        found = _asked(db, [_NO_HISTORY, *parts])
+    # Another run may have made the history since the first question: its version is not 0.
+    is_new = found is not None and any(folded_ascii(name) == "migration_versions" for _, name, *_ in found[1:])
+    return answer(db, schemas, with_rows) if is_new else found
 
 
 def _asked(db: peewee.SqliteDatabase, parts: Sequence[str]) -> list[tuple[Any, ...]] | None:
