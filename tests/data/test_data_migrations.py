@@ -302,9 +302,12 @@ def test_a_superuser_runs_no_trigger_of_another_role(postgres: Place) -> None:
             db.execute_sql(f"DROP OWNED BY {owner}; DROP ROLE {owner}")
 
 
-def test_what_was_planted_in_the_search_path_is_not_called(postgres: Place) -> None:
+@pytest.mark.parametrize("keys", [1, 2])
+def test_the_condition_of_a_batch_calls_no_planted_operator(postgres: Place, keys: int) -> None:
+    """The function runs with the search_path of its program, and the condition in it is ours."""
     db = postgres.connect()
-    table = model("Keyed", "keyed", {"id": peewee.CharField(primary_key=True), "n": peewee.IntegerField(default=0)})
+    fields = {"id": peewee.CharField(), "second": peewee.CharField(default="x"), "n": peewee.IntegerField(default=0)}
+    table = model("Keyed", "keyed", fields, primary_key=peewee.CompositeKey(*["id", "second"][:keys]))
     made(db, table)
     table.insert_many([{"id": str(n)} for n in range(300)]).execute()
     with db.connection_context():
@@ -312,9 +315,12 @@ def test_what_was_planted_in_the_search_path_is_not_called(postgres: Place) -> N
             """CREATE FUNCTION planted(varchar, varchar) RETURNS bool LANGUAGE plpgsql AS
             $$ BEGIN RAISE 'planted code ran'; END $$;
             CREATE OPERATOR > (LEFTARG = varchar, RIGHTARG = varchar, FUNCTION = planted);
+            CREATE OPERATOR < (LEFTARG = varchar, RIGHTARG = varchar, FUNCTION = planted);
+            CREATE OPERATOR <= (LEFTARG = varchar, RIGHTARG = varchar, FUNCTION = planted);
             CREATE OPERATOR = (LEFTARG = varchar, RIGHTARG = varchar, FUNCTION = planted);"""
         )
-    MigrationRunner(db, [table], data=[DataMigration("count", table, lambda: None)]).up()
+    DataMigrations(db, [counting(table)]).run()
+    assert counts(table) == {1}
 
 
 # What a function must not do to a run

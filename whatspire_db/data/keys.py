@@ -77,8 +77,9 @@ class Batch:
 class Keys:
     """The primary key of a model, whose values are compared as the driver gives them."""
 
-    def __init__(self, model: type[peewee.Model]) -> None:
-        self.model, self.fields = model, model._meta.get_primary_keys()
+    def __init__(self, engine: RowEngine, model: type[peewee.Model]) -> None:
+        self.engine, self.model, self.fields = engine, model, model._meta.get_primary_keys()
+        self._above, self._up_to = (engine.operator_of_key(model, symbol) for symbol in (">", "<="))
 
     @property
     def _node(self) -> Any:
@@ -88,29 +89,29 @@ class Keys:
         values = [Value(value, converter=False) for value in key]
         return peewee.Expression(self._node, operator, values[0] if len(values) == 1 else Tuple(*values))
 
-    def require_no_nulls(self, engine: RowEngine) -> None:
+    def require_no_nulls(self) -> None:
         """Refuse rows that no order of keys reaches: SQLite takes NULL in a primary key that is no integer.
 
         :raises ModelError: tells that there are some.
         """
         is_null = reduce(or_, (field.is_null() for field in self.fields))
-        if self._rows(engine, self.model.select(peewee.SQL("1")).where(is_null).limit(1)):
+        if self._rows(self.model.select(peewee.SQL("1")).where(is_null).limit(1)):
             raise ModelError(
                 f"rows of {self.model._meta.table_name} have NULL in their primary key, and would not be changed",
                 "give them keys, or let the function take no batch: it then runs in one transaction",
             )
 
-    def batch(self, engine: RowEngine, position: str | None, size: int) -> Batch | None:
+    def batch(self, position: str | None, size: int) -> Batch | None:
         """Return the next rows behind a position, as many as `size` or what is left; None where there are no more.
 
         :raises ModelError: when a key cannot be kept as a position.
         """
-        behind = None if position is None else self._compared(peewee.OP.GT, read(position))
+        behind = None if position is None else self._compared(self._above, read(position))
         query = self.model.select(*self.fields).order_by(*self.fields)
         query = query if behind is None else query.where(behind)
-        rows, found = size, self._rows(engine, query.limit(1).offset(size - 1))
+        rows, found = size, self._rows(query.limit(1).offset(size - 1))
         if not found:
-            found = self._rows(engine, query.limit(size))
+            found = self._rows(query.limit(size))
             rows = len(found)
         if not found:
             return None
@@ -120,9 +121,10 @@ class Keys:
                 f"a key of {self.model._meta.table_name} does not equal what the driver makes of it",
                 "let the function take no batch: it then runs in one transaction",
             )
-        upper = self._compared(peewee.OP.LTE, found[-1])
+        upper = self._compared(self._up_to, found[-1])
         return Batch(upper if behind is None else behind & upper, rows, last)
 
-    def _rows(self, engine: RowEngine, query: peewee.ModelSelect) -> list[Sequence[Any]]:
+    def _rows(self, query: peewee.ModelSelect) -> list[Sequence[Any]]:
         """Return rows as the driver gives them: a field's own values may not be comparable."""
-        return list(engine.db.execute_sql(*engine.db.get_sql_context().parse(query)).fetchall())
+        db = self.engine.db
+        return list(db.execute_sql(*db.get_sql_context().parse(query)).fetchall())

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import peewee
@@ -160,25 +161,25 @@ class DataRun:
         pace = Pace(self.stall, min(self.engine.smallest, largest), largest)
         pause, size = seconds_of("pause", migration.pause), pace.smallest
         with in_words(self.engine, self.records, migration):
-            Keys(migration.model).require_no_nulls(self.engine)
+            keys = Keys(self.engine, migration.model)
+            keys.require_no_nulls()
         rows = 1
         while rows:
             if self.stop.is_set():
                 raise Stopped
             with in_words(self.engine, self.records, migration):
-                (rows, total), seconds = self.attempts.until_unlocked(lambda: self._batch(migration, size))  # noqa: B023
+                (rows, total), seconds = self.attempts.until_unlocked(partial(self._batch, migration, keys, size))
             self.tell(migration, total)
             if rows:
                 size = pace.after(rows, seconds)
                 self.stop.wait(max(pause, seconds))
 
-    def _batch(self, migration: DataMigration, size: int) -> tuple[int, int]:
+    def _batch(self, migration: DataMigration, keys: Keys, size: int) -> tuple[int, int]:
         """Change one batch; return how many rows it had, 0 behind the last one, and how many are done in all."""
-        keys = Keys(migration.model)
         with self._transaction(self.stall):
             with self.engine.with_own_names():
                 record = self._current(migration)
-                batch = keys.batch(self.engine, record.position, size)
+                batch = keys.batch(record.position, size)
                 if batch is None:
                     self.records.change(migration.name, finished=utcnow(), position=None)
                     return 0, record.rows

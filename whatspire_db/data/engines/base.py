@@ -70,6 +70,10 @@ class RowEngine(abc.ABC):
     def unlocked(self, query: peewee.ModelSelect) -> peewee.ModelSelect:
         """Return a query for rows to change that waits for no other transaction's rows."""
 
+    def operator_of_key(self, model: type[peewee.Model], symbol: str) -> str:
+        """Return how a condition compares a model's key, so that nothing in the search_path is called instead."""
+        return symbol
+
     @abc.abstractmethod
     def transaction(self) -> AbstractContextManager[Any]:
         """Run a block as one transaction that may write."""
