@@ -13,6 +13,7 @@ import peewee
 import pytest
 
 from tests.conftest import Place
+from tests.migrate.models import model
 from tests.servers import eventually
 from tests.transfer.rows import ROWS, contents, go_database, transfers
 from whatspire_db import ConfigError, DatabaseMoved, NotProved, Session, TransferRefused, ValueRefused
@@ -109,6 +110,20 @@ def test_rows_that_swap_and_replace_unique_values_meanwhile(sqlite: Place, postg
     report = transfer(sqlite.dsn, postgres.dsn, live=True, watcher=changing)
     assert contents(postgres, ROWS) == contents(sqlite, ROWS)
     assert report.rows == sum(map(len, contents(postgres, ROWS).values()))
+
+
+def test_keys_that_change_their_case_meanwhile(sqlite: Place, postgres: Place) -> None:
+    """SQLite finds a row of such a column by either key, and PostgreSQL by the one that it has."""
+    word = model("Word", "word", {"id": peewee.TextField(primary_key=True)})
+    db = sqlite.connect()
+    with db.connection_context(), db.bind_ctx([word]):
+        db.execute_sql("CREATE TABLE word (id text NOT NULL COLLATE NOCASE PRIMARY KEY)")
+        word.insert_many([{"id": f"word {number}"} for number in range(300)]).execute()
+    # The odd one parts old and new key of a row, of which a query asks for 200 at a time.
+    changing = Changing(sqlite, "INSERT INTO word VALUES ('odd')", "UPDATE word SET id = upper(id) WHERE id <> 'odd'")
+    report = transfer(sqlite.dsn, postgres.dsn, [word], live=True, watcher=changing)
+    assert report.rows == 301
+    assert contents(postgres, [word]) == contents(sqlite, [word])
 
 
 def test_what_the_log_does_not_see_is_found_by_the_proof(sqlite: Place, postgres: Place) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from peewee import sqlite3
 
 from .chunks import Chunk, chunks
-from .kinds import Kind
+from .kinds import Kind, TextKind
 from .tables import Column, TransferTable
 
 KEYS = 200  # rows that one query asks for
@@ -71,10 +71,23 @@ def apply_changes(
     done = 0
     for start in range(0, len(keys), KEYS):
         some = keys[start : start + KEYS]
-        marks = ", ".join([f"({', '.join('?' * len(columns))})"] * len(some))
-        query = table.select(table.written, f"({names}) IN (VALUES {marks})")
-        done += _copy(postgres, table, sqlite.execute(query, [part for key in some for part in key]), lambda *_: None)
+        query = table.select(table.written, _any_of(columns, len(some)))
+        rows = sqlite.execute(query, [each for key in some for each in key])
+        done += _copy(postgres, table, rows, lambda *_: None)
     return done
+
+
+def _any_of(columns: Sequence[Column], number: int) -> str:
+    """Return the condition for a row to have one of some keys, for each of which SQLite uses the index."""
+    rows = []
+    for row in range(number):
+        parts = []
+        for place, column in enumerate(columns, row * len(columns) + 1):
+            parts.append(f"{column.quoted} = ?{place}")
+            if isinstance(column.kind, TextKind):  # a column without case finds the row of another key too
+                parts.append(f"{column.quoted} = ?{place} COLLATE BINARY")
+        rows.append(f"({' AND '.join(parts)})")
+    return f"({' OR '.join(rows)})"
 
 
 def _copy(postgres: Any, table: TransferTable, rows: Any, tell: Tell) -> int:
