@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
@@ -12,11 +13,12 @@ from ..connection.connecting import connect
 from ..data import DataMigrations, DataOutcome, DataState
 from ..dsn.redaction import shown
 from ..errors import ConfigError
+from ..migrate.progress import logger as progress_logger
 from ..models.base import data_migrations_of
 from ..settings.durations import seconds_of
 from .call import FAILED, OK, Answer, Call, configure_logging, run_command, symbol
 from .loading import settings_and_models
-from .options import Parser, RawHelpFormatter, add_shared_options
+from .options import Parser, RawHelpFormatter, add_shared_options, add_trust_source, listed
 
 PROG = "whatspire-db data"
 VERBS = {
@@ -34,18 +36,14 @@ def parser_of(prog: str = PROG) -> argparse.ArgumentParser:
         prog=prog,
         formatter_class=RawHelpFormatter,
         description="Run the data migrations that the models' modules declare, and see how they stand.",
-        epilog="verbs:\n" + "\n".join(f"  {verb:<9}{text}" for verb, text in VERBS.items()),
+        epilog=listed(VERBS),
     )
     parser.add_argument("verb", nargs="?", choices=list(VERBS), default="run", metavar="VERB", help="see below")
     parser.add_argument("name", nargs="?", metavar="NAME", help="with retry and skip: the data migration")
     parser.add_argument(
         "--lock-timeout", metavar="D", help="wait so long for another run, and for locked rows (default: 60s)"
     )
-    parser.add_argument(
-        "--trust-source",
-        action="store_true",
-        help="let a PostgreSQL superuser run code of other roles that is in the database",
-    )
+    add_trust_source(parser)
     add_shared_options(parser)
     return parser
 
@@ -66,6 +64,7 @@ def main(argv: list[str] | None = None, prog: str = PROG) -> int:
 def _run(call: Call) -> Answer:
     options = call.options
     configure_logging(options)
+    progress_logger.setLevel(logging.ERROR if options.quiet else logging.INFO)
     settings, models = settings_and_models(call)
     wait = settings.migration_lock_timeout if options.lock_timeout is None else options.lock_timeout
     data = DataMigrations(

@@ -31,13 +31,13 @@ def _plan(runner: MigrationRunner, call: Call) -> Answer:
     moved, first = _moved(runner.fence())
     notes = [*map(str, plan.renamed), *(f"note: {note}" for note in plan.notes)]
     heading = [f"-- {printable(line)}" for line in (call.line, *notes)]
-    shown = [*heading, plan.sql().rstrip("\n")] if plan.sql() else [f"-- {printable(line)}" for line in first]
     left = [state for state in runner.data_states() if state.is_left]
-    if left and not (plan or call.options.sql):
-        lines = [call.line]
+    told = [f"data migration {state}" for state in left]
+    if call.options.sql:
+        shown = [*heading, plan.sql().rstrip("\n")] if plan.sql() else [f"-- {printable(line)}" for line in first]
+        lines = [*(shown or heading * bool(told)), *(f"-- {line}" for line in told)]
     else:
-        lines = shown if call.options.sql else [*first[:1], call.line, str(plan)]  # which has the hint
-    lines += [f"{'-- ' if call.options.sql else ''}data migration {printable(str(state))}" for state in left]
+        lines = [*first[:1], call.line, *([str(plan)] if plan or not told else []), *told]  # the plan has the hint
     code = REFUSED if plan.refused else PENDING if plan.pending or left else OK
     document = moved | plan.to_json() | _data_document(runner, left)
     return Answer(call.named(document), lines, code, wanted=call.options.sql)

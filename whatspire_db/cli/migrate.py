@@ -63,13 +63,13 @@ USERS = {
 
 def parser_of(prog: str = PROG) -> ArgumentParser:
     """Return the parser of the command under the name that the user typed."""
-    from .options import Parser, RawHelpFormatter, add_many_options, add_shared_options
+    from .options import Parser, RawHelpFormatter, add_many_options, add_shared_options, add_trust_source, listed
 
     parser = Parser(
         prog=prog,
         formatter_class=RawHelpFormatter,
         description="Bring a database to the declared schema by adding what is missing. Only undo drops.",
-        epilog="verbs:\n" + "\n".join(f"  {verb:<9}{text}" for verb, text in VERBS.items()),
+        epilog=listed(VERBS),
     )
     parser.add_argument("verb", nargs="?", choices=list(VERBS), default="up", metavar="VERB", help="see below")
     parser.add_argument(
@@ -88,11 +88,7 @@ def parser_of(prog: str = PROG) -> ArgumentParser:
         "with undo what it would run",
     )
     _add_undo_options(parser)
-    parser.add_argument(
-        "--trust-source",
-        action="store_true",
-        help="let a PostgreSQL superuser run code of other roles that is in the database",
-    )
+    add_trust_source(parser)
     add_many_options(parser)
     add_shared_options(parser)
     return parser

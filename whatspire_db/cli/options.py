@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from ..dsn.redaction import shown, without_arguments
@@ -90,6 +90,18 @@ def _jobs(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) < 4 and 0 < int(text) <= MOST_JOBS):
         raise ConfigError(f"--jobs is {shown(text)}", f"it takes a whole number from 1 to {MOST_JOBS}")
     return int(text)
+
+
+def add_trust_source(
+    parser: argparse.ArgumentParser, what: str = "code of other roles that is in the database"
+) -> None:
+    """Add the option that lets a superuser run what other roles made."""
+    parser.add_argument("--trust-source", action="store_true", help=f"let a PostgreSQL superuser run {what}")
+
+
+def listed(verbs: Mapping[str, str], width: int = 9) -> str:
+    """Return the verbs of a command as its help lists them."""
+    return "verbs:\n" + "\n".join(f"  {verb:<{width}}{text}" for verb, text in verbs.items())
 
 
 def add_shared_options(parser: argparse.ArgumentParser) -> None:

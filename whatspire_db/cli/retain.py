@@ -16,7 +16,7 @@ from ..errors import ConfigError
 from ..settings.durations import read_duration, seconds_of
 from .call import Answer, Call, configure_logging, run_command, symbol
 from .loading import settings_and_models
-from .options import Parser, add_shared_options
+from .options import Parser, add_shared_options, add_trust_source
 
 PROG = "whatspire-db retain"
 
@@ -42,11 +42,7 @@ def parser_of(prog: str = PROG) -> argparse.ArgumentParser:
     parser.add_argument(
         "--lock-timeout", metavar="D", help="wait so long for another run, like 90s or 5m (default: 60s)"
     )
-    parser.add_argument(
-        "--trust-source",
-        action="store_true",
-        help="let a PostgreSQL superuser run triggers of other roles that are on the tables",
-    )
+    add_trust_source(parser, "triggers of other roles that are on the tables")
     add_shared_options(parser)
     return parser
 

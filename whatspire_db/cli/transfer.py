@@ -23,7 +23,7 @@ from ..transfer.reports import Report, found_lines
 from ..transfer.transferring import check, transfer
 from .call import OK, Answer, Call, configure_logging, progress_bar, run_command, symbol
 from .loading import settings_and_models
-from .options import Parser, RawHelpFormatter, add_shared_options
+from .options import Parser, RawHelpFormatter, add_shared_options, add_trust_source
 
 PROG = "whatspire-db transfer"
 FOUND = 3
@@ -78,11 +78,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--lock-timeout", metavar="D", help="wait so long for another transfer, like 90s or 5m (default: 60s)"
     )
-    parser.add_argument(
-        "--trust-source",
-        action="store_true",
-        help="let a PostgreSQL superuser run code of other roles that is in the target",
-    )
+    add_trust_source(parser, "code of other roles that is in the target")
 
 
 def main(argv: list[str] | None = None, prog: str = PROG) -> int:

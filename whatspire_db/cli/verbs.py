@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from ..dsn.redaction import shown
 from ..errors import ConfigError
 from .call import Answer, Call, run_command
-from .options import Parser, RawHelpFormatter
+from .options import Parser, RawHelpFormatter, listed
 
 PROG = "whatspire-db"
 COMMANDS = {
@@ -55,7 +55,7 @@ def _parser() -> Parser:
         usage=f"{PROG} VERB [OPTIONS]",
         formatter_class=RawHelpFormatter,
         description="Migrations, backups and health of a database.",
-        epilog="verbs:\n" + "\n".join(f"  {verb:<12}{text}" for verb, text in verbs.items()),
+        epilog=listed(verbs, 12),
     )
     parser.add_argument("--version", action="version", version=f"{PROG} {version('whatspire-db')}")
     return parser

@@ -16,6 +16,7 @@ import peewee
 from peewee import Tuple, Value
 
 from ..errors import ModelError
+from ..migrate.schema import DATA_TABLE
 from .engines.base import RowEngine
 
 # How a value of the driver's is written in JSON, and read again.
@@ -61,7 +62,7 @@ def read(text: str) -> list[Any]:
         return [_KINDS[_BY_NAME[kind]][1](value) for kind, value in json.loads(text)]
     except (ValueError, TypeError, LookupError, ArithmeticError):
         raise ModelError(
-            "the recorded position of a data migration is none", "look at the table whatspire_db_data_migrations"
+            "the recorded position of a data migration is not valid", f"look at the table {DATA_TABLE}"
         ) from None
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import peewee
 from ..errors import ConfigError, LockTimeout, ModelError, TransactionError, WhatspireDBError
 from ..fields import utcnow
 from ..migrate.engines.references import with_references
+from ..migrate.progress import Watcher
 from ..models.base import declared_data
 from ..models.data_migrations import DataMigration
 from ..settings.durations import seconds_of
@@ -28,7 +28,7 @@ from .calling import Attempts, Ended, Stopped, call, in_words
 from .engines import engine_of
 from .engines.base import RowEngine
 from .keys import Keys
-from .pace import LOG_SECONDS, STALL_SECONDS, Pace
+from .pace import STALL_SECONDS, Pace
 from .records import DataState, Records
 
 if TYPE_CHECKING:
@@ -242,7 +242,7 @@ class DataMigrations:
         self.stall, self.wait_seconds = seconds_of("stall", stall), seconds_of("lock_timeout", lock_timeout)
         if not self.stall:
             raise ConfigError("stall is 0", "give a time above 0")
-        self.tell, self.stop = tell or _Log(), stop or threading.Event()
+        self.tell, self.stop = tell or Watcher().data_progress, stop or threading.Event()
         self.before_changes, self.calling = before_changes, calling
 
     @property
@@ -339,15 +339,3 @@ def _database_of(model: type[peewee.Model]) -> Any:
     while isinstance(db, peewee.Proxy):
         db = db.obj
     return db
-
-
-class _Log:
-    """Tells the log every ten seconds how far a data migration is."""
-
-    def __init__(self) -> None:
-        self.last = time.monotonic()
-
-    def __call__(self, migration: DataMigration, rows: int) -> None:
-        if time.monotonic() - self.last > LOG_SECONDS:
-            self.last = time.monotonic()
-            logger.info("data migration %s: %s rows done", migration.name, rows)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 STALL_SECONDS = 0.05
-LOG_SECONDS = 10.0  # from one line of the log to the next
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,10 @@ from peewee import SQL
 from ..errors import RightMissing, WhatspireDBError, bounded, printable
 from ..fields import InstantField, Int64Field, TextField, TextKeyField, utcnow
 from ..messages import first_line, hint, is_right_missing
+from ..migrate.schema import DATA_TABLE
 from ..models.data_migrations import DataMigration
 from .engines.base import RowEngine
 from .keys import read
-
-TABLE = "whatspire_db_data_migrations"
 
 
 class DataMigrationRecord(peewee.Model):
@@ -32,14 +31,14 @@ class DataMigrationRecord(peewee.Model):
     error = TextField(null=True)
 
     class Meta:
-        table_name = TABLE
+        table_name = DATA_TABLE
         constraints = [SQL('PRIMARY KEY ("name")')]
 
 
 @cache
 def record_model(schema: str) -> type[DataMigrationRecord]:
     """Return the model with its schema: a temporary table, or one of another schema, is not meant."""
-    meta = {"schema": schema, "table_name": TABLE, "constraints": DataMigrationRecord._meta.constraints}
+    meta = {"schema": schema, "table_name": DATA_TABLE, "constraints": DataMigrationRecord._meta.constraints}
     return type("DataMigrationRecord", (DataMigrationRecord,), {"Meta": type("Meta", (), meta)})
 
 
@@ -108,7 +107,7 @@ class Records:
             if not is_right_missing(error):
                 raise
             raise RightMissing(
-                f"the table {TABLE} cannot be made: {first_line(error)}",
+                f"the table {DATA_TABLE} cannot be made: {first_line(error)}",
                 f"let a role that may create tables run the data migrations; {hint(error)}",
             ) from error
 

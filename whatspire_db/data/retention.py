@@ -22,12 +22,13 @@ from ..dsn.redaction import shown
 from ..errors import ConfigError, ModelError, TransactionError, WhatspireDBError
 from ..fields import InstantField, utcnow
 from ..messages import first_line
+from ..migrate.progress import Throttle
 from ..models.service import Event
 from ..settings import Settings
 from ..settings.durations import in_units, parse_duration, seconds_of
 from .engines import engine_of
 from .engines.base import RowEngine
-from .pace import LOG_SECONDS, STALL_SECONDS, Pace
+from .pace import STALL_SECONDS, Pace
 
 logger = logging.getLogger("whatspire_db.data")
 Model = type[peewee.Model]
@@ -327,9 +328,8 @@ class _Log:
     """Tells the log every ten seconds how far a run is."""
 
     def __init__(self) -> None:
-        self.last = time.monotonic()
+        self.throttle = Throttle()
 
     def __call__(self, rule: Rule, rows: int) -> None:
-        if time.monotonic() - self.last > LOG_SECONDS:
-            self.last = time.monotonic()
+        if self.throttle.is_due():
             logger.info("%s: %s rows deleted", rule, rows)

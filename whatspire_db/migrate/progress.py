@@ -17,6 +17,20 @@ logger = logging.getLogger("whatspire_db.migrate.progress")
 LOG_SECONDS = 10.0
 
 
+class Throttle:
+    """Lets a line into the log every ten seconds, the first after as long."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def is_due(self) -> bool:
+        """Tell whether it is time for a line, and wait as long again for the next one."""
+        is_due = time.monotonic() - self._last > LOG_SECONDS
+        if is_due:
+            self._last = time.monotonic()
+        return is_due
+
+
 @dataclass(frozen=True)
 class Progress:
     """How far a long step is: the server's own name of the phase, and blocks or rows of how many; 0 is not known."""
@@ -37,7 +51,7 @@ class Watcher:
 
     def __init__(self) -> None:
         self._logged: tuple[str, str, float] = ("", "", 0.0)
-        self._data_logged = time.monotonic()
+        self._throttle = Throttle()
 
     def started(self, version: int) -> None:
         """Hear the version that is recorded before the run."""
@@ -58,10 +72,8 @@ class Watcher:
             logger.info("%s: %s", step.title, progress)
 
     def data_progress(self, migration: DataMigration, rows: int) -> None:
-        """Hear how many rows of a data migration are done, behind each of its batches."""
-        now = time.monotonic()
-        if now - self._data_logged > LOG_SECONDS:
-            self._data_logged = now
+        """Hear how many rows of a data migration are done, after each of its batches."""
+        if self._throttle.is_due():
             logger.info("data migration %s: %s rows done", migration.name, rows)
 
     def calling(self) -> AbstractContextManager[Any]:

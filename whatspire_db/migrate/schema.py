@@ -16,7 +16,8 @@ Difference = tuple[str, str, str, str | None, str | None]
 # Tables of this package that no model of the user's stands for: the recorded runs, and what each of them added.
 HISTORY_TABLE, RUNS_TABLE = "migration_versions", "whatspire_db_runs"
 # What the package notes, beside the rows that a database is for: runs, data migrations, transfers.
-NOTES = (HISTORY_TABLE, RUNS_TABLE, "whatspire_db_data_migrations", "whatspire_db_transfers")
+DATA_TABLE, TRANSFERS_TABLE = "whatspire_db_data_migrations", "whatspire_db_transfers"
+NOTES = (HISTORY_TABLE, RUNS_TABLE, DATA_TABLE, TRANSFERS_TABLE)
 
 
 class OwnSequence(str):

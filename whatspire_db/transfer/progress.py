@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-import time
+
+from ..migrate.progress import Throttle
 
 logger = logging.getLogger("whatspire_db.transfer")
-
-LOG_SECONDS = 10.0
 
 
 class Watcher:
@@ -17,12 +16,11 @@ class Watcher:
     """
 
     def __init__(self) -> None:
-        self._last = time.monotonic()
+        self._throttle = Throttle()
 
     def progress(self, phase: str, table: str, done: int, total: int | None) -> None:
         """Hear that so many rows of a table are done; without a total that is not known."""
-        if time.monotonic() - self._last > LOG_SECONDS:
-            self._last = time.monotonic()
+        if self._throttle.is_due():
             of = f" of {total:,}" if total else ""
             logger.info("%s %s: %s%s rows", phase, table, f"{done:,}", of)
 

@@ -13,6 +13,7 @@ from ..fields import InstantField, JSONTextField, TextField, utcnow
 from ..migrate.ddl import execute, qualified, quote
 from ..migrate.engines.base import Engine
 from ..migrate.engines.postgres.engine import PostgresEngine
+from ..migrate.schema import TRANSFERS_TABLE
 
 Finished = dict[str, Any]  # what is kept of a data migration that is finished, by field
 _KEPT = [getattr(DataMigrationRecord, name) for name in ("name", "started", "finished", "rows", "error")]
@@ -35,7 +36,7 @@ class Transfer(peewee.Model):
     error: TextField[str | None] = TextField(null=True)
 
     class Meta:
-        table_name = "whatspire_db_transfers"
+        table_name = TRANSFERS_TABLE
 
 
 def begin(engine: Engine, source: str) -> int:
