@@ -214,7 +214,7 @@ def test_one_transaction_is_all_or_nothing(place: Place, db: peewee.Database) ->
 # Failures
 
 
-def test_a_failure_is_kept_with_its_position_and_the_rest_waits(place: Place, db: peewee.Database) -> None:
+def test_a_failure_is_recorded_with_its_position_and_the_rest_waits(place: Place, db: peewee.Database) -> None:
     table = counted()
     made(db, table)
     filled(db, table, 500)
@@ -291,7 +291,7 @@ def test_within_a_transaction_it_is_refused(place: Place, db: peewee.Database) -
 def test_a_key_that_cannot_be_kept(db: peewee.Database) -> None:
     from whatspire_db.data.keys import read, write
 
-    with pytest.raises(ModelError, match="a key of type list cannot be kept"):
+    with pytest.raises(ModelError, match="a key of type list cannot be stored"):
         write([[1]])
     key = [1, "é'\n", 2.5, b"\0\xff", uuid.uuid4()]
     assert read(write(key)) == key
@@ -442,7 +442,7 @@ def test_a_key_that_the_driver_rounds_is_refused(postgres: Place) -> None:
     table = model("Keyed", "keyed", {"id": peewee.FloatField(primary_key=True), "n": peewee.IntegerField(default=0)})
     made(db, table)
     table.insert_many([{"id": 0.1}, {"id": 0.3}]).execute()
-    with pytest.raises(DataMigrationFailed, match="does not equal what the driver makes of it"):
+    with pytest.raises(DataMigrationFailed, match="is rounded by the driver"):
         DataMigrations(db, [counting(table)]).run()
 
 
@@ -500,7 +500,7 @@ def test_the_words_of_an_error_that_may_quote_a_row_are_left_out(postgres: Place
         assert "SQLSTATE" in failed.value.fact
 
 
-def test_models_are_bound_for_the_run_and_as_before_behind_it(place: Place, tmp_path: Path) -> None:
+def test_models_are_bound_during_the_run_alone(place: Place, tmp_path: Path) -> None:
     other = peewee.SqliteDatabase(str(tmp_path / "other.db"))
     table, second = counted(), model("Second", "second", {"n": peewee.IntegerField()})
     other.bind([table, second])
@@ -889,7 +889,7 @@ def yields(batch: Any) -> Iterator[int]:
     "change", [waits, yields, lambda a, b: None, lambda *batches: None, lambda **more: None, print, object()]
 )
 def test_functions_that_would_not_run(nothing_declared: None, change: Any) -> None:
-    with pytest.raises(ModelError, match="of a data migration|a data migration is no function"):
+    with pytest.raises(ModelError, match="of a data migration|a data migration is not a function"):
         data_migration(counted(), name="x")(change)
     assert not declared_data
 

@@ -20,7 +20,7 @@ from whatspire_db.transfer.faults import KINDS
 
 COLUMNS = [name for name in FIELDS if name not in ("id", "needed")]
 TRAP = model("Trap", "traps", FIELDS)
-# The same table; what is no JSON can be read of it.
+# The same table, with a field that reads what is not JSON too.
 READ = model("Trap", "traps", {name: copy(field) for name, field in FIELDS.items()} | {"data": pw.BlobField(null=True)})
 
 # Texts are stored as they are, and as bytes that SQLite takes for a text, whatever they are.

@@ -24,8 +24,8 @@ PROG = "whatspire-db data"
 VERBS = {
     "run": "run what is left, in the order of declaration (default)",
     "status": "list all with their states; exit 1 when one failed",
-    "retry": "run one that failed again, from where it stopped, and those behind it",
-    "skip": "leave one that failed as it is, so that those behind it can run",
+    "retry": "run one that failed again, from where it stopped, and those after it",
+    "skip": "leave one that failed as it is, so that those after it can run",
 }
 NAMED = ("retry", "skip")
 

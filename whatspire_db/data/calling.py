@@ -31,7 +31,7 @@ _PLAIN_STATES = ("42703", "42P01", "42883", "42501")
 
 
 class Stopped(Exception):
-    """The run is to end behind its current batch."""
+    """The run is to end after its current batch."""
 
 
 class EndedItself(TransactionError):
@@ -39,7 +39,7 @@ class EndedItself(TransactionError):
 
 
 class Ended(Exception):
-    """Somebody else ended what this run is at: its record says so by now."""
+    """Somebody else has ended the data migration that this run works on."""
 
 
 @dataclass(frozen=True)

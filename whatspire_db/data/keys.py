@@ -1,4 +1,4 @@
-"""Keys of rows as a place to go on from: written as text, read again, and compared in queries."""
+"""Keys as positions: written as text, read again, and compared in queries."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def write(key: Sequence[Any]) -> str:
         value = bytes(value) if isinstance(value, memoryview) else value
         if type(value) not in _KINDS:
             raise ModelError(
-                f"a key of type {type(value).__name__} cannot be kept as a place to go on from",
+                f"a key of type {type(value).__name__} cannot be stored as a position",
                 "let the function take no batch: it then runs in one transaction",
             )
         parts.append([type(value).__name__, _KINDS[type(value)][0](value)])
@@ -103,13 +103,13 @@ class Keys:
             )
 
     def batch(self, position: str | None, size: int) -> Batch | None:
-        """Return the next rows behind a position, as many as `size` or what is left; None where there are no more.
+        """Return the next rows after a position, at most `size`; None when there are no more.
 
-        :raises ModelError: when a key cannot be kept as a position.
+        :raises ModelError: when a key cannot be stored as a position.
         """
-        behind = None if position is None else self._compared(self._above, read(position))
+        above = None if position is None else self._compared(self._above, read(position))
         query = self.model.select(*self.fields).order_by(*self.fields)
-        query = query if behind is None else query.where(behind)
+        query = query if above is None else query.where(above)
         rows, found = size, self._rows(query.limit(1).offset(size - 1))
         if not found:
             found = self._rows(query.limit(size))
@@ -119,11 +119,11 @@ class Keys:
         last = write(found[-1])
         if last == position:  # a value that the driver rounds, such as one of type real
             raise ModelError(
-                f"a key of {self.model._meta.table_name} does not equal what the driver makes of it",
+                f"a key of {self.model._meta.table_name} is rounded by the driver, so rows could be missed",
                 "let the function take no batch: it then runs in one transaction",
             )
         upper = self._compared(self._up_to, found[-1])
-        return Batch(upper if behind is None else behind & upper, rows, last)
+        return Batch(upper if above is None else above & upper, rows, last)
 
     def _rows(self, query: peewee.ModelSelect) -> list[Sequence[Any]]:
         """Return rows as the driver gives them: a field's own values may not be comparable."""

@@ -1,7 +1,7 @@
 """Data migrations are run: one run at a time, each of them once, in batches whose transactions keep the position.
 
-A batch takes about as long as others may wait, and is followed by a pause of the same length. What was killed goes on
-behind its last batch: the rows and the position were changed in one transaction.
+A batch takes about as long as others may wait, and is followed by a pause of the same length. The rows and the position
+are changed in one transaction, so after a kill the next run continues after the last batch.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class DataRun:
     :param stall: how many seconds others may wait for a batch.
     :param wait_seconds: how long a batch waits for rows that others have locked, all its tries together.
     :param tell: is called with a data migration and the number of its rows that are done.
-    :param stop: ends the run behind the current batch when it is set.
+    :param stop: ends the run after the current batch when it is set.
     :param calling: gives the context in which a function is called.
     """
 
@@ -175,7 +175,7 @@ class DataRun:
                 self.stop.wait(max(pause, seconds))
 
     def _batch(self, migration: DataMigration, keys: Keys, size: int) -> tuple[int, int]:
-        """Change one batch; return how many rows it had, 0 behind the last one, and how many are done in all."""
+        """Change one batch; return how many rows it had, 0 after the last one, and how many are done in all."""
         with self._transaction(self.stall):
             with self.engine.with_own_names():
                 record = self._current(migration)
@@ -213,7 +213,7 @@ class DataMigrations:
     :param stall: how long others may wait for a batch, above 0: seconds, a timedelta or a text like 50ms.
     :param lock_timeout: how long to wait for another run that changes many rows, and for locks of others.
     :param tell: is called with a data migration and the number of its rows that are done; default: the log hears it.
-    :param stop: ends the run behind the current batch when it is set, in whatever thread.
+    :param stop: ends the run after the current batch when it is set, in any thread.
     :param trust_source: let a PostgreSQL superuser run code of other roles that a function could reach.
     :param before_changes: is called before anything is changed, and returns the file of the backup that it made.
     :param calling: gives the context in which a function is called.
@@ -294,12 +294,12 @@ class DataMigrations:
         return DataOutcome(left=tuple(DataState(migration.name, "left to others") for migration in self.declared))
 
     def states(self) -> list[DataState]:
-        """Return how those stand that are declared, in that order, and behind them others that were begun."""
+        """Return how those stand that are declared, in that order, and after them others that were begun."""
         with self._connection():
             return Records(self.engine).states(self.declared)
 
     def retry(self, name: str) -> DataOutcome:
-        """Run one that failed again, from where it stopped, and those behind it.
+        """Run one that failed again, from where it stopped, and those after it.
 
         :raises WhatspireDBError: when it has not failed, and as `run` does.
         """
@@ -307,7 +307,7 @@ class DataMigrations:
         return self.run()
 
     def skip(self, name: str) -> None:
-        """Leave one that failed as it is, so that those behind it can run.
+        """Leave one that failed as it is, so that those after it can run.
 
         :raises WhatspireDBError: when it has not failed.
         """

@@ -120,7 +120,7 @@ class Records:
             raise found
 
     def states(self, declared: Sequence[DataMigration]) -> list[DataState]:
-        """Return how those stand that are declared, in that order, and behind them others that were begun."""
+        """Return how those stand that are declared, in that order, and after them others that were begun."""
         found = {state.name: state for state in self._all()} if self.exists() else {}
         names = [migration.name for migration in declared]
         others = (state for name, state in found.items() if name not in names)

@@ -210,7 +210,7 @@ def retain(
     :param dry_run: count the rows, and delete none.
     :param limit: how many rows to delete in all; None is no limit.
     :param stall: how long others may wait for a batch, above 0, in seconds or as a timedelta.
-    :param stop: ends the run behind the current batch when it is set, in whatever thread.
+    :param stop: ends the run after the current batch when it is set, in whatever thread.
     :param lock_timeout: how long to wait for another run, in seconds or as a timedelta.
     :param tell: is called with a rule and the number of rows that were deleted for it so far.
     :param trust_source: let a PostgreSQL superuser run code of other roles that is attached to the tables.

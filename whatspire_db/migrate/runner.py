@@ -92,7 +92,7 @@ class MigrationRunner:
         it made, if it did; default: a backup, where the settings of `connect` ask for one.
     :param trust_source: let a PostgreSQL superuser run code of other roles that a step could reach: functions,
         triggers, checks of their tables; default: such a run is refused.
-    :param data: data migrations, which `up` runs behind the steps; default: those declared for the models.
+    :param data: data migrations, which `up` runs after the steps; default: those declared for the models.
     :param stall: how long others may wait for a batch of a data migration; default: as the settings of `connect` say.
     :param accepted_drift: differences that count as none, as `verify --json` lists them under drift; each covers
         exactly that difference. Default: those of the settings of `connect`.
@@ -259,7 +259,7 @@ class MigrationRunner:
         """Run the data migrations that are left, unless somebody else does."""
         if not self.data or self._stamping.has_finished(standing):
             return None
-        from ..data.behind_schema import change_rows  # not for a start without any
+        from ..data.after_schema import change_rows  # not for a start without any
 
         return change_rows(self, self._stamping, standing, backed_up)
 
@@ -267,7 +267,7 @@ class MigrationRunner:
         """Return how the data migrations of this run stand; as "unknown" where this role may not read that."""
         if not self.data:
             return []
-        from ..data.behind_schema import states_of
+        from ..data.after_schema import states_of
 
         with self._connection():
             return states_of(self, self._stamping)
@@ -285,7 +285,7 @@ class MigrationRunner:
         Nothing that holds rows is dropped, nothing that was changed since, and nothing that others depend on.
 
         :param to: the version that becomes the newest one that is not undone; 0 undoes all that is recorded.
-        :param with_data: drop what holds rows too, behind the backup that `before_changes` makes.
+        :param with_data: drop what holds rows too, after the backup that `before_changes` makes.
         :raises UndoRefused: when it would lose or break something; nothing was dropped.
         :raises ConfigError: when no run has the version `to`.
         :raises StepFailed: when the database refused a statement; its transaction was rolled back.

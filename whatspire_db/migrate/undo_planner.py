@@ -73,7 +73,7 @@ def _is_proof(constraint: Constraint) -> bool:
     return constraint.kind == "check" and constraint.name.startswith(PROOF)
 
 
-BUILT_LATER = ("index", "constraint")  # online, behind the transaction
+BUILT_LATER = ("index", "constraint")  # online, after the transaction
 
 
 def standing_of(records: Iterable[Record], live: Schema) -> list[Added]:
@@ -117,7 +117,7 @@ class Draft:
     with_data: bool
     _holding: dict[tuple[str, Key, str], int | None] = field(default_factory=dict)
 
-    # What is to be dropped
+    # What to drop
 
     @cached_property
     def standing(self) -> list[Added]:
@@ -126,7 +126,7 @@ class Draft:
 
     @cached_property
     def targets(self) -> list[Added]:
-        """What is to be dropped: what belongs to a table goes with it."""
+        """What to drop; what belongs to a table goes with it."""
         tables = {each.table for each in self.standing if each.kind == "table"}
         left = [each for each in self.standing if each.kind == "table" or each.table not in tables]
         return sorted(left, key=lambda each: _ORDER.index(self._rank(each)))

@@ -42,7 +42,7 @@ class Undoing:
     """The walk of an undo.
 
     :param before_changes: is called under the lock before anything is changed, and returns the file of its backup.
-    :param with_data: drop what holds rows too, behind a backup.
+    :param with_data: drop what holds rows too, after a backup.
     """
 
     applying: Applying

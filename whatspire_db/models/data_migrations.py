@@ -28,7 +28,7 @@ class DataMigration:
     :param model: whose rows it goes through.
     :param change: the function.
     :param batch: how many rows a batch has at most; None leaves that to the engine.
-    :param pause: how long to pause behind a batch at least: seconds, a timedelta or a text like 50ms.
+    :param pause: the least pause after a batch: seconds, a timedelta or a text like 50ms.
     """
 
     name: str
@@ -56,7 +56,7 @@ def data_migration(
     batch: int | None = None,
     pause: float | timedelta | str = 0,
 ) -> Callable[[F], F]:
-    """Declare a function that changes rows once; `up` runs it behind the steps of the schema.
+    """Declare a function that changes rows once; `up` runs it after the steps of the schema.
 
     A function with a parameter is called for one batch after the other, each in a transaction of its own. It gets an
     expression that selects the batch's rows, for `.where()`. A function without one is called once, in one transaction.
@@ -64,7 +64,7 @@ def data_migration(
     :param model: whose rows it goes through, by their primary key.
     :param name: under which it is recorded; default: the function's name.
     :param batch: how many rows a batch has at most.
-    :param pause: how long to pause behind a batch at least: seconds, a timedelta or a text like 50ms. The pause is
+    :param pause: the least pause after a batch: seconds, a timedelta or a text like 50ms. The pause is
         always as long as the batch was.
     :raises ModelError: when the model is none or has no key, when the name is taken, or when a parameter is wrong.
     """
@@ -76,7 +76,7 @@ def data_migration(
     try:
         seconds_of("pause", pause)
     except ConfigError as error:
-        raise ModelError(f"the pause of a data migration is none: {error.fact}", error.hint) from None
+        raise ModelError(f"the pause of a data migration is wrong: {error.fact}", error.hint) from None
 
     def declare(change: F) -> F:
         _require_plain_function(change)
@@ -89,12 +89,11 @@ def data_migration(
 def _require_plain_function(change: Any) -> None:
     """Refuse what would not run when it is called with a batch, or with nothing."""
     if not inspect.isfunction(change):
-        raise ModelError("a data migration is no function", "write @data_migration(Model) above a def")
+        raise ModelError("a data migration is not a function", "write @data_migration(Model) above a def")
     kinds = (inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction)
     if any(is_kind(change) for is_kind in kinds):
         raise ModelError(
-            f"the function {change.__name__} of a data migration is async or a generator, which does nothing when it "
-            "is called",
+            f"the function {change.__name__} of a data migration is async or a generator, so calling it does nothing",
             "write a plain function",
         )
     parameters = inspect.signature(change).parameters.values()

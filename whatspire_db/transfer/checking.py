@@ -42,7 +42,7 @@ class Fault:
 
 @dataclass
 class Checked:
-    """What a check found: findings, of which `more` are only counted, and what is to be done about them.
+    """What a check found. `findings` has the first ones, and `more` counts the others.
 
     `tables` are those to transfer, with the columns in which values are replaced and the rows that are set aside.
     """

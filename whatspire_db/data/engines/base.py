@@ -82,8 +82,8 @@ class RowEngine(abc.ABC):
     def locked(self, query: peewee.ModelSelect) -> peewee.ModelSelect:
         """Return a query whose rows nobody else changes until the end of the transaction."""
 
-    def limit_waits(self, seconds: float) -> None:  # noqa: B027 - who has the file's write lock waits for nobody
-        """Have no statement of this transaction wait longer for a lock, end for its time, or pass over hidden rows."""
+    def limit_waits(self, seconds: float) -> None:  # noqa: B027 - nothing to wait for under a write lock
+        """Limit waits for locks in this transaction; lift its time limits, and fail where a policy hides rows."""
 
     def give_back(self, seconds: float, rest: Callable[[float], bool]) -> None:  # noqa: B027 - nothing to do on a server
         """Return the space of deleted rows to the file system.

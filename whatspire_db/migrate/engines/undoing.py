@@ -24,7 +24,7 @@ PROOF = "whatspire_db_undo"  # how the constraints begin by which the engine pro
 
 @dataclass(frozen=True)
 class Dependent:
-    """An object that depends on one that is to be dropped.
+    """An object that depends on something that the undo would drop.
 
     :param of: what it depends on.
     :param identity: its kind, table and name, as of what was added.

@@ -13,7 +13,7 @@ from whatspire_db.migrate.schema import folded_ascii
 from whatspire_db.peewee_compat import peewee_errors
 
 # The mark is a hash of the very SQL that the schema consists of, so no two schemas share one, whatever file they are
-# in: what was found to hold the declared schema once does so for ever. The stamps lie in a file beside the database,
+# in: a schema that was once found to be the declared one always is. The stamps are in a file beside the database,
 # which may be lost or deleted at any time.
 _HISTORY = "SELECT (SELECT max(version) FROM migration_versions), NULL, NULL, NULL, NULL"
 _NO_HISTORY = "SELECT 0, NULL, NULL, NULL, NULL"

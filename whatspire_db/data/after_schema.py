@@ -1,4 +1,4 @@
-"""The data migrations of a run of the migrator, which come behind the steps of the schema."""
+"""The data migrations of a run of the migrator, which come after the steps of the schema."""
 
 from __future__ import annotations
 
