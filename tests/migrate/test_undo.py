@@ -46,6 +46,11 @@ def new(**more: pw.Field) -> Models:
     return [item, model("Tag", "tag", {"item": pw.ForeignKeyField(item), "word": pw.TextField(unique=True)})]
 
 
+def of_type(name: str) -> type[pw.Field]:
+    """Return a field of a type that the database has, or will have."""
+    return type(name.title(), (pw.Field,), {"field_type": name})
+
+
 def up(db: pw.Database, models: Models, **options: Any) -> int:
     return MigrationRunner(db, models, **options).up().version
 
@@ -272,11 +277,7 @@ def test_a_column_of_which_every_value_is_its_default(request: pytest.FixtureReq
     db = place.connect()
     db.connect()
     type_, default, other, _ = DEFAULTS[case]
-
-    class Own(pw.Field):
-        field_type = type_
-
-    runner = migrated(db, new(kind=Own(null=True, constraints=[pw.SQL(f"DEFAULT {default}")])))
+    runner = migrated(db, new(kind=of_type(type_)(null=True, constraints=[pw.SQL(f"DEFAULT {default}")])))
     run(db, f"INSERT INTO item (name, kind) VALUES ('default', {default}), ('nothing', NULL)")
     assert not runner.undo_plan().refused, str(runner.undo_plan())
     run(db, f"UPDATE item SET kind = {other} WHERE id = 2")
@@ -307,13 +308,9 @@ def test_no_setting_of_a_session_makes_a_value_look_like_the_default(
     """Also where the database gives the setting to each session, and where a script runs in another one."""
     db = postgres.connect()
     type_, default, other, setting = LOSSY[case]
-
-    class Own(pw.Field):
-        field_type = type_
-
     with db.connection_context():
         name = db.execute_sql("SELECT current_database()").fetchone()[0]
-        runner = migrated(db, new(kind=Own(null=True, constraints=[pw.SQL(f"DEFAULT {default}")])))
+        runner = migrated(db, new(kind=of_type(type_)(null=True, constraints=[pw.SQL(f"DEFAULT {default}")])))
         script = runner.undo_plan().sql()
         assert script
         run(db, f"UPDATE item SET kind = {other} WHERE id = 2", f"ALTER DATABASE {name} SET {setting}")
@@ -363,13 +360,9 @@ def test_a_proof_that_somebody_took_away_stops_the_drop(postgres: Place) -> None
 
 def test_only_null_is_nothing_in_a_type_that_cannot_be_compared(postgres: Place) -> None:
     db = postgres.connect()
-
-    class Pair(pw.Field):
-        field_type = "pair"
-
     run(db, "CREATE TYPE pair AS (a double precision)")
     with db.connection_context():
-        runner = migrated(db, new(pair=Pair(null=True, constraints=[pw.SQL("DEFAULT '(1)'")])))
+        runner = migrated(db, new(pair=of_type("pair")(null=True, constraints=[pw.SQL("DEFAULT '(1)'")])))
         refused(runner, "cannot drop column item.pair: 3 rows hold a value")
         run(db, "UPDATE item SET pair = NULL")
         assert runner.undo().undone
@@ -377,13 +370,9 @@ def test_only_null_is_nothing_in_a_type_that_cannot_be_compared(postgres: Place)
 
 def test_a_domain_is_compared_as_what_is_below_it(postgres: Place) -> None:
     db = postgres.connect()
-
-    class Share(pw.Field):
-        field_type = "share"
-
     run(db, "CREATE DOMAIN share AS double precision CHECK (value > 0)")
     with db.connection_context():
-        runner = migrated(db, new(share=Share(null=True, constraints=[pw.SQL("DEFAULT 1.5")])))
+        runner = migrated(db, new(share=of_type("share")(null=True, constraints=[pw.SQL("DEFAULT 1.5")])))
         run(db, "UPDATE item SET share = 1.5000000000000002 WHERE id = 2")
         refused(runner, "cannot drop column item.share: 1 row holds a value")
         run(db, "UPDATE item SET share = 1.5 WHERE id = 2")
@@ -392,13 +381,9 @@ def test_a_domain_is_compared_as_what_is_below_it(postgres: Place) -> None:
 
 def test_a_type_of_the_users_own(postgres: Place) -> None:
     db = postgres.connect()
-
-    class Mood(pw.Field):
-        field_type = "mood"
-
     run(db, "CREATE TYPE mood AS ENUM ('good', 'bad')")
     with db.connection_context():
-        runner = migrated(db, new(mood=Mood(constraints=[pw.SQL("DEFAULT 'good'")])))
+        runner = migrated(db, new(mood=of_type("mood")(constraints=[pw.SQL("DEFAULT 'good'")])))
         run(db, "UPDATE item SET mood = 'bad' WHERE id = 1")
         refused(runner, "cannot drop column item.mood: 1 row holds a value")
         run(db, "UPDATE item SET mood = 'good'")
