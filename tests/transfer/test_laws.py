@@ -17,6 +17,7 @@ from tests.transfer.test_check import FIELDS
 from whatspire_db import MigrationRunner
 from whatspire_db.transfer import check, transfer
 from whatspire_db.transfer.faults import KINDS
+from whatspire_db.transfer.kinds import FloatKind
 
 COLUMNS = [name for name in FIELDS if name not in ("id", "needed")]
 TRAP = model("Trap", "traps", FIELDS)
@@ -102,6 +103,16 @@ def test_what_the_check_lets_pass_is_copied_and_proved(
     replaced = transfer(source.dsn, postgres.dsn, [TRAP], on=dict.fromkeys(REPLACED, "replace"))
     assert replaced.rows == len(rows)
     assert len(contents(postgres, [READ])["Trap"]) == len(rows)
+
+
+@given(st.lists(st.floats(width=32, allow_nan=False), min_size=500, max_size=1000))
+def test_a_number_of_four_bytes_is_known_as_postgres_prints_it(postgres: Place, numbers: list[float]) -> None:
+    numbers += [457465986.0, 75835300.0, 1.5e-45, 3.4028234e38]
+    db = postgres.connect()
+    with db.connection_context():
+        (read,) = db.execute_sql("SELECT array_agg(n::real) FROM unnest(%s) AS n", (numbers,)).fetchone()
+    kind = FloatKind(pw.FloatField(), "real", (), not_null=True)
+    assert [kind.mended(number) for number in numbers] == read
 
 
 REPLACED = [kind for kind, (_, instead) in KINDS.items() if instead]

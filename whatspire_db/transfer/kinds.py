@@ -6,11 +6,13 @@ A value of SQLite's is here as the driver gives it, with texts decoded by `TEXTS
 from __future__ import annotations
 
 import json
+import math
 import re
 import struct
 import uuid
 from collections.abc import Sequence
 from decimal import ROUND_HALF_UP, Decimal, InvalidOperation
+from fractions import Fraction
 from functools import partial
 from typing import Any
 
@@ -350,8 +352,20 @@ def _is_no_utf8(text: str) -> bool:
 
 
 def _as_real(value: float) -> float:
-    """Return a number as PostgreSQL's real is read: the shortest text that means its four bytes."""
-    packed = struct.pack("<f", value)
-    (kept,) = struct.unpack("<f", packed)
+    """Return a number as PostgreSQL's real is read: the shortest text that means its four bytes.
+
+    A text halfway between two numbers also means one of them; PostgreSQL does not print it.
+    """
+    (kept,) = struct.unpack("<f", struct.pack("<f", value))
+    if kept == 0 or math.isinf(kept):
+        return kept
+    low, high = sorted((kept + _next_real(kept, step)) / 2 for step in (-1, 1))
     texts = (f"{kept:.{digits}g}" for digits in range(1, 10))
-    return next(float(text) for text in texts if struct.pack("<f", float(text)) == packed)
+    return next(float(text) for text in texts if low < Fraction(text) < high)
+
+
+def _next_real(kept: float, step: int) -> float:
+    """Return the next number of four bytes, away from zero or towards it; after the largest, where it would be."""
+    (bits,) = struct.unpack("<I", struct.pack("<f", kept))
+    (found,) = struct.unpack("<f", struct.pack("<I", bits + step))
+    return math.copysign(2.0**128, kept) if math.isinf(found) else found
