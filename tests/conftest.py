@@ -39,7 +39,7 @@ hypothesis_settings.register_profile(
     "database",
     deadline=None,
     phases=(Phase.explicit, Phase.reuse, Phase.generate),  # a database an example: shrinking takes too long
-    max_examples=int(os.environ.get("WHATSPIRE_TEST_EXAMPLES", "15")),
+    max_examples=int(os.environ.get("WHATSPIRE_TEST_EXAMPLES", "10")),
     suppress_health_check=list(HealthCheck),
 )
 hypothesis_settings.load_profile("database")

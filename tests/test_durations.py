@@ -80,6 +80,7 @@ def test_limit_is_never_longer_than_the_engines_count(limit: Any) -> None:
     assert seconds_of("lock_timeout", limit) == LONGEST_SECONDS
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("verb", ["up", "plan", "version"])
 def test_month_long_limits_are_taken_by_both_engines(place: Place, verb: str) -> None:
     done = place.run(verb, "--lock-timeout", "1000h", "--wait", "1000h")

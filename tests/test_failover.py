@@ -65,6 +65,7 @@ def switched_off(primary: Node) -> None:
     primary.stop("fast")
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("ended", [killed, switched_off])
 def test_workers_go_on_by_themselves_on_the_node_that_takes_over(
     pair: Pair, tmp_path: Path, record_property: Property, ended: Callable[[Node], None]

@@ -494,6 +494,7 @@ def test_help_is_no_failure(sqlite: Place) -> None:
     assert "--quick-check" in done.stdout
 
 
+@pytest.mark.soak
 def test_cluster_names_its_inactive_nodes_and_is_healthy(citus: Place) -> None:
     up(citus)
     cluster = document(health(citus, "--json"))["server"]["cluster"]

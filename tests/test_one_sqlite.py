@@ -116,12 +116,14 @@ def with_notes(place: Place, journal: str) -> None:
     )
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("journal", ["WAL", "DELETE"])
 def test_backup_within_a_run_keeps_its_lock(place: Place, library: str, journal: str) -> None:
     with_notes(place, journal)
     assert python(place, RUN, place.dsn, journal, INTRUDER) == ["was locked out", f"10 True {library}"]
 
 
+@pytest.mark.soak
 def test_lock_is_waited_for_and_named(place: Place) -> None:
     with_notes(place, "WAL")
     with held(place, "BEGIN IMMEDIATE"):

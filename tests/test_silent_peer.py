@@ -98,6 +98,7 @@ def test_a_transaction_begins_over_a_new_connection(postgres: Place, proxy: Prox
     db.close_all()
 
 
+@pytest.mark.soak
 def test_the_wait_for_answers_counts_towards_the_pools_timeout(postgres: Place, proxy: Proxy) -> None:
     db = pool(postgres, proxy, pool_timeout=timedelta(seconds=0.5))
     all_open = threading.Barrier(4)
@@ -120,6 +121,7 @@ def test_the_wait_for_answers_counts_towards_the_pools_timeout(postgres: Place, 
     db.close_all()
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("in_block", [False, True], ids=["statement", "transaction"])
 def test_a_peer_that_answers_nobody_is_an_error_and_later_forgotten(
     postgres: Place, proxy: Proxy, in_block: bool

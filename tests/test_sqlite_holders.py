@@ -42,6 +42,7 @@ def holding(place: Place, *statements: str) -> Iterator[int]:
         holder.stdin.close()
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("mode", ["wal", "delete"])
 @pytest.mark.parametrize(
     ("module", "arguments"),

@@ -250,6 +250,7 @@ run = lambda *all: [one.wait() for one in [eventlet.spawn(one) for one in all]]
 """
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("patch", [GEVENT, EVENTLET], ids=["gevent", "eventlet"])
 def test_a_patched_worker_keeps_the_transactions_of_its_greenlets_apart(
     notes: peewee.Database, place: Place, patch: str, tmp_path: Path

@@ -37,6 +37,7 @@ def test_times_in_utc_are_no_news(place: Place) -> None:
     assert "note:" not in place.run("verify").stdout
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("text", "example"),
     [

@@ -113,6 +113,7 @@ def run_in(place: Place, mebis: int, *arguments: str) -> subprocess.CompletedPro
     return run(place, *arguments, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, limits))
 
 
+@pytest.mark.soak
 def test_memory_that_runs_out_is_told_in_two_lines(sqlite: Place) -> None:
     small = script(sqlite.folder / "small.db", "CREATE TABLE t (a)")
     script(sqlite.dsn, "CREATE TABLE t (a)", "INSERT INTO t VALUES (zeroblob(150000000))")

@@ -539,6 +539,7 @@ def test_backup_that_would_wait_for_its_own_run_is_refused_at_once(sqlite: Place
     assert way(exclusive).returncode == 0  # nothing is pending, so none is made
 
 
+@pytest.mark.soak
 def test_several_starters_make_one_backup(place: Place) -> None:
     pend(place)
     processes = [place.start("up", "--json", env=BEFORE_MIGRATE) for _ in range(STARTERS)]

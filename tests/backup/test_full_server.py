@@ -71,6 +71,7 @@ def test_a_backup_that_is_tried_waits_for_all_it_needs(few: Place) -> None:
 
 
 # One session makes the database, one fills it, and pg_restore is the third.
+@pytest.mark.soak
 @pytest.mark.parametrize("sessions", [LIMIT, LIMIT - 1, LIMIT - 2], ids=["at-once", "later", "for-pg_restore"])
 def test_a_restore_waits(few: Place, server: Server, sessions: int) -> None:
     done(few, "create")
@@ -108,6 +109,7 @@ def node(server: Server) -> Iterator[Node]:
         yield node
 
 
+@pytest.mark.soak
 def test_a_whole_server_that_is_full_is_waited_for(node: Node, sqlite: Place) -> None:
     place = Place("postgres", node.dsn(), sqlite.folder)
     rows(place, "CREATE DATABASE app")

@@ -548,6 +548,7 @@ def test_plain_role_restores_a_superusers_backup_as_its_own(postgres: Place, ser
         server.execute(f"DROP DATABASE {other}")
 
 
+@pytest.mark.soak
 def test_backup_of_a_server_with_another_superuser_restores(postgres: Place, server: Server, node: Node) -> None:
     # There all is the first superuser's, of whom the catalog of dependencies says nothing.
     there = Place("postgres", node.dsn("source"), postgres.folder)
@@ -817,6 +818,7 @@ def test_database_that_others_hold_is_refused_and_unchanged(server: Server, node
     rows(admin, "DROP ROLE plain")
 
 
+@pytest.mark.soak
 def test_old_database_that_cannot_be_dropped_is_kept_and_told(server: Server, node: Node, tmp_path: Path) -> None:
     admin = Place("postgres", node.dsn(), tmp_path)
     rows(admin, "CREATE ROLE plain LOGIN CREATEDB", "CREATE DATABASE subscribed OWNER plain")
@@ -968,6 +970,7 @@ def test_database_without_rows_is_replaced_without_force_and_kept_all_the_same(p
     assert dump_text(postgres) == bare
 
 
+@pytest.mark.soak
 def test_names_on_the_server_that_are_not_utf8_are_none_of_its_business(node: Node, tmp_path: Path) -> None:
     admin = Place("postgres", node.dsn(), tmp_path)
     rows(admin, "CREATE DATABASE latin TEMPLATE template0 ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C'")

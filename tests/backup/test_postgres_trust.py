@@ -164,6 +164,7 @@ def test_name_that_looks_like_a_superusers_is_not_trusted(postgres: Place, serve
         rows(postgres, f"DROP OWNED BY {quoted}", f"DROP ROLE {quoted}")
 
 
+@pytest.mark.soak
 def test_owner_of_large_objects_alone_is_not_trusted(postgres: Place, server: Server) -> None:
     with role(server):
         rows(postgres, "SELECT lo_create(7)", "ALTER LARGE OBJECT 7 OWNER TO mallory")
@@ -189,6 +190,7 @@ def test_function_that_names_an_owner_is_no_owner(postgres: Place, server: Serve
     done(postgres, "create", "--test-restore")
 
 
+@pytest.mark.soak
 def test_role_that_a_database_gives_its_sessions_hides_no_superuser(postgres: Place, server: Server) -> None:
     with tenants(postgres, server) as place:
         rows(at(place, name_of(place), user="mallory"), f"ALTER DATABASE {name_of(place)} SET role = mallory")

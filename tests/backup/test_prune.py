@@ -364,6 +364,7 @@ def test_what_a_killed_prune_left_is_deleted_by_the_next(sqlite: Place) -> None:
     assert names(folder_of(sqlite)) == files_of(history[:2])
 
 
+@pytest.mark.soak
 def test_two_prunes_at_once_never_leave_nothing(place: Place) -> None:
     """Of different policies, each in a process of its own; the latest good one stays."""
     fill(place)
@@ -447,6 +448,7 @@ def storm(place: Place, rounds: int) -> None:
             backup.verify(one)
 
 
+@pytest.mark.soak
 def test_create_and_prune_at_once(place: Place) -> None:
     fill(place)
     storm(place, ROUNDS)

@@ -192,6 +192,7 @@ def test_who_can_read_alone_can_back_up(sqlite: Place) -> None:
     assert state(copy) == state(path)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("method", ["none", "gzip", "zstd"])
 @pytest.mark.parametrize("umask", [0o022, 0])
 def test_nobody_else_can_read_a_backup(sqlite: Place, umask: int, method: str) -> None:

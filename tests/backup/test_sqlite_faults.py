@@ -320,6 +320,7 @@ def interrupt_twice(place: Place, times: int, rows: int) -> None:
         proved(place, one)
 
 
+@pytest.mark.soak
 def test_who_interrupts_twice_finds_nothing_left(sqlite: Place) -> None:
     interrupt_twice(sqlite, FEW // 2, SMALL)
 

@@ -648,6 +648,7 @@ def use(path: str) -> list[object]:
         ]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(("encoding", "method"), [("UTF-8", "none"), ("UTF-16le", "zstd")])
 def test_all_that_a_file_can_hold_comes_back(sqlite: Place, mode: str, encoding: str, method: str) -> None:

@@ -751,6 +751,7 @@ def test_of_sixteen_at_once_one_runs_it(place: Place, db: peewee.Database) -> No
     assert counts(table) == {1}
 
 
+@pytest.mark.soak
 def test_of_three_at_once_one_runs_it(place: Place, db: peewee.Database) -> None:
     table = counted()
     made(db, table)
@@ -788,6 +789,7 @@ def standing(db: peewee.Database, table: Model) -> Any:
         return engine_of(db).schema.standing([table], with_rows=True)
 
 
+@pytest.mark.soak
 def test_killed_and_resumed_every_row_is_changed_once(place: Place, db: peewee.Database) -> None:
     killed_and_resumed(place, db, 2)
 

@@ -298,6 +298,7 @@ def test_sqlite_file_that_cannot_be_read(
         fails(run_as_nobody(verb), 1, sqlite.dsn, "cannot be")
 
 
+@pytest.mark.soak
 def test_file_in_a_folder_that_cannot_be_searched_is_not_taken_for_a_missing_one(
     sqlite: Place, run_as_nobody: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:

@@ -111,6 +111,7 @@ class Small(peewee.Model):
         table_name = "small"
 
 
+@pytest.mark.soak
 @given(data=st.data())
 def test_a_step_that_fails_at_any_position_leaves_everything_as_it_was(
     tmp_path_factory: pytest.TempPathFactory, server: Server, data: st.DataObject

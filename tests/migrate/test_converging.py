@@ -17,6 +17,7 @@ from whatspire_db.models.service import MigrationVersion
 # Names
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", ["a%b", "a%%b", "%s", "%(x)s", "100%", "sales.2024", 'a"b', "new\nline", "Ünï"])
 def test_any_name(place: Place, name: str) -> None:
     db = place.connect()

@@ -54,6 +54,7 @@ def test_old_encoding_is_migrated_and_compared(old: Place) -> None:
     assert old.run("status", "--models", "declared").returncode == 0
 
 
+@pytest.mark.soak
 def test_old_encoding_is_backed_up_and_restored(old: Place) -> None:
     done = old.run("create", "--test-restore", module="whatspire_db.backup")
     assert done.returncode == 0, done.stderr

@@ -227,6 +227,7 @@ def summary(ground: Ground, rounds: list[tuple[Run, Run]]) -> str:
     )
 
 
+@pytest.mark.soak
 def test_the_next_run_completes_what_a_killed_one_left(ground: Ground) -> None:
     assert len(kill_often(ground, FEW)) == FEW
 

@@ -70,6 +70,7 @@ def test_command_behind_a_lock_ends_in_time_and_names_the_holder(place: Place, v
     assert place.run(verb).returncode == 0
 
 
+@pytest.mark.soak
 def test_runner_of_a_worker_raises_lock_timeout(place: Place) -> None:
     assert place.run().returncode == 0
     db = place.connect()
@@ -81,6 +82,7 @@ def test_runner_of_a_worker_raises_lock_timeout(place: Place) -> None:
             assert holder in caught.value.fact
 
 
+@pytest.mark.soak
 def test_health_behind_a_lock_is_an_answer(place: Place) -> None:
     assert place.run().returncode == 0
     db = place.connect()
@@ -187,6 +189,7 @@ def tangle() -> list[type[pw.Model]]:
     return models
 
 
+@pytest.mark.soak
 def test_tables_that_refer_to_each_other_compare_equal_over_batches(postgres: Place) -> None:
     models = tangle()
     db = postgres.connect()

@@ -590,6 +590,7 @@ def blocked(place: Place, number: int) -> Iterator[None]:
         yield
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("output", [[], ["--json"]], ids=["lines", "json"])
 @pytest.mark.sampled
@@ -665,6 +666,7 @@ def kill_in_the_middle(place: Place, number: int) -> None:
     assert all(d["missing"] == d["drift"] == d["extra"] == [] and d["version"] for d in looked)
 
 
+@pytest.mark.soak
 def test_the_next_run_finishes_what_a_killed_one_left(place: Place) -> None:
     kill_in_the_middle(place, 9)
 

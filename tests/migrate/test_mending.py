@@ -246,6 +246,7 @@ ROWS_IN_THE_WAY = {
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("stops", [True, False])
 @pytest.mark.parametrize("case", ROWS_IN_THE_WAY)
 def test_rows_in_the_way_are_named_and_nothing_is_half_done(
@@ -273,6 +274,7 @@ def test_rows_in_the_way_are_named_and_nothing_is_half_done(
     assert remaining(place) == drift
 
 
+@pytest.mark.soak
 def test_a_failure_anywhere_leaves_sqlite_as_it_was_or_mended(sqlite: Place) -> None:
     """Also in a shell that goes on after a failure, as sqlite3 does with a script."""
     db = sqlite.connect()

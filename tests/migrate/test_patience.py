@@ -57,6 +57,7 @@ def line_with(process: subprocess.Popen[str], text: str) -> str:
     pytest.fail(f"no line with {text!r}")
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("verb", ["up", "plan", "verify", "status", "version"])
 def test_every_verb_waits_for_a_full_server(few: Place, verb: str) -> None:
     taken = filled(few)

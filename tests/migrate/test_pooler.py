@@ -154,11 +154,13 @@ def storm(place: Place) -> list[dict[str, Any]]:
     return reports
 
 
+@pytest.mark.soak
 def test_storm_on_a_fresh_database(pooled: Place) -> None:
     reports = storm(pooled)
     assert {report["version"] for report in reports} == {reports[0]["version"]}
 
 
+@pytest.mark.soak
 def test_storm_that_builds_an_index_concurrently(postgres: Place, pooled: Place) -> None:
     with opened(postgres) as db:
         fill(db, LARGE)

@@ -33,6 +33,7 @@ def storm(place: Place) -> None:
         assert sorted(db.get_tables()) == sorted([*gorm.TABLES, "whatspire_db_runs"])
 
 
+@pytest.mark.soak
 def test_one_storm(place: Place) -> None:
     storm(place)
 

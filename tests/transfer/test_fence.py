@@ -199,6 +199,7 @@ def test_migrate_says_so_first(fenced: Place) -> None:
     assert fenced.run("version").returncode == 0
 
 
+@pytest.mark.soak
 def test_each_of_many_files_is_named(fenced: Place) -> None:
     shutil.copy(fenced.dsn, fenced.folder / "second.db")
     fenced.run("--dsn", "new.db", "-q")

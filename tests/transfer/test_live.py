@@ -172,6 +172,7 @@ def test_no_row_is_set_aside_meanwhile(sqlite: Place, postgres: Place) -> None:
         transfer(sqlite.dsn, postgres.dsn, live=True, on={"nul": "set-aside"}, side_file="aside")
 
 
+@pytest.mark.soak
 def test_the_command_moves_a_live_source_and_removes_the_fence(sqlite: Place, postgres: Place) -> None:
     go_database(sqlite)
     removed = sqlite.run("transfer", "--remove-fence", module="whatspire_db")

@@ -280,6 +280,7 @@ def test_the_command_checks(service: Place, postgres: Place) -> None:
     assert "secret" not in done.stderr
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("arguments", "code", "word"),
     [
