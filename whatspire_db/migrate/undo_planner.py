@@ -11,11 +11,11 @@ from .added import Added, described, parts_of
 from .costs import INSTANT, Cost, Size
 from .ddl import quote
 from .engines.base import Engine, discarded
-from .engines.undoing import PROOF, Dependent, UndoEngine, undo_engine
+from .engines.undoing import Dependent, UndoEngine, undo_engine
 from .plan import Refusal, Step
 from .records import UNFINISHED, Record
 from .rows import Rows, number_of_rows
-from .schema import Column, Constraint, Key, Schema, Table, label
+from .schema import NOTES, PROOF, Column, Constraint, Key, Schema, Table, label
 from .undo_plan import UndoPlan
 
 if TYPE_CHECKING:

@@ -19,8 +19,6 @@ from .base import Engine
 if TYPE_CHECKING:
     from ..plan import Lock
 
-PROOF = "whatspire_db_undo"  # how the constraints begin by which the engine proves that nothing is lost
-
 
 @dataclass(frozen=True)
 class Dependent:

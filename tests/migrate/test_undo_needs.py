@@ -1,0 +1,74 @@
+"""Undo drops nothing that a text of the database needs, and what goes together goes in an order that works."""
+
+from __future__ import annotations
+
+import json
+
+import peewee as pw
+import pytest
+
+from tests.conftest import Place
+from tests.migrate.models import model, run
+from tests.migrate.test_undo import Models, migrated, of_type, old, refused, schema, up
+from whatspire_db import MigrationRunner
+from whatspire_db.migrate import records
+from whatspire_db.migrate.added import parts_of
+
+# What needs a column, a unique index or an extension by its text: how it is made and dropped, and what it needs.
+FUNCTION = "CREATE FUNCTION f() RETURNS void LANGUAGE plpgsql AS $$ BEGIN {}; END $$"
+RULE = "CREATE RULE f AS ON INSERT TO log DO ALSO {}"
+TEXTS: dict[str, tuple[str, str, str]] = {
+    "a row by the order of columns": (FUNCTION.format("INSERT INTO item SELECT 1, 'a', 'b', 'c'"), "f()", "column"),
+    "a row in parentheses": (
+        FUNCTION.format("""INSERT INTO public."item" AS i\n--all\n(SELECT 1, 'a', 'b', 'c')"""),
+        "f()",
+        "column",
+    ),
+    "a whole table": (FUNCTION.format("CREATE TEMP TABLE copy AS TABLE ONLY item"), "f()", "column"),
+    "ON CONFLICT": (
+        FUNCTION.format("INSERT INTO item (name) VALUES ('a') ON CONFLICT (name) DO NOTHING"),
+        "f()",
+        "index",
+    ),
+    "ON CONFLICT in a tree": (
+        "CREATE FUNCTION f() RETURNS void LANGUAGE sql BEGIN ATOMIC "
+        "INSERT INTO item (name) VALUES ('a') ON CONFLICT (name) DO NOTHING; END",
+        "f()",
+        "index",
+    ),
+    "ON CONFLICT in a rule": (
+        RULE.format("INSERT INTO item (name) VALUES (new.a) ON CONFLICT (name) DO NOTHING"),
+        "",
+        "index",
+    ),
+    "a function of an extension": (FUNCTION.format("PERFORM l2_distance(a, b) FROM log"), "f()", "extension"),
+}
+NO_NEED = [
+    FUNCTION.format("TRUNCATE TABLE item"),
+    FUNCTION.format("INSERT INTO item (name) SELECT a FROM log"),
+    FUNCTION.format("INSERT INTO log (a) VALUES ('a') ON CONFLICT (a) DO NOTHING"),
+    FUNCTION.format("INSERT INTO item (id) VALUES (1) ON CONFLICT (id) DO NOTHING"),
+    FUNCTION.format("PERFORM sum(id) FROM item"),  # a function that the extension has too
+]
+
+
+def with_a_unique_name() -> Models:
+    fields = {"name": pw.TextField(unique=True), "code": pw.TextField(null=True)}
+    return [model("Item", "item", fields, extensions=["vector"])]
+
+
+def test_what_only_a_text_needs_stays(postgres: Place) -> None:
+    db = postgres.connect()
+    with db.connection_context():
+        runner = migrated(db, with_a_unique_name())
+        run(db, "CREATE TABLE log (a text UNIQUE)")
+        for statement, arguments, kind in TEXTS.values():
+            run(db, statement)
+            plan = runner.undo_plan()
+            assert [refusal.kind for refusal in plan.refused] == [f"drop_{kind}"], (statement, str(plan))
+            run(db, f"DROP FUNCTION {arguments}" if arguments else "DROP RULE f ON log")
+        for statement in NO_NEED:
+            run(db, statement)
+            assert not runner.undo_plan().refused, (statement, str(runner.undo_plan()))
+            run(db, "DROP FUNCTION f()")
+        assert runner.undo().undone
