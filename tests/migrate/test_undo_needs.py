@@ -72,3 +72,20 @@ def test_what_only_a_text_needs_stays(postgres: Place) -> None:
             assert not runner.undo_plan().refused, (statement, str(runner.undo_plan()))
             run(db, "DROP FUNCTION f()")
         assert runner.undo().undone
+
+
+@pytest.mark.parametrize("rows", [3, 50])
+def test_a_reference_goes_before_the_index_that_it_needs(postgres: Place, rows: int) -> None:
+    """Also where the index is one of a large table, which would go first, beside readers and writers."""
+    db = postgres.connect()
+    with db.connection_context():
+        tag = model("Tag", "tag", {"word": pw.TextField()})
+        up(db, [*old(), tag])
+        run(db, f"INSERT INTO item (name) SELECT n FROM generate_series(1, {rows}) AS n")
+        before = schema(postgres)
+        item = model("Item", "item", {"name": pw.TextField(unique=True)})
+        fields = {"word": pw.TextField(), "item": pw.ForeignKeyField(item, field="name", null=True)}
+        runner = MigrationRunner(db, [item, model("Tag", "tag", fields)], online_rows=10)
+        runner.up()
+        assert runner.undo().undone
+        assert schema(postgres) == before

@@ -143,7 +143,7 @@ class Draft:
             yield from self._changed(added)
         going = {each.identity for each in self.targets}
         found: dict[tuple[str, str], Dependent] = {}
-        for dependent in self.undo.dependents(self.targets, self.live):
+        for dependent in self.dependents:
             if (
                 dependent.identity not in going
                 and dependent.identity[1] not in self._tables
@@ -168,6 +168,11 @@ class Draft:
 
     def _changed(self, added: Added) -> Iterator[Refusal]:
         recorded = set(added.definition or ())
+    @cached_property
+    def dependents(self) -> list[Dependent]:
+        """What depends on what is to go, also where it goes too."""
+        return self.undo.dependents(self.targets, self.live)
+
         if added.kind == "table":
             newer = [each for each in self.standing if each is not added]
             now = parts_after(self.live.tables[added.table], newer)
@@ -243,9 +248,9 @@ class Draft:
         elif added.kind == "column":
             yield from self._drop_column(added)
         elif added.kind == "index":
-            large = self.is_large(added.table) and not self.live.tables[added.table].partitioned
-            sql = self.undo.drop_index(added.table, added.name, online=large)
-            yield self._step("drop_index", added, [sql], INSTANT, online=large)
+            online = self._goes_online(added)
+            sql = self.undo.drop_index(added.table, added.name, online=online)
+            yield self._step("drop_index", added, [sql], INSTANT, online=online)
         elif added.kind == "constraint":
             sql = self.undo.drop_constraint(added.table, added.name)
             yield self._step("drop_constraint", added, [sql], INSTANT, self._targets_of(added))
@@ -282,6 +287,11 @@ class Draft:
         if not self.is_large(key):
             cost = Cost("rewrites" if self.undo.rewrites else "scans", self.size(key))
             yield self._step("drop_column", added, [self.undo.proof(key, column, left), drop], cost, targets)
+    def _goes_online(self, index: Added) -> bool:
+        """Tell whether an index is dropped before the transaction: no reference that goes there may need it."""
+        is_needed = any(dependent.of is index for dependent in self.dependents)
+        return self.is_large(index.table) and not self.live.tables[index.table].partitioned and not is_needed
+
             return
         keep_out, prove = self.undo.online_proof(key, column, left)
         yield self._step("prove_unused", added, [keep_out], INSTANT, online=True, lock=self.undo.lock)
