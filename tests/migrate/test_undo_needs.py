@@ -89,3 +89,25 @@ def test_a_reference_goes_before_the_index_that_it_needs(postgres: Place, rows: 
         runner.up()
         assert runner.undo().undone
         assert schema(postgres) == before
+
+
+def test_an_index_and_a_check_of_one_name(postgres: Place) -> None:
+    db = postgres.connect()
+    with db.connection_context():
+        up(db, old())
+        before = schema(postgres)
+        size = pw.IntegerField(null=True, index=True, constraints=[pw.Check("size > 0", "item_size")])
+        runner = MigrationRunner(db, [model("Item", "item", {"name": pw.TextField(), "size": size})])
+        runner.up()
+        assert runner.status()[-1].added == {"column": 1, "index": 1, "constraint": 1}
+        runner.undo()
+        assert schema(postgres) == before
+
+
+def test_an_index_of_others_with_the_name_of_a_check(postgres: Place) -> None:
+    db = postgres.connect()
+    with db.connection_context():
+        size = pw.IntegerField(null=True, constraints=[pw.Check("size > 0", "item_size")])
+        runner = migrated(db, [model("Item", "item", {"name": pw.TextField(), "size": size})])
+        run(db, "CREATE INDEX item_size ON item (size)")
+        refused(runner, "cannot drop column item.size: index item_size depends on it")

@@ -113,12 +113,14 @@ def _described(added: Added, live: Schema) -> Added:
         return replace(added, definition=parts_of(table))
     if added.kind == "column":
         return replace(added, definition=column_parts(table, added.name))
+    constraint = next((c for c in table.constraints if c.name == added.name), None)
+    if added.kind == "constraint" and constraint is not None:  # an index can have the name of a CHECK
+        return replace(added, definition=(constraint_part(constraint),))
     index = next((i for i in table.indexes if i.name == added.name), None)
-    if index is not None:  # a unique one may have become a constraint
-        kind = "constraint" if index.constraint else "index"
-        return replace(added, kind=kind, definition=(index_part(index),))
-    parts = (constraint_part(c) for c in table.constraints if c.name == added.name)
-    return replace(added, definition=next(((part,) for part in parts), None))
+    if index is None:
+        return replace(added, definition=None)
+    kind = "constraint" if index.constraint else "index"  # a unique one may have become a constraint
+    return replace(added, kind=kind, definition=(index_part(index),))
 
 
 # Parts

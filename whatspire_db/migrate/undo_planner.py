@@ -160,11 +160,15 @@ class Draft:
     def _is_own(self, dependent: Dependent) -> bool:
         """Tell whether it is a part of what it depends on: the index of a constraint, or the column's own CHECK."""
         kind, table, name = dependent.identity
-        of = dependent.of
-        if kind == "index" and of.kind == "constraint":
-            return (table, name) == (of.table, of.name)
-        # Behind a constraint of a column stands an index of the same name.
-        return kind == "index" and ("constraint", table, name) in {each.identity for each in self.targets}
+        if kind != "index":
+            return False
+        # Behind a UNIQUE or EXCLUDE constraint stands an index of its name, and beside a CHECK may stand one.
+        others = self.live.tables[table].constraints if table in self.live.tables else ()
+        if any(c.name == name and not c.has_index for c in others):
+            return False
+        if dependent.of.kind == "constraint":
+            return (table, name) == (dependent.of.table, dependent.of.name)
+        return ("constraint", table, name) in {each.identity for each in self.targets}
 
     def _changed(self, added: Added) -> Iterator[Refusal]:
         recorded = set(added.definition or ())
