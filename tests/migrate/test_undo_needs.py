@@ -111,3 +111,16 @@ def test_an_index_of_others_with_the_name_of_a_check(postgres: Place) -> None:
         runner = migrated(db, [model("Item", "item", {"name": pw.TextField(), "size": size})])
         run(db, "CREATE INDEX item_size ON item (size)")
         refused(runner, "cannot drop column item.size: index item_size depends on it")
+
+
+def test_no_record_makes_an_undo_drop_the_history(place: Place, db: pw.Database) -> None:
+    """Not even with its data."""
+    runner = migrated(db, old(), before_changes=lambda: "a file")
+    for table in ("migration_versions", "whatspire_db_runs"):
+        live = runner.engine.snapshot([("", table)]).tables["", table]
+        facts = {"kind": "table", "schema": "", "table": table, "name": "", "sql": []}
+        content = json.dumps([{**facts, "definition": list(parts_of(live))}])
+        records.RunRecord.update(content=content).execute(db)
+        assert runner.undo_plan(with_data=True).pending == ()
+    assert runner.undo(with_data=True).undone == ()
+    assert {"migration_versions", "whatspire_db_runs"} <= set(db.get_tables())

@@ -89,6 +89,8 @@ def standing_of(records: Iterable[Record], live: Schema) -> list[Added]:
                 found.setdefault(now.identity, replace(now, definition=definition))
     return list(found.values())
 
+            if added.table[1] in NOTES:  # whatever a record says, the history stays
+                continue
 
 def parts_left(records: Sequence[Record], live: Schema) -> dict[Key, set[str]]:
     """Return what each table has without what runs added; those that they made are left out."""
