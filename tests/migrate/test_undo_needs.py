@@ -124,3 +124,30 @@ def test_no_record_makes_an_undo_drop_the_history(place: Place, db: pw.Database)
         assert runner.undo_plan(with_data=True).pending == ()
     assert runner.undo(with_data=True).undone == ()
     assert {"migration_versions", "whatspire_db_runs"} <= set(db.get_tables())
+
+
+def test_a_value_of_a_strict_table_that_its_type_leaves_alone(sqlite: Place) -> None:
+    """To the type ANY the number 1 and the text '1' are one in every other table."""
+    db = sqlite.connect()
+    with db.connection_context():
+        fields = {"name": pw.TextField()}
+        up(db, [model("Item", "item", fields, strict_tables=True)])
+        run(db, "INSERT INTO item (name) VALUES ('a'), ('b')")
+        fields["what"] = of_type("ANY")(null=True, constraints=[pw.SQL("DEFAULT '1'")])
+        runner = MigrationRunner(db, [model("Item", "item", fields, strict_tables=True)])
+        runner.up()
+        run(db, "INSERT INTO item (name) VALUES ('c')")
+        assert runner.undo_plan().pending
+        run(db, "UPDATE item SET what = 1 WHERE id = 2")
+        refused(runner, "cannot drop column item.what: 1 row holds a value")
+
+
+def test_the_default_as_rows_have_it_that_are_older_than_the_column(sqlite: Place) -> None:
+    """They keep a constant as it is written, the number 0 here; later rows have what the type makes of it."""
+    db = sqlite.connect()
+    with db.connection_context():
+        what = of_type("blob")(null=True, constraints=[pw.SQL("DEFAULT 0.0")])
+        runner = migrated(db, [model("Item", "item", {"name": pw.TextField(), "what": what})])
+        run(db, "INSERT INTO item (name) VALUES ('later')")
+        assert db.execute_sql("SELECT count(DISTINCT typeof(what)) FROM item").fetchone() == (2,)
+        assert runner.undo().undone

@@ -216,8 +216,8 @@ class Draft:
         if column is not None:
             if column.generated:
                 return 0
-            where = f" WHERE NOT ({self.undo.is_unused(column)})"
-        count = f"{self.engine.function('count')}(*)"
+            where = f" WHERE NOT ({self.undo.is_unused(column, added.table)})"
+        count, table = f"SELECT {self.engine.function('count')}(*) FROM", self.undo.name(added.table)
         with discarded(self.engine.db):
             self.engine.see_every_row()
             return int(self.engine.ask(f"SELECT {count} FROM {self.undo.name(added.table)}{where}"))

@@ -87,8 +87,11 @@ class UndoEngine(abc.ABC):
         """Return why the engine cannot drop a column from its table; None where it can."""
 
     @abc.abstractmethod
-    def is_unused(self, column: Column) -> str:
-        """Return the condition that a row holds nothing in a column: NULL, or the constant that it was added with."""
+    def is_unused(self, column: Column, key: Key) -> str:
+        """Return the condition that a row holds nothing in a column: NULL, or the constant that it was added with.
+
+        :param key: the column's table.
+        """
 
     @abc.abstractmethod
     def proof(self, key: Key, column: Column | None, left: str | None = None) -> str:

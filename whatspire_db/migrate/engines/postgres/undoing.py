@@ -239,7 +239,7 @@ class PostgresUndo(UndoEngine):
             return f"it belongs to {table.parents[0][1]}, of which this is a part"
         return None
 
-    def is_unused(self, column: Column) -> str:
+    def is_unused(self, column: Column, key: Key) -> str:
         nothing, constant = f"{quote(column.name)} IS NULL", _CONSTANT.fullmatch(column.default or "")
         found = execute(self.db, _COMPARISON, [column.type]).fetchone() if constant else None
         if constant is None or found is None or found[0] is None:
@@ -260,7 +260,7 @@ class PostgresUndo(UndoEngine):
 
     def proof(self, key: Key, column: Column | None, left: str | None = None) -> str:
         drop = f"DROP CONSTRAINT {quote(left)}, " if left else ""
-        return f"ALTER TABLE {self.name(key)} {drop}ADD {self._check(column)}"
+        return f"ALTER TABLE {self.name(key)} {drop}ADD {self._check(column, key)}"
 
     def online_proof(self, key: Key, column: Column, left: str | None) -> tuple[str, str]:
         return (
@@ -268,8 +268,8 @@ class PostgresUndo(UndoEngine):
             f"ALTER TABLE {self.name(key)} VALIDATE CONSTRAINT {quote(self.proof_name(column))}",
         )
 
-    def _check(self, column: Column | None) -> str:
-        condition = self.is_unused(column) if column else "false"
+    def _check(self, column: Column | None, key: Key) -> str:
+        condition = self.is_unused(column, key) if column else "false"
         return f"CONSTRAINT {quote(self.proof_name(column))} CHECK ({condition})"
 
     def proof_name(self, column: Column | None) -> str:

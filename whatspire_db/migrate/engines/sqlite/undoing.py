@@ -104,26 +104,36 @@ class SqliteUndo(UndoEngine):
             return f"SQLite {peewee.sqlite3.sqlite_version} drops none, as it does from version 3.35 on"
         return None
 
-    def is_unused(self, column: Column) -> str:
+    def is_unused(self, column: Column, key: Key) -> str:
         name = quote(column.name)
         unused = f"{name} IS NULL"
         if column.default is None or not (is_constant(column.default) or column.default in ("true", "false")):
             return unused
         # A collation, an affinity or a zero byte can make two values equal that are not the same.
-        stored = self._stored(column)
-        same = f"typeof({name}) = typeof({stored}) AND {name} IS {stored} COLLATE BINARY"
-        return f"{unused} OR ({same} AND CAST({name} AS BLOB) IS CAST({stored} AS BLOB))"
+        return " OR ".join([unused, *(f"({_is_same(name, stored)})" for stored in self._stored(column, key))])
 
-    def _stored(self, column: Column) -> str:
-        """Return the literal of what SQLite keeps in a row that gets a column's default."""
+    def _stored(self, column: Column, key: Key) -> list[str]:
+        """Return the literals of what SQLite keeps of a column's default.
+
+        A row that was there before the column has the constant as it is written, and a later one has what the type
+        makes of it. In a STRICT table the type ANY makes nothing of it.
+        """
+        strict = " STRICT" if self._is_strict(key) else ""
         with closing(peewee.sqlite3.connect(":memory:")) as scratch:
-            scratch.execute(f"CREATE TABLE t (a, c {column.type} DEFAULT {column.default})")
+            scratch.execute(f"CREATE TABLE t (a INTEGER){strict}")
             scratch.execute("INSERT INTO t (a) VALUES (1)")
-            (literal,) = scratch.execute("SELECT quote(c) FROM t").fetchone()
-        return str(literal)
+            scratch.execute(f"ALTER TABLE t ADD COLUMN c {column.type} DEFAULT {column.default}")
+            scratch.execute("INSERT INTO t (a) VALUES (2)")
+            return [str(row[0]) for row in scratch.execute("SELECT quote(c) FROM t GROUP BY quote(c) ORDER BY min(a)")]
+
+    def _is_strict(self, key: Key) -> bool:
+        if peewee.sqlite3.sqlite_version_info < (3, 37):
+            return False
+        query = "SELECT strict FROM pragma_table_list WHERE schema = ? AND name = ? COLLATE NOCASE"
+        return bool(self.schema.ask(query, [key[0] or "main", key[1]]))
 
     def proof(self, key: Key, column: Column | None, left: str | None = None) -> str:
-        rows = f"SELECT 1 FROM {self.name(key)}" + (f" WHERE NOT ({self.is_unused(column)})" if column else "")
+        rows = f"SELECT 1 FROM {self.name(key)}" + (f" WHERE NOT ({self.is_unused(column, key)})" if column else "")
         return f"SELECT CASE WHEN EXISTS ({rows}) THEN {_FAIL} END"
 
     def drop_column(self, key: Key, name: str) -> str:
@@ -225,6 +235,12 @@ class _Text:
             if word == "in" or after[:1] != ["("]:
                 return True
         return False
+
+
+def _is_same(name: str, stored: str) -> str:
+    """Return the condition that a column holds just that."""
+    same = f"typeof({name}) = typeof({stored}) AND {name} IS {stored} COLLATE BINARY"
+    return f"{same} AND CAST({name} AS BLOB) IS CAST({stored} AS BLOB)"
 
 
 def _names(sql: str, name: str) -> bool:
