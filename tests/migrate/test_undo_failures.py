@@ -11,7 +11,10 @@ from tests.conftest import Place
 from tests.migrate.models import model, run
 from tests.migrate.test_undo import migrated, new, old, up
 from whatspire_db import MigrationRunner, StepFailed, WhatspireDBError
-from whatspire_db.errors import RightMissing
+from whatspire_db.cli.undo import outlook
+from whatspire_db.errors import LockTimeout, RightMissing
+from whatspire_db.migrate.plan import Step
+from whatspire_db.migrate.progress import Watcher
 
 EVENT_TRIGGER = """CREATE FUNCTION stop() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'stopped'; END $$;
 CREATE EVENT TRIGGER stop ON sql_drop EXECUTE FUNCTION stop()"""
@@ -38,6 +41,65 @@ def test_indexes_that_were_dropped_before_a_failure_are_named(postgres: Place) -
         assert "the indexes item_note are dropped, and the next up makes them again" in failed.value.hint
         up(db, new())
         assert [index.name for index in db.get_indexes("item") if index.name == "item_note"]
+
+
+class Reading(Watcher):
+    """Has another session read a table from the end of an online step on, which keeps out what would change it."""
+
+    def __init__(self, place: Place, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.other = place.connect()
+
+    def read(self) -> None:
+        self.other.connect()
+        self.other.begin()
+        self.other.execute_sql("SELECT count(*) FROM item")
+
+    def step_done(self, step: Step) -> None:
+        if step.kind == self.kind:
+            self.read()
+
+
+def test_a_lock_that_is_not_had_in_time_leaves_nothing_unsaid(postgres: Place) -> None:
+    """Neither the index that is dropped already, nor the CHECK that the same lock keeps from being removed."""
+    db = postgres.connect()
+    with db.connection_context():
+        watcher = Reading(postgres, "drop_index")
+        runner = migrated(db, new(), rows=30, online_rows=5, lock_timeout=0.3, watcher=watcher)
+        with pytest.raises(LockTimeout) as failed:
+            runner.undo()
+        watcher.other.close()
+        assert "the indexes item_note are dropped, and the next up makes them again" in failed.value.hint
+        assert "could not be removed from item, and refuses values: run undo again" in failed.value.hint
+        runner.watcher = Watcher()
+        assert runner.undo().undone
+
+
+def test_an_index_that_a_reader_keeps_is_told_as_invalid(postgres: Place) -> None:
+    db = postgres.connect()
+    with db.connection_context():
+        later = [model("Item", "item", {"name": pw.TextField(index=True)})]
+        migrated(db, later, rows=30)
+        watcher = Reading(postgres, "")
+        watcher.read()
+        runner = MigrationRunner(db, later, online_rows=5, lock_timeout=0.3)
+        with pytest.raises(LockTimeout) as failed:
+            runner.undo()
+        assert "the indexes item_name are left INVALID" in failed.value.hint
+        watcher.other.close()
+        assert runner.undo().undone
+
+
+def test_an_index_that_was_not_dropped_is_not_told_as_dropped(postgres: Place) -> None:
+    db = postgres.connect()
+    with db.connection_context():
+        later = [model("Item", "item", {"name": pw.TextField()}, indexes=((("id", "name"), False), (("name",), False)))]
+        runner = migrated(db, later, rows=30, online_rows=5)
+        db.execute_sql(EVENT_TRIGGER.replace("sql_drop", "ddl_command_start"))
+        with pytest.raises(StepFailed, match="stopped") as failed:
+            runner.undo()
+        assert "dropped" not in failed.value.hint
 
 
 def test_what_a_killed_undo_left_is_told_and_removed(postgres: Place) -> None:

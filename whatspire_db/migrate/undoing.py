@@ -14,7 +14,6 @@ import peewee
 from ..errors import (
     BackupFailed,
     ConfigError,
-    LockTimeout,
     StepFailed,
     UndoRefused,
     VerificationFailed,
@@ -26,6 +25,7 @@ from .applying import Applying, naming_what_is_pending
 from .ddl import execute
 from .engines.base import Engine
 from .engines.undoing import undo_engine
+from .plan import Step
 from .records import UNFINISHED, Record
 from .schema import Key, Schema, label
 from .undo_plan import UndoPlan, UndoReport
@@ -147,7 +147,7 @@ class Undoing:
         self.applying.watcher.started(plan.version)
         if not plan:  # another undo was faster
             return plan, plan.version, None
-        with self._withdrawing(), naming_what_is_pending(plan):
+        with self._clearing(plan), naming_what_is_pending(plan):
             if plan.refused:
                 raise UndoRefused(plan)
             backup = self._backed_up(plan)
@@ -162,12 +162,8 @@ class Undoing:
             except StepFailed as failed:
                 words = self._in_words(failed, found)
                 if words is failed:  # which must not become its own cause
-                    _tell_dropped(failed, plan)
                     raise
                 raise words from failed
-            except VerificationFailed as failed:
-                _tell_dropped(failed, plan)
-                raise
         return plan, version, backup
 
     def _backed_up(self, plan: UndoPlan) -> str | None:
@@ -210,18 +206,44 @@ class Undoing:
     # Proofs
 
     @contextmanager
-    def _withdrawing(self) -> Iterator[None]:
-        """Remove, however it ends, the constraints that keep writers from storing values, also of a killed undo."""
+    def _clearing(self, plan: UndoPlan) -> Iterator[None]:
+        """Remove, however it ends, the constraints that keep writers from storing values, also of a killed undo.
+
+        What is half done and stays is told: with the error, or in the log where there is none to tell it.
+        """
+        failed: WhatspireDBError | None = None
+        is_done = False
         try:
             yield
         finally:
-            with suppress(peewee.PeeweeException, LockTimeout):
+            left: list[str] = []
+            with suppress(peewee.PeeweeException, WhatspireDBError):
                 self._withdraw()
 
     def _withdraw(self) -> None:
         if not self.engine.builds_online or self.engine.db.is_closed():
             return
         undo = undo_engine(self.engine)
+            with suppress(peewee.PeeweeException, WhatspireDBError):
+                left = list(self._left_behind(() if is_done else plan.online))
+            if failed:
+                failed.hint = "; ".join([*left, failed.hint])
+            elif left:
+                logger.warning("%s", "; ".join(left))
+
+    def _left_behind(self, online: Sequence[Step]) -> Iterator[str]:
+        """Yield what an undo has done that does not end with its transaction, and what comes of it."""
+        if not self.engine.builds_online or self.engine.db.is_closed():
+            return
+        live = self.engine.snapshot(keys_of(records.read(self.engine)))
+        found = {(label(key), index.name): index.valid for key, table in live.tables.items() for index in table.indexes}
+        indexes = {step.name: found.get((step.table, step.name)) for step in online if step.kind == "drop_index"}
+        if gone := [name for name, is_valid in indexes.items() if is_valid is None]:
+            yield f"the indexes {', '.join(gone)} are dropped, and the next up makes them again"
+        if broken := [name for name, is_valid in indexes.items() if is_valid is False]:
+            yield f"the indexes {', '.join(broken)} are left INVALID: the next undo drops them, or up makes them anew"
+        for key, names in proofs_in(live).items():
+            yield f"{', '.join(names)} could not be removed from {label(key)}, and refuses values: run undo again"
         for key, names in self._proofs().items():
             statements = [undo.withdraw(key, name) for name in names]
             locks = [(undo.name(key), undo.lock)]
@@ -252,9 +274,3 @@ class Undoing:
         with self.applying.looking.reading():
             plan, _ = self._plan(found)
         return UndoRefused(plan) if plan.refused else failed
-
-
-def _tell_dropped(failed: WhatspireDBError, plan: UndoPlan) -> None:
-    """Add to an error what was dropped before its transaction, and does not come back with it."""
-    if dropped := [step.name for step in plan.online if step.kind == "drop_index"]:
-        failed.hint = f"the indexes {', '.join(dropped)} are dropped, and the next up makes them again; {failed.hint}"
