@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .plan import Step
-from .schema import HISTORY_TABLE, Column, Constraint, Index, Key, Schema, Table
+from .schema import NOTES, Column, Constraint, Index, Key, Schema, Table
 
 # What is added by each kind of step; the other kinds finish what another one adds.
 _KINDS = {
@@ -74,9 +74,12 @@ class Added:
 
 
 def additions(steps: Iterable[Step], declared: Schema) -> list[Added]:
-    """Return what steps add, in their order; what belongs to a new table goes with it, and the history is left out."""
+    """Return what steps add, in their order; what belongs to a new table goes with it.
+
+    The package's own tables are left out.
+    """
     keys = {".".join(filter(None, key)): key for key in declared.tables}
-    steps = [step for step in steps if step.kind in _KINDS and step.table != HISTORY_TABLE]
+    steps = [step for step in steps if step.kind in _KINDS and step.table not in NOTES]
     new = {step.table for step in steps if step.kind == "create_table"}
     found: dict[tuple[str, Key, str], Added] = {}
     for step in steps:
