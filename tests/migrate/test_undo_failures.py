@@ -102,6 +102,26 @@ def test_an_index_that_was_not_dropped_is_not_told_as_dropped(postgres: Place) -
         assert "dropped" not in failed.value.hint
 
 
+def test_a_start_tells_what_a_killed_undo_left(postgres: Place, caplog: pytest.LogCaptureFixture) -> None:
+    """It makes writes fail, and nobody may think of an undo any more."""
+    db = postgres.connect()
+    with db.connection_context():
+        runner = migrated(db, new())
+        run(db, "ALTER TABLE item ADD CONSTRAINT whatspire_db_undo_note CHECK (note IS NULL) NOT VALID")
+        assert any("refuses values until undo is run" in note for note in runner.plan().to_json()["notes"])
+        for _ in range(2):
+            with caplog.at_level("WARNING", "whatspire_db"):
+                assert not runner.up().applied
+            assert "extra constraint item.whatspire_db_undo_note of an undo" in caplog.text
+            caplog.clear()
+        assert any("whatspire_db_undo_note" in line for line in outlook(runner)[1])
+        assert runner.check().in_sync  # for an undo that is running stops no service
+        assert not runner.verify_schema()
+        run(db, "ALTER TABLE item DROP CONSTRAINT whatspire_db_undo_note")
+        runner.up()
+        assert caplog.text == ""
+
+
 def test_what_a_killed_undo_left_is_told_and_removed(postgres: Place) -> None:
     db = postgres.connect()
     with db.connection_context():

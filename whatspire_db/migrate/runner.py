@@ -319,6 +319,8 @@ class MigrationRunner:
             logger.warning("drift, left as it is: %s", drift)
         _warn_of_renamings(plan)
         milliseconds = (time.perf_counter() - started) * 1000
+        for left in plan.left:
+            logger.warning("%s", left)
         return Report(self.engine.name, plan.version, version, plan.pending, plan.drift, milliseconds, backup)
 
     def _as_stamped(self, standing: Standing | None) -> Done | None:
