@@ -122,6 +122,13 @@ def test_a_start_tells_what_a_killed_undo_left(postgres: Place, caplog: pytest.L
         assert caplog.text == ""
 
 
+def test_status_tells_that_nothing_is_left_of_a_run(place: Place, db: pw.Database) -> None:
+    runner = migrated(db, new())
+    assert outlook(runner)[1][1:]
+    run(db, "DROP TABLE tag", "DROP INDEX item_note", "ALTER TABLE item DROP COLUMN note")
+    assert outlook(runner)[1] == [f"undo of run {runner.version()}: nothing of it is left"]
+
+
 def test_what_a_killed_undo_left_is_told_and_removed(postgres: Place) -> None:
     db = postgres.connect()
     with db.connection_context():

@@ -151,3 +151,20 @@ def test_the_default_as_rows_have_it_that_are_older_than_the_column(sqlite: Plac
         run(db, "INSERT INTO item (name) VALUES ('later')")
         assert db.execute_sql("SELECT count(DISTINCT typeof(what)) FROM item").fetchone() == (2,)
         assert runner.undo().undone
+
+
+def test_status_looks_at_no_more_rows_than_a_start(place: Place, db: pw.Database) -> None:
+    """What it did not look at it names; undo --plan looks at all."""
+    fields = {"name": pw.TextField(), "note": pw.TextField(null=True)}
+    tag = model("Tag", "tag", {"word": pw.TextField()})
+    runner = migrated(db, [model("Item", "item", fields), tag], rows=6, online_rows=5)
+    run(db, "UPDATE item SET note = 'x' WHERE id = 6")
+    quick = runner.undo_plan(counts=False)
+    assert quick.notes == ("item.note: undo --plan finds out whether rows hold a value there",)
+    assert not quick.refused
+    assert runner.undo_plan().refused
+    run(db, "INSERT INTO tag (word) VALUES ('a'), ('b'), ('c'), ('d'), ('e')")
+    assert "table tag: it has 5 rows" in runner.undo_plan(counts=False).refused[0].reason
+    run(db, "INSERT INTO tag (word) VALUES ('f'), ('g')")
+    assert "table tag: it has more than 5 rows" in runner.undo_plan(counts=False).refused[0].reason
+    assert "table tag: it has 7 rows" in runner.undo_plan().refused[0].reason

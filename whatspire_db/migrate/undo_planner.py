@@ -27,7 +27,13 @@ _ORDER = ("foreign_key", "table", "index", "constraint", "column", "extension", 
 
 
 def make_undo_plan(
-    engine: Engine, records: Sequence[Record], live: Schema, version: int, online_rows: int, with_data: bool
+    engine: Engine,
+    records: Sequence[Record],
+    live: Schema,
+    version: int,
+    online_rows: int,
+    with_data: bool,
+    counts: bool = True,
 ) -> UndoPlan:
     """Return what takes some runs back, or why that is refused.
 
@@ -35,14 +41,16 @@ def make_undo_plan(
     :param live: the tables that they are about.
     :param online_rows: a table with more rows is large: it is locked for no scan.
     :param with_data: drop what holds rows too.
+    :param counts: look at each row of a large table too, and not only at the first ones.
     """
-    draft = Draft(engine, undo_engine(engine), records, without_proofs(live), proofs_in(live), online_rows, with_data)
+    proofs = proofs_in(live)
+    draft = Draft(engine, undo_engine(engine), records, without_proofs(live), proofs, online_rows, with_data, counts)
     refused = tuple(draft.refusals())
     steps = () if refused else tuple(draft.steps())
     if steps and (why := draft.undo.trial([sql for step in steps for sql in step.sql])):
         what = Refusal("undo", "", "", f"the database refuses it: {why}", "drop or mend what that names first")
         refused, steps = (what,), ()
-    notes = engine.notes(steps)
+    notes = (*engine.notes(steps), *draft.uncounted())
     return UndoPlan(engine.name, version, tuple(r.version for r in records), steps, refused, notes)
 
 
@@ -81,6 +89,8 @@ def standing_of(records: Iterable[Record], live: Schema) -> list[Added]:
     found: dict[tuple[str, Key, str], Added] = {}
     for record in records:
         for added in reversed(record.added):
+            if added.table[1] in NOTES:  # whatever a record says, the history stays
+                continue
             (now,) = described([added], live)
             # Only what a killed run was still to build has no definition yet.
             is_known = added.definition is not None or (record.version == UNFINISHED and added.kind in BUILT_LATER)
@@ -89,8 +99,6 @@ def standing_of(records: Iterable[Record], live: Schema) -> list[Added]:
                 found.setdefault(now.identity, replace(now, definition=definition))
     return list(found.values())
 
-            if added.table[1] in NOTES:  # whatever a record says, the history stays
-                continue
 
 def parts_left(records: Sequence[Record], live: Schema) -> dict[Key, set[str]]:
     """Return what each table has without what runs added; those that they made are left out."""
@@ -117,6 +125,7 @@ class Draft:
     proofs: dict[Key, list[str]]
     online_rows: int
     with_data: bool
+    counts: bool = True
     _holding: dict[tuple[str, Key, str], int | None] = field(default_factory=dict)
 
     # What to drop
@@ -159,6 +168,11 @@ class Draft:
             yield from self._impossible(added)
             yield from self._lost(added)
 
+    @cached_property
+    def dependents(self) -> list[Dependent]:
+        """What depends on what is to go, also where it goes too."""
+        return self.undo.dependents(self.targets, self.live)
+
     def _is_own(self, dependent: Dependent) -> bool:
         """Tell whether it is a part of what it depends on: the index of a constraint, or the column's own CHECK."""
         kind, table, name = dependent.identity
@@ -174,11 +188,6 @@ class Draft:
 
     def _changed(self, added: Added) -> Iterator[Refusal]:
         recorded = set(added.definition or ())
-    @cached_property
-    def dependents(self) -> list[Dependent]:
-        """What depends on what is to go, also where it goes too."""
-        return self.undo.dependents(self.targets, self.live)
-
         if added.kind == "table":
             newer = [each for each in self.standing if each is not added]
             now = parts_after(self.live.tables[added.table], newer)
@@ -200,15 +209,21 @@ class Draft:
     def _lost(self, added: Added) -> Iterator[Refusal]:
         if added.kind not in ("table", "column") or self.with_data or not (held := self.held(added)):
             return
-        rows = number_of_rows(held)
+        rows = number_of_rows(held) if self.counts or held <= self.online_rows else f"more than {self.online_rows} rows"
         what = f"it has {rows}" if added.kind == "table" else f"{rows} {'holds' if held == 1 else 'hold'} a value there"
         yield _refusal(added, what, WITH_DATA)
 
     def held(self, added: Added) -> int | None:
-        """Return in how many rows a table, or a column, holds something that would be lost; None is unknown."""
+        """Return in how many rows a table, or a column, holds something that would be lost; None was not counted."""
         if added.identity not in self._holding:
             self._holding[added.identity] = self._count(added)
         return self._holding[added.identity]
+
+    def uncounted(self) -> Iterator[str]:
+        """Yield a note on the columns of large tables whose rows were not looked at."""
+        found = [f"{label(key)}.{name}" for (_, key, name), held in self._holding.items() if held is None]
+        if found:
+            yield f"{', '.join(found)}: undo --plan finds out whether rows hold a value there"
 
     def _count(self, added: Added) -> int | None:
         column = self._column(added)
@@ -220,7 +235,12 @@ class Draft:
         count, table = f"SELECT {self.engine.function('count')}(*) FROM", self.undo.name(added.table)
         with discarded(self.engine.db):
             self.engine.see_every_row()
-            return int(self.engine.ask(f"SELECT {count} FROM {self.undo.name(added.table)}{where}"))
+            if not self.counts:
+                first = f"(SELECT 1 FROM {table} LIMIT {self.online_rows + 1}) AS first"
+                found = int(self.engine.ask(f"{count} {first}"))
+                if column is None or found > self.online_rows:
+                    return found if column is None else None
+            return int(self.engine.ask(f"{count} {table}{where}"))
 
     def _column(self, added: Added) -> Column | None:
         return self.live.tables[added.table].columns[added.name] if added.kind == "column" else None
@@ -238,8 +258,10 @@ class Draft:
         estimate = self.rows.estimate(key)
         return estimate is None or estimate > self.online_rows
 
-    def size(self, key: Key) -> Size:
-        """Return how many rows a table has."""
+    def size(self, key: Key) -> Size | None:
+        """Return how many rows a table has; None where that would have to be counted, and is not to be."""
+        if not (self.counts or self.engine.builds_online):
+            return None
         estimate = self.rows.estimate(key)
         return Size(estimate, self.engine.builds_online and (estimate or 0) > self.online_rows)
 
@@ -264,6 +286,11 @@ class Draft:
             sql = f"DROP {added.kind.upper()} {quote(added.name)}"
             kind: StepKind = "drop_schema" if added.kind == "schema" else "drop_extension"
             yield Step(kind, "", added.name, (sql,), "none", INSTANT)
+
+    def _goes_online(self, index: Added) -> bool:
+        """Tell whether an index is dropped before the transaction: no reference that goes there may need it."""
+        is_needed = any(dependent.of is index for dependent in self.dependents)
+        return self.is_large(index.table) and not self.live.tables[index.table].partitioned and not is_needed
 
     def _drop_table(self, added: Added) -> Step:
         table = self.live.tables[added.table]
@@ -293,11 +320,6 @@ class Draft:
         if not self.is_large(key):
             cost = Cost("rewrites" if self.undo.rewrites else "scans", self.size(key))
             yield self._step("drop_column", added, [self.undo.proof(key, column, left), drop], cost, targets)
-    def _goes_online(self, index: Added) -> bool:
-        """Tell whether an index is dropped before the transaction: no reference that goes there may need it."""
-        is_needed = any(dependent.of is index for dependent in self.dependents)
-        return self.is_large(index.table) and not self.live.tables[index.table].partitioned and not is_needed
-
             return
         keep_out, prove = self.undo.online_proof(key, column, left)
         yield self._step("prove_unused", added, [keep_out], INSTANT, online=True, lock=self.undo.lock)

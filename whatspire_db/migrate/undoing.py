@@ -53,13 +53,14 @@ class Undoing:
     def engine(self) -> Engine:
         return self.applying.engine
 
-    def plan(self, to: int | None) -> UndoPlan:
+    def plan(self, to: int | None, counts: bool = True) -> UndoPlan:
         """Return what an undo would do; changes nothing.
 
+        :param counts: look at each row of a large table too.
         :raises ConfigError: when no run has the version.
         """
         with self.applying.looking.reading():
-            return self._plan(self._chosen(to))[0]
+            return self._plan(self._chosen(to), counts)[0]
 
     def chosen(self, to: int | None) -> tuple[int, ...]:
         """Return the versions of the runs that an undo would take back.
@@ -106,7 +107,7 @@ class Undoing:
         with self.applying.looking.reading():
             return self._plan(())[0]
 
-    def _plan(self, chosen: Sequence[Record]) -> tuple[UndoPlan, Schema]:
+    def _plan(self, chosen: Sequence[Record], counts: bool = True) -> tuple[UndoPlan, Schema]:
         """Return the plan to take runs back, and the schema that it was made for."""
         version = history.version_or_zero(self.engine)
         if fence := self.engine.fence():
@@ -118,7 +119,7 @@ class Undoing:
         if refused := self.engine.refuses_everything(live) or undo_engine(self.engine).untrusted(list(live.tables)):
             raise refused
         online_rows = self.applying.looking.online_rows
-        plan = make_undo_plan(self.engine, chosen, live, version, online_rows, self.with_data)
+        plan = make_undo_plan(self.engine, chosen, live, version, online_rows, self.with_data, counts)
         notes = (*plan.notes, *left_over, *self._unrecorded(chosen))
         return replace(plan, notes=notes, settings=self.engine.script_settings()), live
 
@@ -215,15 +216,14 @@ class Undoing:
         is_done = False
         try:
             yield
+            is_done = True
+        except WhatspireDBError as error:
+            failed = error
+            raise
         finally:
             left: list[str] = []
             with suppress(peewee.PeeweeException, WhatspireDBError):
                 self._withdraw()
-
-    def _withdraw(self) -> None:
-        if not self.engine.builds_online or self.engine.db.is_closed():
-            return
-        undo = undo_engine(self.engine)
             with suppress(peewee.PeeweeException, WhatspireDBError):
                 left = list(self._left_behind(() if is_done else plan.online))
             if failed:
@@ -244,6 +244,11 @@ class Undoing:
             yield f"the indexes {', '.join(broken)} are left INVALID: the next undo drops them, or up makes them anew"
         for key, names in proofs_in(live).items():
             yield f"{', '.join(names)} could not be removed from {label(key)}, and refuses values: run undo again"
+
+    def _withdraw(self) -> None:
+        if not self.engine.builds_online or self.engine.db.is_closed():
+            return
+        undo = undo_engine(self.engine)
         for key, names in self._proofs().items():
             statements = [undo.withdraw(key, name) for name in names]
             locks = [(undo.name(key), undo.lock)]
