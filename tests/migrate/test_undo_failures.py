@@ -112,7 +112,7 @@ def test_a_start_tells_what_a_killed_undo_left(postgres: Place, caplog: pytest.L
         for _ in range(2):
             with caplog.at_level("WARNING", "whatspire_db"):
                 assert not runner.up().applied
-            assert "extra constraint item.whatspire_db_undo_note of an undo" in caplog.text
+            assert "extra constraint item.whatspire_db_undo_note, of an undo" in caplog.text
             caplog.clear()
         assert any("whatspire_db_undo_note" in line for line in outlook(runner)[1])
         assert runner.check().in_sync  # for an undo that is running stops no service

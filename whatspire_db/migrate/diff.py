@@ -95,7 +95,8 @@ class Extra:
     item: Column | Index | Constraint | None = field(default=None, compare=False, repr=False)
 
     def __str__(self) -> str:
-        why = " of an undo that is running or was ended: it refuses values until undo is run" if self.is_proof else ""
+        why = ", of an undo that runs or was ended: it refuses values until undo is run, or it is dropped"
+        why = why if self.is_proof else ""
         return f"extra {self.kind} {_place(self.table, self.name)}{why}"
 
     @property
