@@ -168,3 +168,14 @@ def test_status_looks_at_no_more_rows_than_a_start(place: Place, db: pw.Database
     run(db, "INSERT INTO tag (word) VALUES ('f'), ('g')")
     assert "table tag: it has more than 5 rows" in runner.undo_plan(counts=False).refused[0].reason
     assert "table tag: it has 7 rows" in runner.undo_plan().refused[0].reason
+
+
+def test_a_reference_that_came_with_a_column_goes_with_the_table(place: Place, db: pw.Database) -> None:
+    """SQLite drops no such column, and so it goes where the run that made the table is undone too."""
+    (item,) = old()
+    tag = {"word": pw.TextField()}
+    up(db, [item, model("Tag", "tag", tag)])
+    runner = MigrationRunner(db, [item, model("Tag", "tag", {**tag, "of": pw.ForeignKeyField(item, null=True)})])
+    runner.up()
+    assert runner.undo(0).undone
+    assert sorted(db.get_tables()) == ["migration_versions", "whatspire_db_runs"]

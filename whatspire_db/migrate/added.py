@@ -144,11 +144,17 @@ def _parts(table: Table) -> Iterator[str]:
 
 
 def column_parts(table: Table, name: str) -> tuple[str, ...] | None:
-    """Return a column, and the constraints that stand in its own definition; None where there is no such column."""
+    """Return a column, and the constraints that came with it; None where there is no such column."""
     column = table.columns.get(name)
     if column is None:
         return None
-    return (column_part(column), *(constraint_part(c) for c in table.constraints if c.inline == name))
+    return (column_part(column), *(constraint_part(c) for c in table.constraints if _comes_with(c, name)))
+
+
+def _comes_with(constraint: Constraint, column: str) -> bool:
+    """Tell whether a constraint stands in the definition of a column; SQLite has no names for references."""
+    is_reference = constraint.kind == "foreign_key" and not constraint.name and constraint.columns == (column,)
+    return constraint.inline == column or is_reference
 
 
 def column_part(column: Column) -> str:
