@@ -179,3 +179,28 @@ def test_a_reference_that_came_with_a_column_goes_with_the_table(place: Place, d
     runner.up()
     assert runner.undo(0).undone
     assert sorted(db.get_tables()) == ["migration_versions", "whatspire_db_runs"]
+
+
+@pytest.mark.parametrize("kind", ["table", "column"])
+def test_with_data_drops_nothing_that_no_backup_holds(sqlite: Place, kind: str) -> None:
+    """The file of an attached database is not in the backup of the main one."""
+    db = sqlite.connect()
+    db.attach(str(sqlite.folder / "beside.db"), "beside")
+    with db.connection_context():
+        first = model("Item", "item", {"name": pw.TextField()}, schema="beside")
+        later = model("Item", "item", {"name": pw.TextField(), "note": pw.TextField(null=True)}, schema="beside")
+        for models in ([first], [later])[: 1 if kind == "table" else 2]:
+            runner = MigrationRunner(db, models, before_changes=lambda: "a file")
+            runner.up()
+        run(db, "INSERT INTO beside.item (name) VALUES ('kept')")
+        if kind == "column":
+            run(db, "UPDATE beside.item SET note = 'kept'")
+        error = refused(runner, f"cannot drop {kind} beside.item", with_data=True)
+        assert "a backup does not hold what is attached" in error.hint
+        run(db, "DELETE FROM beside.item")
+        plan = runner.undo_plan(with_data=True)
+        assert (
+            plan.pending[0].title == {"table": "drop table beside.item", "column": "drop column beside.item.note"}[kind]
+        )
+        assert any("SELECT CASE" in sql for sql in plan.pending[0].sql)  # another one may write meanwhile
+        assert runner.undo(with_data=True).undone

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .plan import Lock, StepKind
 
 WITH_DATA = "undo --with-data makes a backup, and drops it with what it holds"
+NO_BACKUP = "a backup does not hold what is attached: copy that file, and drop it by hand"
 # References go before what they lead to, and columns after what is built on them.
 _ORDER = ("foreign_key", "table", "index", "constraint", "column", "extension", "schema")
 
@@ -207,11 +208,15 @@ class Draft:
                 yield _refusal(added, why, "leave it there, or make the table anew without it by hand")
 
     def _lost(self, added: Added) -> Iterator[Refusal]:
-        if added.kind not in ("table", "column") or self.with_data or not (held := self.held(added)):
+        if added.kind not in ("table", "column") or self._may_lose(added.table) or not (held := self.held(added)):
             return
         rows = number_of_rows(held) if self.counts or held <= self.online_rows else f"more than {self.online_rows} rows"
         what = f"it has {rows}" if added.kind == "table" else f"{rows} {'holds' if held == 1 else 'hold'} a value there"
-        yield _refusal(added, what, WITH_DATA)
+        yield _refusal(added, what, WITH_DATA if self.undo.is_in_backup(added.table) else NO_BACKUP)
+
+    def _may_lose(self, key: Key) -> bool:
+        """Tell whether the rows of a table are given up, as a backup has them."""
+        return self.with_data and self.undo.is_in_backup(key)
 
     def held(self, added: Added) -> int | None:
         """Return in how many rows a table, or a column, holds something that would be lost; None was not counted."""
@@ -294,13 +299,13 @@ class Draft:
 
     def _drop_table(self, added: Added) -> Step:
         table = self.live.tables[added.table]
-        proof = [] if self.with_data else [self.undo.proof(added.table, None)]
+        proof = [] if self._may_lose(added.table) else [self.undo.proof(added.table, None)]
         # References in a circle: none of the tables can go first.
         later = self._tables[self._tables.index(added.table) + 1 :] if self.engine.constraints_can_be_added else []
         back = [(key, c) for key in later for c in self.live.tables[key].constraints if c.references == added.table]
         unlinked = [self.undo.drop_constraint(key, constraint.name) for key, constraint in back]
         targets = [c.references for c in table.constraints if c.references] + [key for key, _ in back]
-        cost = Cost("instant", Size(self.held(added))) if self.with_data else INSTANT
+        cost = INSTANT if proof else Cost("instant", Size(self.held(added)))
         sql = [*proof, *unlinked, f"DROP TABLE {self.undo.name(added.table)}"]
         return self._step("drop_table", added, sql, cost, targets)
 
@@ -313,7 +318,7 @@ class Draft:
         left = next((name for name in self.proofs.get(key, ()) if name == self.undo.proof_name(column)), None)
         drop = self.undo.drop_column(key, added.name)
         targets = self._targets_of(added)
-        if self.with_data or column is None or column.generated:
+        if self._may_lose(key) or column is None or column.generated:
             cost = Cost("rewrites" if self.undo.rewrites else "instant", Size(self.held(added)))
             yield self._step("drop_column", added, [drop], cost, targets)
             return
@@ -354,10 +359,10 @@ class Draft:
         if self.engine.builds_online and (lock or not online):
             tables = [added.table, *(key for key in targets if key != added.table)]
             locks = tuple((self.undo.name(key), mode) for key in dict.fromkeys(tables))
-        name = added.name or added.table[1]
+        name = added.name or label(added.table)
         return Step(kind, label(added.table), name, tuple(sql), mode, cost, online, locks=locks)
 
 
 def _refusal(added: Added, reason: str, hint: str) -> Refusal:
-    name = added.name or added.table[1]
+    name = added.name or label(added.table)
     return Refusal(f"drop_{added.kind}", label(added.table), name, f"cannot drop {added.title}: {reason}", hint)

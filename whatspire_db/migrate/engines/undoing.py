@@ -86,6 +86,10 @@ class UndoEngine(abc.ABC):
     def cannot_drop(self, column: Column, key: Key, live: Schema) -> str | None:
         """Return why the engine cannot drop a column from its table; None where it can."""
 
+    def is_in_backup(self, key: Key) -> bool:
+        """Tell whether a backup of the database holds the rows of a table."""
+        return True
+
     @abc.abstractmethod
     def is_unused(self, column: Column, key: Key) -> str:
         """Return the condition that a row holds nothing in a column: NULL, or the constant that it was added with.

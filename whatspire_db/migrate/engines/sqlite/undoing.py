@@ -104,6 +104,9 @@ class SqliteUndo(UndoEngine):
             return f"SQLite {peewee.sqlite3.sqlite_version} drops none, as it does from version 3.35 on"
         return None
 
+    def is_in_backup(self, key: Key) -> bool:
+        return key[0] in ("", "main")  # and no file that is attached beside it
+
     def is_unused(self, column: Column, key: Key) -> str:
         name = quote(column.name)
         unused = f"{name} IS NULL"
