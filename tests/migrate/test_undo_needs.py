@@ -13,6 +13,7 @@ from tests.migrate.test_undo import Models, migrated, of_type, old, refused, sch
 from whatspire_db import MigrationRunner
 from whatspire_db.migrate import records
 from whatspire_db.migrate.added import parts_of
+from whatspire_db.migrate.engines.postgres.undoing import TOGETHER
 
 # What needs a column, a unique index or an extension by its text: how it is made and dropped, and what it needs.
 FUNCTION = "CREATE FUNCTION f() RETURNS void LANGUAGE plpgsql AS $$ BEGIN {}; END $$"
@@ -204,3 +205,16 @@ def test_with_data_drops_nothing_that_no_backup_holds(sqlite: Place, kind: str) 
         )
         assert any("SELECT CASE" in sql for sql in plan.pending[0].sql)  # another one may write meanwhile
         assert runner.undo(with_data=True).undone
+
+
+def test_more_objects_than_the_server_is_asked_about_at_once(postgres: Place) -> None:
+    db = postgres.connect()
+    with db.connection_context():
+        count = TOGETHER + 5
+        later = [
+            model("Item", "item", {"name": pw.TextField(), **{f"c{n}": pw.TextField(null=True) for n in range(count)}})
+        ]
+        runner = migrated(db, later)
+        run(db, f"CREATE VIEW first AS SELECT c0 FROM item; CREATE VIEW last AS SELECT c{count - 1} FROM item")
+        plan = runner.undo_plan()
+        assert {refusal.name for refusal in plan.refused} == {"c0", f"c{count - 1}"}

@@ -174,6 +174,8 @@ WHERE t.typtype <> 'd'
 _CONSTANT = re.compile(r"(?P<plain>-?[0-9][0-9.e+-]*|true|false|'(?P<text>(?:[^']|'')*)')(?:::[\w \"\[\](),.]+)?")
 
 
+# So many objects are asked about at once: the server compares each with each, and knows no faster way.
+TOGETHER = 50
 # Roles beside the owner that may write to the records, as a superuser sees it: what they write there, it would drop.
 _WRITERS = pinned("""
 SELECT coalesce(r.rolname::text, 'PUBLIC') FROM pg_class AS c CROSS JOIN LATERAL aclexplode(c.relacl) AS a
@@ -217,6 +219,10 @@ class PostgresUndo(UndoEngine):
         return qualified(key[0] or self.schema.default_schema, key[1])
 
     def dependents(self, added: Sequence[Added], live: Schema) -> list[Dependent]:
+        chunks = (added[start : start + TOGETHER] for start in range(0, len(added), TOGETHER))
+        return [dependent for chunk in chunks for dependent in self._dependents(chunk)]
+
+    def _dependents(self, added: Sequence[Added]) -> list[Dependent]:
         names = [
             self.name((a.table[0], a.name) if a.kind == "index" else a.table) if a.table[1] else None for a in added
         ]
