@@ -207,6 +207,20 @@ def test_with_data_drops_nothing_that_no_backup_holds(sqlite: Place, kind: str) 
         assert runner.undo(with_data=True).undone
 
 
+def test_a_table_with_a_function_that_only_the_connection_knows(sqlite: Place) -> None:
+    """The copy on which an undo is tried does not know it: the undo itself shows what SQLite says."""
+    db = sqlite.connect()
+    with db.connection_context():
+        db.connection().create_function("shout", 1, str.upper, deterministic=True)
+        made = "CREATE TABLE item (id integer NOT NULL PRIMARY KEY, name text NOT NULL, loud AS (shout(name)))"
+        db.execute_sql(made)
+        later = [model("Item", "item", {"name": pw.TextField(), "note": pw.TextField(null=True)})]
+        runner = MigrationRunner(db, later)
+        runner.up()
+        assert runner.undo().undone
+        assert [column.name for column in db.get_columns("item")] == ["id", "name"]
+
+
 def test_more_objects_than_the_server_is_asked_about_at_once(postgres: Place) -> None:
     db = postgres.connect()
     with db.connection_context():

@@ -33,6 +33,7 @@ _SCHEMA = """
 SELECT type, sql FROM {}.sqlite_master WHERE sql IS NOT NULL AND substr(name, 1, 7) <> 'sqlite_'
 ORDER BY type = 'trigger', type = 'view', rowid
 """
+_TABLES = "SELECT name FROM {}.sqlite_master WHERE type = 'table' AND sql NOT LIKE 'create virtual%'"
 _BEFORE_A_STAR = frozenset(("select", "distinct", "all", "returning", ",", "."))  # which then is no multiplication
 _RESOLVES = re.compile(r"\b(?:on conflict|or (?:abort|fail|ignore|replace|rollback)|replace into)\b")
 # Fails where it is reached: no whole number is so large.
@@ -148,8 +149,9 @@ class SqliteUndo(UndoEngine):
         try:
             load_extras(self.db, scratch.connection())
             for number, schema, _ in execute(self.db, "PRAGMA database_list").fetchall():
-                if number != 1:  # the schema of temporary tables
-                    self._copy(scratch, schema)
+                # The schema of temporary tables is 1. A table whose functions are not known here cannot be tried.
+                if number != 1 and not self._copy(scratch, schema):
+                    return None
             for sql in statements:
                 execute(scratch, sql)
         except peewee.PeeweeException as error:
@@ -158,7 +160,8 @@ class SqliteUndo(UndoEngine):
             scratch.close()
         return None
 
-    def _copy(self, scratch: peewee.SqliteDatabase, schema: str) -> None:
+    def _copy(self, scratch: peewee.SqliteDatabase, schema: str) -> bool:
+        """Copy a schema without rows; return whether all of its tables are there but for virtual ones."""
         if schema != "main":
             scratch.attach(":memory:", schema)
         place = quote(schema)
@@ -169,6 +172,10 @@ class SqliteUndo(UndoEngine):
                 connection.execute(re.sub(rf"(?i)^CREATE ({words}) ", rf"CREATE \1 {place}.", sql, count=1))
             except peewee.sqlite3.Error:
                 continue  # of a module that is not loaded, or one of its own tables
+        ours, theirs = (
+            {name for (name,) in execute(db, _TABLES.format(place)).fetchall()} for db in (self.db, scratch)
+        )
+        return ours <= theirs
 
 
 @dataclass(frozen=True)
