@@ -12,7 +12,7 @@ from tests.migrate.models import model, run
 from tests.migrate.test_undo import migrated, new, old, up
 from whatspire_db import MigrationRunner, StepFailed, WhatspireDBError
 from whatspire_db.cli.undo import outlook
-from whatspire_db.errors import LockTimeout, RightMissing
+from whatspire_db.errors import LockTimeout, RightMissing, VerificationFailed
 from whatspire_db.migrate.plan import Step
 from whatspire_db.migrate.progress import Watcher
 
@@ -74,6 +74,34 @@ def test_a_lock_that_is_not_had_in_time_leaves_nothing_unsaid(postgres: Place) -
         assert "could not be removed from item, and refuses values: run undo again" in failed.value.hint
         runner.watcher = Watcher()
         assert runner.undo().undone
+
+
+class Swapping(Watcher):
+    """Changes a table while an undo is on its way, after it was planned."""
+
+    def __init__(self, place: Place, *statements: str) -> None:
+        super().__init__()
+        self.place = place
+        self.statements = statements
+
+    def step_done(self, step: Step) -> None:
+        statements, self.statements = self.statements, ()
+        run(self.place.connect(), *statements)
+
+
+@pytest.mark.parametrize(
+    "statements",
+    [["ALTER TABLE tag RENAME TO earlier", "CREATE TABLE tag (of_another integer)"], ["ALTER TABLE tag ADD more text"]],
+)
+def test_a_table_that_came_in_the_place_of_another_stays(postgres: Place, statements: list[str]) -> None:
+    db = postgres.connect()
+    with db.connection_context():
+        runner = migrated(db, new(), rows=30, online_rows=5)
+        runner.watcher = Swapping(postgres, *statements)
+        with pytest.raises(VerificationFailed, match="tag was changed by somebody else"):
+            runner.undo()
+        assert "tag" in db.get_tables()
+        assert runner.undo_plan().refused
 
 
 def test_an_index_that_a_reader_keeps_is_told_as_invalid(postgres: Place) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -144,6 +144,7 @@ class Undoing:
     def _under_lock(self, versions: Sequence[int]) -> tuple[UndoPlan, int, str | None]:
         with self.applying.looking.reading():
             found = [r for r in records.read(self.engine) if r.version in versions and r.undone_by is None]
+            marks = undo_engine(self.engine).marks([key for key in keys_of(found) if key[1]])
             plan, live = self._plan(found)
         self.applying.watcher.started(plan.version)
         if not plan:  # another undo was faster
@@ -156,7 +157,7 @@ class Undoing:
                 for step in plan.online:
                     self.applying.execute_online(step)
                 version = self.engine.transact(
-                    lambda: self._drop(plan, found, live),
+                    lambda: self._drop(plan, found, live, marks),
                     sorted({lock for step in plan.at_once for lock in step.locks}),
                     self.applying.wait_seconds,
                 )
@@ -182,8 +183,9 @@ class Undoing:
             )
         return backup
 
-    def _drop(self, plan: UndoPlan, found: Sequence[Record], live: Schema) -> int:
+    def _drop(self, plan: UndoPlan, found: Sequence[Record], live: Schema, marks: Mapping[Key, str]) -> int:
         """Drop everything, prove that the rest is as it was, and record it."""
+        self._recognize(plan, marks)
         self.applying.execute_all(plan.at_once)
         self._verify(plan, found, live)
         version = history.record(self.engine, UNDO_NAME)
@@ -192,6 +194,17 @@ class Undoing:
             stamping = self.applying.looking.stamping
             stamping.keep_undone(stamping.standing())
         return version
+
+    def _recognize(self, plan: UndoPlan, marks: Mapping[Key, str]) -> None:
+        """Make sure that the tables to drop are still those of the plan: of what is dropped no look can tell later."""
+        going = {step.table for step in plan.at_once if step.kind == "drop_table"}
+        keys = [key for key in marks if label(key) in going]
+        now = undo_engine(self.engine).marks(keys)
+        if changed := [label(key) for key in keys if marks[key] != now[key]]:
+            raise VerificationFailed(
+                f"{', '.join(changed)} was changed by somebody else since the undo was planned",
+                "nothing was dropped there; run undo again, which looks at it anew",
+            )
 
     def _verify(self, plan: UndoPlan, found: Sequence[Record], live: Schema) -> None:
         """Compare the tables with what they were, but for what was to go."""

@@ -74,6 +74,13 @@ class UndoEngine(abc.ABC):
         """Return whose code a look at tables, or their end, would run with rights above theirs, and what to do."""
         return None
 
+    def marks(self, keys: Sequence[Key]) -> dict[Key, str]:
+        """Return what changes of a table when somebody puts another one in its place, or adds to it.
+
+        Nothing where nobody can do so between a plan and its end.
+        """
+        return {}
+
     @abc.abstractmethod
     def name(self, key: Key) -> str:
         """Return a relation's name in full, as it stands in SQL."""

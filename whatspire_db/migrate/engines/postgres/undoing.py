@@ -148,6 +148,12 @@ ORDER BY 1, 2
 """)
 
 
+# Which table it is, and which version of its row in the catalog: VACUUM and ANALYZE leave that alone.
+_TABLE_MARKS = pinned("""
+SELECT concat(c.oid, ':', c.xmin) FROM unnest(%s::text[]) WITH ORDINALITY AS a (rel, n)
+LEFT JOIN pg_class AS c ON c.oid = to_regclass(a.rel)
+ORDER BY a.n
+""")
 # How values of a type are compared so that no setting of a session matters: as 'text' where the type's text depends on
 # none; as what one of PostgreSQL's own functions sends, which is the bytes of the value; or not at all. Reading a value
 # of a type that is not PostgreSQL's own can run code of others; an enum cannot. With it the type below a domain.
@@ -214,6 +220,10 @@ class PostgresUndo(UndoEngine):
             return None
         found = trust.strangers(self.db, (), [self.name(key) for key in keys if key[1]])
         return trust.told(self.db, [each for each in found if each.kind in trust.OF_ROWS])
+
+    def marks(self, keys: Sequence[Key]) -> dict[Key, str]:
+        found = execute(self.db, _TABLE_MARKS, [list(map(self.name, keys))]).fetchall()
+        return dict(zip(keys, (mark for (mark,) in found), strict=True))
 
     def name(self, key: Key) -> str:
         return qualified(key[0] or self.schema.default_schema, key[1])
