@@ -232,3 +232,30 @@ def test_a_record_with_what_is_no_text(place: Place, db: pw.Database, name: str)
     with pytest.raises(WhatspireDBError, match="what run 99999999999 added cannot be read"):
         runner.undo()
     assert runner.status()
+
+
+OTHER_COLUMNS = {
+    "texts": ("version text, content text, undone_by text", "'x', '[]', NULL"),
+    "NaN": ("version double precision, content text, undone_by double precision", "{nan}, '[]', NULL"),
+    "large": ("version double precision, content text, undone_by double precision", "9e99, '[]', NULL"),
+    "no version": ("version bigint, content text, undone_by bigint", "NULL, '[]', NULL"),
+    "undone by a text": ("version bigint, content text, undone_by text", "5, '[]', 'x'"),
+    "no UTF-8": ("version bigint, content text, undone_by bigint", "5, {bytes}, NULL"),
+}
+
+
+@pytest.mark.parametrize("case", OTHER_COLUMNS)
+def test_a_table_of_records_with_other_types(place: Place, db: pw.Database, case: str) -> None:
+    """Undo says what is wrong with it, and status has its say without it."""
+    columns, row = OTHER_COLUMNS[case]
+    up(db, old())
+    row = row.format(nan="9e9999" if place.is_sqlite else "'NaN'", bytes="x'ff'" if place.is_sqlite else "''")
+    run(db, "DROP TABLE whatspire_db_runs", f"CREATE TABLE whatspire_db_runs ({columns})")
+    run(db, f"INSERT INTO whatspire_db_runs VALUES ({row})")
+    runner = MigrationRunner(db, old())
+    for verb in (runner.undo_plan, runner.undo):
+        with pytest.raises(WhatspireDBError, match="whatspire_db_runs") as error:
+            verb()
+        assert error.value.hint == "it was not written by this package"
+    assert [found.added for found in runner.status()] == [None]
+    assert "error" in outlook(runner)[0]["undo"]
