@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import peewee as pw
+import psycopg2
 import pytest
 
 from tests.conftest import Place
@@ -259,3 +260,16 @@ def test_a_table_of_records_with_other_types(place: Place, db: pw.Database, case
         assert error.value.hint == "it was not written by this package"
     assert [found.added for found in runner.status()] == [None]
     assert "error" in outlook(runner)[0]["undo"]
+
+
+def test_a_script_that_failed_can_be_run_again(postgres: Place) -> None:
+    """What keeps values out on a large table stays behind where rows are in the way."""
+    db = postgres.connect()
+    with db.connection_context():
+        runner = migrated(db, new(), rows=30, online_rows=5)
+        statements = [sql for sql in runner.undo_plan().sql().split(";\n") if sql]
+        run(db, "UPDATE item SET note = 'in the way' WHERE id = 7")
+        with pytest.raises(psycopg2.IntegrityError):
+            run(db, *statements)
+        run(db, "UPDATE item SET note = NULL", *statements)
+        assert not MigrationRunner(db, old()).verify_schema()

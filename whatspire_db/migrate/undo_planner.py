@@ -315,7 +315,6 @@ class Draft:
 
     def _drop_column(self, added: Added) -> Iterator[Step]:
         key, column = added.table, self._column(added)
-        left = next((name for name in self.proofs.get(key, ()) if name == self.undo.proof_name(column)), None)
         drop = self.undo.drop_column(key, added.name)
         targets = self._targets_of(added)
         if self._may_lose(key) or column is None or column.generated:
@@ -324,9 +323,10 @@ class Draft:
             return
         if not self.is_large(key):
             cost = Cost("rewrites" if self.undo.rewrites else "scans", self.size(key))
+            left = next((name for name in self.proofs.get(key, ()) if name == self.undo.proof_name(column)), None)
             yield self._step("drop_column", added, [self.undo.proof(key, column, left), drop], cost, targets)
             return
-        keep_out, prove = self.undo.online_proof(key, column, left)
+        keep_out, prove = self.undo.online_proof(key, column)
         yield self._step("prove_unused", added, [keep_out], INSTANT, online=True, lock=self.undo.lock)
         scan = Cost("scans", self.size(key), online=True)
         yield self._step("prove_unused", added, [prove], scan, online=True)

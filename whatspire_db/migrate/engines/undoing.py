@@ -111,7 +111,7 @@ class UndoEngine(abc.ABC):
         :param left: the constraint that a killed run left there.
         """
 
-    def online_proof(self, key: Key, column: Column, left: str | None) -> tuple[str, str]:
+    def online_proof(self, key: Key, column: Column) -> tuple[str, str]:
         """Return the two statements of a proof beside writers: what keeps them from storing values, and the proof."""
         raise NotImplementedError
 

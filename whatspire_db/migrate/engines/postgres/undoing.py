@@ -278,11 +278,11 @@ class PostgresUndo(UndoEngine):
         drop = f"DROP CONSTRAINT {quote(left)}, " if left else ""
         return f"ALTER TABLE {self.name(key)} {drop}ADD {self._check(column, key)}"
 
-    def online_proof(self, key: Key, column: Column, left: str | None) -> tuple[str, str]:
-        return (
-            f"{self.proof(key, column, left)} NOT VALID",
-            f"ALTER TABLE {self.name(key)} VALIDATE CONSTRAINT {quote(self.proof_name(column))}",
-        )
+    def online_proof(self, key: Key, column: Column) -> tuple[str, str]:
+        table, name = self.name(key), quote(self.proof_name(column))
+        # One that is left, as by a script that failed, is made anew: it could be of another default.
+        keep_out = f"ALTER TABLE {table} DROP CONSTRAINT IF EXISTS {name}, ADD {self._check(column, key)} NOT VALID"
+        return keep_out, f"ALTER TABLE {table} VALIDATE CONSTRAINT {name}"
 
     def _check(self, column: Column | None, key: Key) -> str:
         condition = self.is_unused(column, key) if column else "false"
