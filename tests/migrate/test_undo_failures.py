@@ -90,6 +90,7 @@ class Swapping(Watcher):
         run(self.place.connect(), *statements)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     "statements",
     [["ALTER TABLE tag RENAME TO earlier", "CREATE TABLE tag (of_another integer)"], ["ALTER TABLE tag ADD more text"]],
@@ -245,6 +246,7 @@ OTHER_COLUMNS = {
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("case", OTHER_COLUMNS)
 def test_a_table_of_records_with_other_types(place: Place, db: pw.Database, case: str) -> None:
     """Undo says what is wrong with it, and status has its say without it."""

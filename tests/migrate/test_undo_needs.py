@@ -75,7 +75,8 @@ def test_what_only_a_text_needs_stays(postgres: Place) -> None:
         assert runner.undo().undone
 
 
-@pytest.mark.parametrize("rows", [3, 50])
+@pytest.mark.sampled
+@pytest.mark.parametrize("rows", [50, 3])
 def test_a_reference_goes_before_the_index_that_it_needs(postgres: Place, rows: int) -> None:
     """Also where the index is one of a large table, which would go first, beside readers and writers."""
     db = postgres.connect()
@@ -182,6 +183,7 @@ def test_a_reference_that_came_with_a_column_goes_with_the_table(place: Place, d
     assert sorted(db.get_tables()) == ["migration_versions", "whatspire_db_runs"]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("kind", ["table", "column"])
 def test_with_data_drops_nothing_that_no_backup_holds(sqlite: Place, kind: str) -> None:
     """The file of an attached database is not in the backup of the main one."""
