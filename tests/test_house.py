@@ -125,6 +125,7 @@ ROOMS = {
         "engines.postgres.mending_keys",
         "engines.postgres.mending",
         "engines.postgres.engine",
+        "engines.postgres.undo_asked",
         "engines.postgres.undoing",
         "engines.postgres.schemas",
         "history",

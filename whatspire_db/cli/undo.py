@@ -70,18 +70,22 @@ def outlook(runner: MigrationRunner) -> tuple[dict[str, Any], list[str]]:
     Where that cannot be found out, status has its say without it.
     """
     try:
-        plan = runner.undo_plan()
+        plan = runner.undo_plan(counts=False)  # status is asked for often
     except DatabaseMoved:  # which status says itself
         return {}, []
     except WhatspireDBError as error:
         return {"undo": {"error": error.fact, "hint": error.hint}}, [f"undo: {error.fact}"]
-    if not plan:
+    notes = [f"note: {note}" for note in plan.notes]
+    if not (plan or notes):
         return {}, []
     facts = plan.to_json()
-    document = {"undo": {name: facts[name] for name in ("runs", "pending", "refused")}}
+    document = {"undo": {name: facts[name] for name in ("runs", "pending", "refused", "notes")}}
     if plan.refused:
-        return document, [f"{plan.title} is refused: {plan.refused[0].reason}"]
-    return document, [f"{plan.title} would do this:", *(f"   {step.title}" for step in plan.pending)]
+        return document, [f"{plan.title} is refused: {plan.refused[0].reason}", *notes]
+    steps = [f"   {step.title}" for step in plan.pending]
+    if plan:
+        steps = [f"{plan.title} would do this:", *steps] if steps else [f"{plan.title}: nothing of it is left"]
+    return document, [*steps, *notes]
 
 
 def said_of(run: MigrationStatus) -> str:

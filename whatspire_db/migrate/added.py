@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .plan import Step
-from .schema import HISTORY_TABLE, Column, Constraint, Index, Key, Schema, Table
+from .schema import NOTES, Column, Constraint, Index, Key, Schema, Table
 
 # What is added by each kind of step; the other kinds finish what another one adds.
 _KINDS = {
@@ -74,9 +74,12 @@ class Added:
 
 
 def additions(steps: Iterable[Step], declared: Schema) -> list[Added]:
-    """Return what steps add, in their order; what belongs to a new table goes with it, and the history is left out."""
+    """Return what steps add, in their order; what belongs to a new table goes with it.
+
+    The package's own tables are left out.
+    """
     keys = {".".join(filter(None, key)): key for key in declared.tables}
-    steps = [step for step in steps if step.kind in _KINDS and step.table != HISTORY_TABLE]
+    steps = [step for step in steps if step.kind in _KINDS and step.table not in NOTES]
     new = {step.table for step in steps if step.kind == "create_table"}
     found: dict[tuple[str, Key, str], Added] = {}
     for step in steps:
@@ -113,12 +116,14 @@ def _described(added: Added, live: Schema) -> Added:
         return replace(added, definition=parts_of(table))
     if added.kind == "column":
         return replace(added, definition=column_parts(table, added.name))
+    constraint = next((c for c in table.constraints if c.name == added.name), None)
+    if added.kind == "constraint" and constraint is not None:  # an index can have the name of a CHECK
+        return replace(added, definition=(constraint_part(constraint),))
     index = next((i for i in table.indexes if i.name == added.name), None)
-    if index is not None:  # a unique one may have become a constraint
-        kind = "constraint" if index.constraint else "index"
-        return replace(added, kind=kind, definition=(index_part(index),))
-    parts = (constraint_part(c) for c in table.constraints if c.name == added.name)
-    return replace(added, definition=next(((part,) for part in parts), None))
+    if index is None:
+        return replace(added, definition=None)
+    kind = "constraint" if index.constraint else "index"  # a unique one may have become a constraint
+    return replace(added, kind=kind, definition=(index_part(index),))
 
 
 # Parts
@@ -139,11 +144,17 @@ def _parts(table: Table) -> Iterator[str]:
 
 
 def column_parts(table: Table, name: str) -> tuple[str, ...] | None:
-    """Return a column, and the constraints that stand in its own definition; None where there is no such column."""
+    """Return a column, and the constraints that came with it; None where there is no such column."""
     column = table.columns.get(name)
     if column is None:
         return None
-    return (column_part(column), *(constraint_part(c) for c in table.constraints if c.inline == name))
+    return (column_part(column), *(constraint_part(c) for c in table.constraints if _comes_with(c, name)))
+
+
+def _comes_with(constraint: Constraint, column: str) -> bool:
+    """Tell whether a constraint stands in the definition of a column; SQLite has no names for references."""
+    is_reference = constraint.kind == "foreign_key" and not constraint.name and constraint.columns == (column,)
+    return constraint.inline == column or is_reference
 
 
 def column_part(column: Column) -> str:

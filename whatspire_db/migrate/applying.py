@@ -218,7 +218,7 @@ class Applying:
                 f"the run cannot be recorded in migration_versions: {first_line(error)}",
                 "compare that table with the model MigrationVersion; nothing was changed",
             ) from error
-        self.looking.stamping.keep_recorded(standing, plan.drift)
+        self.looking.stamping.keep_recorded(standing, plan.drift, is_found=not plan.left)
         return version
 
     def _verify(self, declared: Schema, plan: Plan, later: Collection[Step]) -> Schema:

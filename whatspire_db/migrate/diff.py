@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
-from .schema import NOTES, Column, Constraint, Difference, Index, Key, Schema, Table, label
+from .schema import NOTES, PROOF, Column, Constraint, Difference, Index, Key, Schema, Table, label
 
 if TYPE_CHECKING:
     from .renaming import Renaming
@@ -95,7 +95,14 @@ class Extra:
     item: Column | Index | Constraint | None = field(default=None, compare=False, repr=False)
 
     def __str__(self) -> str:
-        return f"extra {self.kind} {_place(self.table, self.name)}"
+        why = ", of an undo that runs or was ended: it refuses values until undo is run, or it is dropped"
+        why = why if self.is_proof else ""
+        return f"extra {self.kind} {_place(self.table, self.name)}{why}"
+
+    @property
+    def is_proof(self) -> bool:
+        """Tell whether an undo keeps values out by it: that is for its time only, and can be left by one that died."""
+        return isinstance(self.item, Constraint) and self.item.kind == "check" and self.name.startswith(PROOF)
 
     def to_json(self) -> dict[str, str]:
         return {"kind": self.kind, "table": self.table, "name": self.name}

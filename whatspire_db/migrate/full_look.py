@@ -128,6 +128,7 @@ class Looking:
         with discarded(self.engine.db):
             self.engine.see_every_row()
             plan = make_plan(self.engine, self.all_models, changes, declared, live, version, self.online_rows)
+        plan = replace(plan, left=tuple(str(extra) for extra in changes.extra if extra.is_proof))
         if self._brings_history and not plan.refused and all(step.table == self._history for step in plan.pending):
             return replace(plan, pending=(), notes=(), adoption=plan.pending if adopts else ())
         return replace(plan, renamed=tuple(changes.renamed))

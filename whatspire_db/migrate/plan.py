@@ -123,6 +123,7 @@ class Plan:
     notes: tuple[str, ...] = ()  # what running clients will notice of the steps
     adoption: tuple[Step, ...] = ()  # nothing is pending, but `up` makes the history of a database that has none
     renamed: tuple[Renaming, ...] = ()  # columns that may have been renamed: a remark, and no reason to refuse
+    left: tuple[str, ...] = ()  # what an undo has left there that keeps values out, or that is running
     settings: tuple[str, ...] = ()  # at the head of a script, so that it means the same in every session
 
     def __bool__(self) -> bool:
@@ -136,7 +137,7 @@ class Plan:
         ]
         lines = [f"{title}\n" + "\n".join(f"  {item}" for item in items) for title, items in sections if items]
         lines += [str(renaming) for renaming in self.renamed]
-        lines += [f"note: {note}" for note in self.notes]
+        lines += [f"note: {note}" for note in (*self.notes, *self.left)]
         lines = lines or ["nothing to do"]
         if self.adoption:
             lines.append("note: up adopts this database: it makes migration_versions and records a version there")
@@ -170,7 +171,7 @@ class Plan:
             "pending": [step.to_json() for step in self.pending],
             "refused": [refusal.to_json() for refusal in self.refused],
             "drift": [drift.to_json() for drift in self.drift],
-            **({"notes": list(self.notes)} if self.notes else {}),
+            **({"notes": [*self.notes, *self.left]} if self.notes or self.left else {}),
             **({"adoption": [step.to_json() for step in self.adoption]} if self.adoption else {}),
             **({"renamed": [renaming.to_json() for renaming in self.renamed]} if self.renamed else {}),
         }

@@ -140,6 +140,8 @@ def _read(engine: Engine) -> list[Record]:
     try:
         with engine.db.atomic():
             rows = list(query.execute(engine.db))
+    except (ValueError, OverflowError):  # a value that its field cannot hold
+        raise WhatspireDBError(f"{RUNS_TABLE} cannot be read", "it was not written by this package") from None
     except peewee.PeeweeException as error:
         if engine.is_lock_failure(error):
             raise
@@ -151,6 +153,8 @@ def _read(engine: Engine) -> list[Record]:
 
 def _record(version: int, content: str, undone_by: int | None) -> Record:
     try:
+        if not (_is_version(version) and (undone_by is None or _is_version(undone_by))):
+            raise TypeError
         found = json.loads(content)
         if not isinstance(found, list):
             raise TypeError
@@ -159,6 +163,11 @@ def _record(version: int, content: str, undone_by: int | None) -> Record:
         raise WhatspireDBError(
             f"what run {version} added cannot be read from {RUNS_TABLE}", "it was not written by this package"
         ) from None
+
+
+def _is_version(found: object) -> bool:
+    """Tell whether a column that another program may have made holds a whole number, of 64 bits."""
+    return isinstance(found, int) and 0 <= found < 2**63
 
 
 def mark_undone(engine: Engine, records: Sequence[Record], version: int) -> None:

@@ -272,12 +272,14 @@ class MigrationRunner:
         with self._connection():
             return states_of(self, self._stamping)
 
-    def undo_plan(self, to: int | None = None, *, with_data: bool = False) -> UndoPlan:
+    def undo_plan(self, to: int | None = None, *, with_data: bool = False, counts: bool = True) -> UndoPlan:
         """Return what `undo` would do, with the SQL of every step; changes nothing.
 
+        :param counts: look at each row of the tables that have more than `online_rows` too; without, a note names the
+            columns that were not looked at.
         :raises ConfigError: when no run has the version `to`.
         """
-        return self._patiently(lambda: self._connected(lambda: self._undoing(with_data).plan(to)))
+        return self._patiently(lambda: self._connected(lambda: self._undoing(with_data).plan(to, counts)))
 
     def undo(self, to: int | None = None, *, with_data: bool = False) -> UndoReport:
         """Drop what the last recorded run added, or all runs that are newer than a version, and record that.
@@ -317,6 +319,8 @@ class MigrationRunner:
         plan, version, backup = done
         for drift in plan.drift:
             logger.warning("drift, left as it is: %s", drift)
+        for left in plan.left:
+            logger.warning("%s", left)
         _warn_of_renamings(plan)
         milliseconds = (time.perf_counter() - started) * 1000
         return Report(self.engine.name, plan.version, version, plan.pending, plan.drift, milliseconds, backup)

@@ -18,6 +18,7 @@ HISTORY_TABLE, RUNS_TABLE = "migration_versions", "whatspire_db_runs"
 # What the package notes, beside the rows that a database is for: runs, data migrations, transfers.
 DATA_TABLE, TRANSFERS_TABLE = "whatspire_db_data_migrations", "whatspire_db_transfers"
 NOTES = (HISTORY_TABLE, RUNS_TABLE, DATA_TABLE, TRANSFERS_TABLE)
+PROOF = "whatspire_db_undo"  # how the constraints begin by which an undo proves that nothing is lost
 
 
 class OwnSequence(str):

@@ -88,11 +88,14 @@ class Stamping:
         if standing and standing.stamps:
             self._keep(standing, replace(standing.stamps, unrecorded=self.fingerprint()))
 
-    def keep_recorded(self, standing: Standing | None, drift: Sequence[Drift]) -> None:
-        """Keep what a run found that is recorded."""
+    def keep_recorded(self, standing: Standing | None, drift: Sequence[Drift], is_found: bool = True) -> None:
+        """Keep what a run found that is recorded.
+
+        :param is_found: whether the next start need not look again.
+        """
         if standing and standing.stamps:
             recorded = replace(standing.stamps, unrecorded="")
-            self._keep(standing, self._with_found(recorded, standing.mark, drift))
+            self._keep(standing, self._with_found(recorded, standing.mark, drift) if is_found else recorded)
 
     def has_finished(self, standing: Standing | None) -> bool:
         """Tell whether the data migrations are known to be finished."""

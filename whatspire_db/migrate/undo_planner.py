@@ -11,23 +11,30 @@ from .added import Added, described, parts_of
 from .costs import INSTANT, Cost, Size
 from .ddl import quote
 from .engines.base import Engine, discarded
-from .engines.undoing import PROOF, Dependent, UndoEngine, undo_engine
+from .engines.undoing import Dependent, UndoEngine, undo_engine
 from .plan import Refusal, Step
 from .records import UNFINISHED, Record
 from .rows import Rows, number_of_rows
-from .schema import Column, Constraint, Key, Schema, Table, label
+from .schema import NOTES, PROOF, Column, Constraint, Key, Schema, Table, label
 from .undo_plan import UndoPlan
 
 if TYPE_CHECKING:
     from .plan import Lock, StepKind
 
 WITH_DATA = "undo --with-data makes a backup, and drops it with what it holds"
+NO_BACKUP = "a backup does not hold what is attached: copy that file, and drop it by hand"
 # References go before what they lead to, and columns after what is built on them.
 _ORDER = ("foreign_key", "table", "index", "constraint", "column", "extension", "schema")
 
 
 def make_undo_plan(
-    engine: Engine, records: Sequence[Record], live: Schema, version: int, online_rows: int, with_data: bool
+    engine: Engine,
+    records: Sequence[Record],
+    live: Schema,
+    version: int,
+    online_rows: int,
+    with_data: bool,
+    counts: bool = True,
 ) -> UndoPlan:
     """Return what takes some runs back, or why that is refused.
 
@@ -35,14 +42,16 @@ def make_undo_plan(
     :param live: the tables that they are about.
     :param online_rows: a table with more rows is large: it is locked for no scan.
     :param with_data: drop what holds rows too.
+    :param counts: look at each row of a large table too, and not only at the first ones.
     """
-    draft = Draft(engine, undo_engine(engine), records, without_proofs(live), proofs_in(live), online_rows, with_data)
+    proofs = proofs_in(live)
+    draft = Draft(engine, undo_engine(engine), records, without_proofs(live), proofs, online_rows, with_data, counts)
     refused = tuple(draft.refusals())
     steps = () if refused else tuple(draft.steps())
     if steps and (why := draft.undo.trial([sql for step in steps for sql in step.sql])):
         what = Refusal("undo", "", "", f"the database refuses it: {why}", "drop or mend what that names first")
         refused, steps = (what,), ()
-    notes = engine.notes(steps)
+    notes = (*engine.notes(steps), *draft.uncounted())
     return UndoPlan(engine.name, version, tuple(r.version for r in records), steps, refused, notes)
 
 
@@ -81,6 +90,8 @@ def standing_of(records: Iterable[Record], live: Schema) -> list[Added]:
     found: dict[tuple[str, Key, str], Added] = {}
     for record in records:
         for added in reversed(record.added):
+            if added.table[1] in NOTES:  # whatever a record says, the history stays
+                continue
             (now,) = described([added], live)
             # Only what a killed run was still to build has no definition yet.
             is_known = added.definition is not None or (record.version == UNFINISHED and added.kind in BUILT_LATER)
@@ -115,6 +126,7 @@ class Draft:
     proofs: dict[Key, list[str]]
     online_rows: int
     with_data: bool
+    counts: bool = True
     _holding: dict[tuple[str, Key, str], int | None] = field(default_factory=dict)
 
     # What to drop
@@ -143,7 +155,7 @@ class Draft:
             yield from self._changed(added)
         going = {each.identity for each in self.targets}
         found: dict[tuple[str, str], Dependent] = {}
-        for dependent in self.undo.dependents(self.targets, self.live):
+        for dependent in self.dependents:
             if (
                 dependent.identity not in going
                 and dependent.identity[1] not in self._tables
@@ -157,14 +169,23 @@ class Draft:
             yield from self._impossible(added)
             yield from self._lost(added)
 
+    @cached_property
+    def dependents(self) -> list[Dependent]:
+        """What depends on what is to go, also where it goes too."""
+        return self.undo.dependents(self.targets, self.live)
+
     def _is_own(self, dependent: Dependent) -> bool:
         """Tell whether it is a part of what it depends on: the index of a constraint, or the column's own CHECK."""
         kind, table, name = dependent.identity
-        of = dependent.of
-        if kind == "index" and of.kind == "constraint":
-            return (table, name) == (of.table, of.name)
-        # Behind a constraint of a column stands an index of the same name.
-        return kind == "index" and ("constraint", table, name) in {each.identity for each in self.targets}
+        if kind != "index":
+            return False
+        # Behind a UNIQUE or EXCLUDE constraint stands an index of its name, and beside a CHECK may stand one.
+        others = self.live.tables[table].constraints if table in self.live.tables else ()
+        if any(c.name == name and not c.has_index for c in others):
+            return False
+        if dependent.of.kind == "constraint":
+            return (table, name) == (dependent.of.table, dependent.of.name)
+        return ("constraint", table, name) in {each.identity for each in self.targets}
 
     def _changed(self, added: Added) -> Iterator[Refusal]:
         recorded = set(added.definition or ())
@@ -187,17 +208,27 @@ class Draft:
                 yield _refusal(added, why, "leave it there, or make the table anew without it by hand")
 
     def _lost(self, added: Added) -> Iterator[Refusal]:
-        if added.kind not in ("table", "column") or self.with_data or not (held := self.held(added)):
+        if added.kind not in ("table", "column") or self._may_lose(added.table) or not (held := self.held(added)):
             return
-        rows = number_of_rows(held)
+        rows = number_of_rows(held) if self.counts or held <= self.online_rows else f"more than {self.online_rows} rows"
         what = f"it has {rows}" if added.kind == "table" else f"{rows} {'holds' if held == 1 else 'hold'} a value there"
-        yield _refusal(added, what, WITH_DATA)
+        yield _refusal(added, what, WITH_DATA if self.undo.is_in_backup(added.table) else NO_BACKUP)
+
+    def _may_lose(self, key: Key) -> bool:
+        """Tell whether the rows of a table are given up, as a backup has them."""
+        return self.with_data and self.undo.is_in_backup(key)
 
     def held(self, added: Added) -> int | None:
-        """Return in how many rows a table, or a column, holds something that would be lost; None is unknown."""
+        """Return in how many rows a table, or a column, holds something that would be lost; None was not counted."""
         if added.identity not in self._holding:
             self._holding[added.identity] = self._count(added)
         return self._holding[added.identity]
+
+    def uncounted(self) -> Iterator[str]:
+        """Yield a note on the columns of large tables whose rows were not looked at."""
+        found = [f"{label(key)}.{name}" for (_, key, name), held in self._holding.items() if held is None]
+        if found:
+            yield f"{', '.join(found)}: undo --plan finds out whether rows hold a value there"
 
     def _count(self, added: Added) -> int | None:
         column = self._column(added)
@@ -205,11 +236,16 @@ class Draft:
         if column is not None:
             if column.generated:
                 return 0
-            where = f" WHERE NOT ({self.undo.is_unused(column)})"
-        count = f"{self.engine.function('count')}(*)"
+            where = f" WHERE NOT ({self.undo.is_unused(column, added.table)})"
+        count, table = f"SELECT {self.engine.function('count')}(*) FROM", self.undo.name(added.table)
         with discarded(self.engine.db):
             self.engine.see_every_row()
-            return int(self.engine.ask(f"SELECT {count} FROM {self.undo.name(added.table)}{where}"))
+            if not self.counts:
+                first = f"(SELECT 1 FROM {table} LIMIT {self.online_rows + 1}) AS first"
+                found = int(self.engine.ask(f"{count} {first}"))
+                if column is None or found > self.online_rows:
+                    return found if column is None else None
+            return int(self.engine.ask(f"{count} {table}{where}"))
 
     def _column(self, added: Added) -> Column | None:
         return self.live.tables[added.table].columns[added.name] if added.kind == "column" else None
@@ -227,8 +263,10 @@ class Draft:
         estimate = self.rows.estimate(key)
         return estimate is None or estimate > self.online_rows
 
-    def size(self, key: Key) -> Size:
-        """Return how many rows a table has."""
+    def size(self, key: Key) -> Size | None:
+        """Return how many rows a table has; None where that would have to be counted, and is not to be."""
+        if not (self.counts or self.engine.builds_online):
+            return None
         estimate = self.rows.estimate(key)
         return Size(estimate, self.engine.builds_online and (estimate or 0) > self.online_rows)
 
@@ -243,9 +281,9 @@ class Draft:
         elif added.kind == "column":
             yield from self._drop_column(added)
         elif added.kind == "index":
-            large = self.is_large(added.table) and not self.live.tables[added.table].partitioned
-            sql = self.undo.drop_index(added.table, added.name, online=large)
-            yield self._step("drop_index", added, [sql], INSTANT, online=large)
+            online = self._goes_online(added)
+            sql = self.undo.drop_index(added.table, added.name, online=online)
+            yield self._step("drop_index", added, [sql], INSTANT, online=online)
         elif added.kind == "constraint":
             sql = self.undo.drop_constraint(added.table, added.name)
             yield self._step("drop_constraint", added, [sql], INSTANT, self._targets_of(added))
@@ -254,15 +292,20 @@ class Draft:
             kind: StepKind = "drop_schema" if added.kind == "schema" else "drop_extension"
             yield Step(kind, "", added.name, (sql,), "none", INSTANT)
 
+    def _goes_online(self, index: Added) -> bool:
+        """Tell whether an index is dropped before the transaction: no reference that goes there may need it."""
+        is_needed = any(dependent.of is index for dependent in self.dependents)
+        return self.is_large(index.table) and not self.live.tables[index.table].partitioned and not is_needed
+
     def _drop_table(self, added: Added) -> Step:
         table = self.live.tables[added.table]
-        proof = [] if self.with_data else [self.undo.proof(added.table, None)]
+        proof = [] if self._may_lose(added.table) else [self.undo.proof(added.table, None)]
         # References in a circle: none of the tables can go first.
         later = self._tables[self._tables.index(added.table) + 1 :] if self.engine.constraints_can_be_added else []
         back = [(key, c) for key in later for c in self.live.tables[key].constraints if c.references == added.table]
         unlinked = [self.undo.drop_constraint(key, constraint.name) for key, constraint in back]
         targets = [c.references for c in table.constraints if c.references] + [key for key, _ in back]
-        cost = Cost("instant", Size(self.held(added))) if self.with_data else INSTANT
+        cost = INSTANT if proof else Cost("instant", Size(self.held(added)))
         sql = [*proof, *unlinked, f"DROP TABLE {self.undo.name(added.table)}"]
         return self._step("drop_table", added, sql, cost, targets)
 
@@ -272,18 +315,18 @@ class Draft:
 
     def _drop_column(self, added: Added) -> Iterator[Step]:
         key, column = added.table, self._column(added)
-        left = next((name for name in self.proofs.get(key, ()) if name == self.undo.proof_name(column)), None)
         drop = self.undo.drop_column(key, added.name)
         targets = self._targets_of(added)
-        if self.with_data or column is None or column.generated:
+        if self._may_lose(key) or column is None or column.generated:
             cost = Cost("rewrites" if self.undo.rewrites else "instant", Size(self.held(added)))
             yield self._step("drop_column", added, [drop], cost, targets)
             return
         if not self.is_large(key):
             cost = Cost("rewrites" if self.undo.rewrites else "scans", self.size(key))
+            left = next((name for name in self.proofs.get(key, ()) if name == self.undo.proof_name(column)), None)
             yield self._step("drop_column", added, [self.undo.proof(key, column, left), drop], cost, targets)
             return
-        keep_out, prove = self.undo.online_proof(key, column, left)
+        keep_out, prove = self.undo.online_proof(key, column)
         yield self._step("prove_unused", added, [keep_out], INSTANT, online=True, lock=self.undo.lock)
         scan = Cost("scans", self.size(key), online=True)
         yield self._step("prove_unused", added, [prove], scan, online=True)
@@ -316,10 +359,10 @@ class Draft:
         if self.engine.builds_online and (lock or not online):
             tables = [added.table, *(key for key in targets if key != added.table)]
             locks = tuple((self.undo.name(key), mode) for key in dict.fromkeys(tables))
-        name = added.name or added.table[1]
+        name = added.name or label(added.table)
         return Step(kind, label(added.table), name, tuple(sql), mode, cost, online, locks=locks)
 
 
 def _refusal(added: Added, reason: str, hint: str) -> Refusal:
-    name = added.name or added.table[1]
+    name = added.name or label(added.table)
     return Refusal(f"drop_{added.kind}", label(added.table), name, f"cannot drop {added.title}: {reason}", hint)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,7 +14,6 @@ import peewee
 from ..errors import (
     BackupFailed,
     ConfigError,
-    LockTimeout,
     StepFailed,
     UndoRefused,
     VerificationFailed,
@@ -26,6 +25,7 @@ from .applying import Applying, naming_what_is_pending
 from .ddl import execute
 from .engines.base import Engine
 from .engines.undoing import undo_engine
+from .plan import Step
 from .records import UNFINISHED, Record
 from .schema import Key, Schema, label
 from .undo_plan import UndoPlan, UndoReport
@@ -53,13 +53,14 @@ class Undoing:
     def engine(self) -> Engine:
         return self.applying.engine
 
-    def plan(self, to: int | None) -> UndoPlan:
+    def plan(self, to: int | None, counts: bool = True) -> UndoPlan:
         """Return what an undo would do; changes nothing.
 
+        :param counts: look at each row of a large table too.
         :raises ConfigError: when no run has the version.
         """
         with self.applying.looking.reading():
-            return self._plan(self._chosen(to))[0]
+            return self._plan(self._chosen(to), counts)[0]
 
     def chosen(self, to: int | None) -> tuple[int, ...]:
         """Return the versions of the runs that an undo would take back.
@@ -106,7 +107,7 @@ class Undoing:
         with self.applying.looking.reading():
             return self._plan(())[0]
 
-    def _plan(self, chosen: Sequence[Record]) -> tuple[UndoPlan, Schema]:
+    def _plan(self, chosen: Sequence[Record], counts: bool = True) -> tuple[UndoPlan, Schema]:
         """Return the plan to take runs back, and the schema that it was made for."""
         version = history.version_or_zero(self.engine)
         if fence := self.engine.fence():
@@ -118,7 +119,7 @@ class Undoing:
         if refused := self.engine.refuses_everything(live) or undo_engine(self.engine).untrusted(list(live.tables)):
             raise refused
         online_rows = self.applying.looking.online_rows
-        plan = make_undo_plan(self.engine, chosen, live, version, online_rows, self.with_data)
+        plan = make_undo_plan(self.engine, chosen, live, version, online_rows, self.with_data, counts)
         notes = (*plan.notes, *left_over, *self._unrecorded(chosen))
         return replace(plan, notes=notes, settings=self.engine.script_settings()), live
 
@@ -143,11 +144,12 @@ class Undoing:
     def _under_lock(self, versions: Sequence[int]) -> tuple[UndoPlan, int, str | None]:
         with self.applying.looking.reading():
             found = [r for r in records.read(self.engine) if r.version in versions and r.undone_by is None]
+            marks = undo_engine(self.engine).marks([key for key in keys_of(found) if key[1]])
             plan, live = self._plan(found)
         self.applying.watcher.started(plan.version)
         if not plan:  # another undo was faster
             return plan, plan.version, None
-        with self._withdrawing(), naming_what_is_pending(plan):
+        with self._clearing(plan), naming_what_is_pending(plan):
             if plan.refused:
                 raise UndoRefused(plan)
             backup = self._backed_up(plan)
@@ -155,19 +157,15 @@ class Undoing:
                 for step in plan.online:
                     self.applying.execute_online(step)
                 version = self.engine.transact(
-                    lambda: self._drop(plan, found, live),
+                    lambda: self._drop(plan, found, live, marks),
                     sorted({lock for step in plan.at_once for lock in step.locks}),
                     self.applying.wait_seconds,
                 )
             except StepFailed as failed:
                 words = self._in_words(failed, found)
                 if words is failed:  # which must not become its own cause
-                    _tell_dropped(failed, plan)
                     raise
                 raise words from failed
-            except VerificationFailed as failed:
-                _tell_dropped(failed, plan)
-                raise
         return plan, version, backup
 
     def _backed_up(self, plan: UndoPlan) -> str | None:
@@ -185,8 +183,9 @@ class Undoing:
             )
         return backup
 
-    def _drop(self, plan: UndoPlan, found: Sequence[Record], live: Schema) -> int:
+    def _drop(self, plan: UndoPlan, found: Sequence[Record], live: Schema, marks: Mapping[Key, str]) -> int:
         """Drop everything, prove that the rest is as it was, and record it."""
+        self._recognize(plan, marks)
         self.applying.execute_all(plan.at_once)
         self._verify(plan, found, live)
         version = history.record(self.engine, UNDO_NAME)
@@ -195,6 +194,17 @@ class Undoing:
             stamping = self.applying.looking.stamping
             stamping.keep_undone(stamping.standing())
         return version
+
+    def _recognize(self, plan: UndoPlan, marks: Mapping[Key, str]) -> None:
+        """Make sure that the tables to drop are still those of the plan: of what is dropped no look can tell later."""
+        going = {step.table for step in plan.at_once if step.kind == "drop_table"}
+        keys = [key for key in marks if label(key) in going]
+        now = undo_engine(self.engine).marks(keys)
+        if changed := [label(key) for key in keys if marks[key] != now[key]]:
+            raise VerificationFailed(
+                f"{', '.join(changed)} was changed by somebody else since the undo was planned",
+                "nothing was dropped there; run undo again, which looks at it anew",
+            )
 
     def _verify(self, plan: UndoPlan, found: Sequence[Record], live: Schema) -> None:
         """Compare the tables with what they were, but for what was to go."""
@@ -210,13 +220,43 @@ class Undoing:
     # Proofs
 
     @contextmanager
-    def _withdrawing(self) -> Iterator[None]:
-        """Remove, however it ends, the constraints that keep writers from storing values, also of a killed undo."""
+    def _clearing(self, plan: UndoPlan) -> Iterator[None]:
+        """Remove, however it ends, the constraints that keep writers from storing values, also of a killed undo.
+
+        What is half done and stays is told: with the error, or in the log where there is none to tell it.
+        """
+        failed: WhatspireDBError | None = None
+        is_done = False
         try:
             yield
+            is_done = True
+        except WhatspireDBError as error:
+            failed = error
+            raise
         finally:
-            with suppress(peewee.PeeweeException, LockTimeout):
+            left: list[str] = []
+            with suppress(peewee.PeeweeException, WhatspireDBError):
                 self._withdraw()
+            with suppress(peewee.PeeweeException, WhatspireDBError):
+                left = list(self._left_behind(() if is_done else plan.online))
+            if failed:
+                failed.hint = "; ".join([*left, failed.hint])
+            elif left:
+                logger.warning("%s", "; ".join(left))
+
+    def _left_behind(self, online: Sequence[Step]) -> Iterator[str]:
+        """Yield what an undo has done that does not end with its transaction, and what comes of it."""
+        if not self.engine.builds_online or self.engine.db.is_closed():
+            return
+        live = self.engine.snapshot(keys_of(records.read(self.engine)))
+        found = {(label(key), index.name): index.valid for key, table in live.tables.items() for index in table.indexes}
+        indexes = {step.name: found.get((step.table, step.name)) for step in online if step.kind == "drop_index"}
+        if gone := [name for name, is_valid in indexes.items() if is_valid is None]:
+            yield f"the indexes {', '.join(gone)} are dropped, and the next up makes them again"
+        if broken := [name for name, is_valid in indexes.items() if is_valid is False]:
+            yield f"the indexes {', '.join(broken)} are left INVALID: the next undo drops them, or up makes them anew"
+        for key, names in proofs_in(live).items():
+            yield f"{', '.join(names)} could not be removed from {label(key)}, and refuses values: run undo again"
 
     def _withdraw(self) -> None:
         if not self.engine.builds_online or self.engine.db.is_closed():
@@ -252,9 +292,3 @@ class Undoing:
         with self.applying.looking.reading():
             plan, _ = self._plan(found)
         return UndoRefused(plan) if plan.refused else failed
-
-
-def _tell_dropped(failed: WhatspireDBError, plan: UndoPlan) -> None:
-    """Add to an error what was dropped before its transaction, and does not come back with it."""
-    if dropped := [step.name for step in plan.online if step.kind == "drop_index"]:
-        failed.hint = f"the indexes {', '.join(dropped)} are dropped, and the next up makes them again; {failed.hint}"

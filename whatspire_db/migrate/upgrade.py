@@ -122,7 +122,8 @@ class Upgrade:
 
     def _nothing_to_do(self, look: Look) -> Done:
         self.applying.watcher.started(look.plan.version)
-        if look.is_of_one_schema and not look.declared.unproved:
+        # What an undo has left keeps values out: each start is to tell that.
+        if look.is_of_one_schema and not look.declared.unproved and not look.plan.left:
             self.stamping.keep_found(look.after, look.plan.drift)
         warn_of_names(look.declared)
         return Done(look.plan, look.plan.version)

@@ -19,8 +19,6 @@ from .base import Engine
 if TYPE_CHECKING:
     from ..plan import Lock
 
-PROOF = "whatspire_db_undo"  # how the constraints begin by which the engine proves that nothing is lost
-
 
 @dataclass(frozen=True)
 class Dependent:
@@ -76,6 +74,13 @@ class UndoEngine(abc.ABC):
         """Return whose code a look at tables, or their end, would run with rights above theirs, and what to do."""
         return None
 
+    def marks(self, keys: Sequence[Key]) -> dict[Key, str]:
+        """Return what changes of a table when somebody puts another one in its place, or adds to it.
+
+        Nothing where nobody can do so between a plan and its end.
+        """
+        return {}
+
     @abc.abstractmethod
     def name(self, key: Key) -> str:
         """Return a relation's name in full, as it stands in SQL."""
@@ -88,9 +93,16 @@ class UndoEngine(abc.ABC):
     def cannot_drop(self, column: Column, key: Key, live: Schema) -> str | None:
         """Return why the engine cannot drop a column from its table; None where it can."""
 
+    def is_in_backup(self, key: Key) -> bool:
+        """Tell whether a backup of the database holds the rows of a table."""
+        return True
+
     @abc.abstractmethod
-    def is_unused(self, column: Column) -> str:
-        """Return the condition that a row holds nothing in a column: NULL, or the constant that it was added with."""
+    def is_unused(self, column: Column, key: Key) -> str:
+        """Return the condition that a row holds nothing in a column: NULL, or the constant that it was added with.
+
+        :param key: the column's table.
+        """
 
     @abc.abstractmethod
     def proof(self, key: Key, column: Column | None, left: str | None = None) -> str:
@@ -99,7 +111,7 @@ class UndoEngine(abc.ABC):
         :param left: the constraint that a killed run left there.
         """
 
-    def online_proof(self, key: Key, column: Column, left: str | None) -> tuple[str, str]:
+    def online_proof(self, key: Key, column: Column) -> tuple[str, str]:
         """Return the two statements of a proof beside writers: what keeps them from storing values, and the proof."""
         raise NotImplementedError
 

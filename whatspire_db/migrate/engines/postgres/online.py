@@ -115,7 +115,7 @@ def run_online(
         if watch.given_up:
             raise LockTimeout(
                 f"{sql.partition(' ON ')[0]} waited {wait_seconds:g} s for {watch.given_up}",
-                "let that transaction end, or raise --lock-timeout; the next run builds what this one could not",
+                "let that transaction end, or raise --lock-timeout; the next run does what this one could not",
             ) from None
         raise error
     finally:

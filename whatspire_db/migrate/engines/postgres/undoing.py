@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 from whatspire_db.errors import WhatspireDBError
 from whatspire_db.migrate.added import Added
 from whatspire_db.migrate.ddl import ModelType, execute, qualified, quote
-from whatspire_db.migrate.schema import Column, Key, Schema
+from whatspire_db.migrate.schema import PROOF, Column, Key, Schema
 from whatspire_db.sql import SAFE_TO_QUERY, pinned
 
-from ..undoing import PROOF, Dependent, RecordsState, UndoEngine
+from ..undoing import Dependent, RecordsState, UndoEngine
 from . import NAME_BYTES, trust
 from .online import drop_statement as online_drop
+from .undo_asked import ASKED, FAMILY, INDEXES, called
 
 if TYPE_CHECKING:
     from .engine import PostgresEngine
@@ -30,32 +31,6 @@ FROM (SELECT 1) AS one LEFT JOIN LATERAL (
 ) AS r ON true
 """)
 
-# Parameters: of each object its kind, its quoted table, or an index's own name, and its name.
-_ASKED = """
-WITH RECURSIVE asked AS (
-    SELECT n, kind, to_regclass(rel)::oid AS rel, name
-    FROM ROWS FROM (unnest(%s::text[]), unnest(%s::text[]), unnest(%s::text[])) WITH ORDINALITY
-        AS a (kind, rel, name, n)
-)"""
-# A column goes from the partitions and heirs too that have it from the table alone.
-_FAMILY = """, family AS (
-    SELECT n, kind, rel, name, attnum FROM asked JOIN pg_attribute ON attrelid = rel AND attname::text = name
-        WHERE kind = 'column'
-    UNION
-    SELECT f.n, f.kind, a.attrelid, f.name, a.attnum FROM family AS f JOIN pg_inherits AS h ON h.inhparent = f.rel
-        JOIN pg_attribute AS a ON a.attrelid = h.inhrelid AND a.attname::text = f.name AND a.attinhcount = 1
-            AND NOT a.attislocal
-)"""
-# The indexes that are asked about or stand behind a constraint, and those of partitions that go with them.
-_INDEXES = """, indexes AS (
-    SELECT n, rel AS top, rel AS oid FROM asked WHERE kind = 'index'
-    UNION ALL
-    SELECT n, k.conindid, k.conindid FROM asked JOIN pg_constraint AS k ON conrelid = rel AND conname::text = name
-        WHERE kind = 'constraint' AND k.contype = ANY ('{p,u,x}')
-    UNION ALL
-    SELECT x.n, x.top, h.inhrelid FROM indexes AS x JOIN pg_inherits AS h ON h.inhparent = x.oid
-)"""
-
 # One row a dependent: the object's number, what the dependent is, the schema, table and name that it has, and the
 # server's words for it. What belongs to the object itself (its type, sequence, toast table or NOT NULL, its default, an
 # index of a partition) is left out. A sequence that somebody gave to a column or table by OWNED BY does not belong to
@@ -63,7 +38,7 @@ _INDEXES = """, indexes AS (
 # a part of, or has another name than PostgreSQL and this package give. A view that uses a whole row names no column.
 _DEPENDENTS = pinned(
     f"""
-{_ASKED}{_FAMILY}{_INDEXES}, parts AS (
+{ASKED}{FAMILY}{INDEXES}, parts AS (
     SELECT n, kind, rel, 0 AS attnum FROM asked WHERE kind = 'table'
     UNION ALL
     SELECT n, kind, rel, attnum FROM family
@@ -164,7 +139,7 @@ ORDER BY f.n, 6
 
 # What an index is to its table, beside an index.
 _MARKS = pinned(f"""
-{_ASKED}{_INDEXES}
+{ASKED}{INDEXES}
 SELECT x.n, format(CASE WHEN i.indisreplident THEN 'the REPLICA IDENTITY of table %%s' ELSE 'CLUSTER of table %%s' END,
     i.indrelid::regclass)
 FROM indexes AS x JOIN pg_index AS i ON i.indexrelid = x.oid
@@ -173,33 +148,11 @@ ORDER BY 1, 2
 """)
 
 
-def _as_word(name: str) -> str:
-    """Return SQL for the pattern of a name that stands by itself; it may begin or end with what is in no word."""
-    escaped = rf"regexp_replace({name}, '(\W)', '\\\1', 'g')"
-    ends = [rf"CASE WHEN {name} ~ '{end}' THEN '\y' ELSE '' END" for end in (r"^\w", r"\w$")]
-    return f"concat('(?i)', {ends[0]}, {escaped}, {ends[1]})"
-
-
-# Functions that name a table, and where a column is asked for it or all columns: their bodies are texts, of which the
-# server keeps no dependency. A trigger's function names the columns of its table alone. A product
-# looks like "all columns"; count(*), and VALUES behind a list of columns, do not.
-_CALLED = pinned(rf"""
-{_ASKED}{_FAMILY}, words AS (
-    SELECT n, a.rel, kind = 'column' AS is_column, {_as_word("relname::text")} AS relation,
-        {_as_word("name")} AS attribute
-    FROM (SELECT n, kind, rel, name FROM asked WHERE kind = 'table'
-        UNION ALL SELECT n, kind, rel, name FROM family) AS a JOIN pg_class AS c ON c.oid = a.rel
-)
-SELECT DISTINCT w.n, format('%%I.%%I', s.nspname, p.proname) FROM words AS w CROSS JOIN pg_proc AS p
-JOIN pg_namespace AS s ON s.oid = p.pronamespace JOIN pg_language AS l ON l.oid = p.prolang
-WHERE p.oid >= 16384 AND l.lanname <> ALL ('{{c,internal}}')
-    AND NOT EXISTS (SELECT FROM pg_depend AS d WHERE d.classid = 'pg_proc'::regclass AND d.objid = p.oid
-        AND d.deptype = 'e')
-    AND (((p.prosrc ~ w.relation) AND (NOT w.is_column OR (p.prosrc ~ w.attribute)
-            OR (p.prosrc ~ '[^(/\s]\s*\*') OR (p.prosrc ~ '(?i)[^)\s]\s*\yvalues\y')))
-        OR (w.is_column AND ((p.prosrc ~ w.attribute) OR (p.prosrc ~ '(?i)\y(new|old)\.\*'))
-            AND EXISTS (SELECT FROM pg_trigger AS g WHERE g.tgfoid = p.oid AND g.tgrelid = w.rel)))
-ORDER BY 1, 2
+# Which table it is, and which version of its row in the catalog: VACUUM and ANALYZE leave that alone.
+_TABLE_MARKS = pinned("""
+SELECT concat(c.oid, ':', c.xmin) FROM unnest(%s::text[]) WITH ORDINALITY AS a (rel, n)
+LEFT JOIN pg_class AS c ON c.oid = to_regclass(a.rel)
+ORDER BY a.n
 """)
 # How values of a type are compared so that no setting of a session matters: as 'text' where the type's text depends on
 # none; as what one of PostgreSQL's own functions sends, which is the bytes of the value; or not at all. Reading a value
@@ -227,6 +180,8 @@ WHERE t.typtype <> 'd'
 _CONSTANT = re.compile(r"(?P<plain>-?[0-9][0-9.e+-]*|true|false|'(?P<text>(?:[^']|'')*)')(?:::[\w \"\[\](),.]+)?")
 
 
+# So many objects are asked about at once: the server compares each with each, and knows no faster way.
+TOGETHER = 50
 # Roles beside the owner that may write to the records, as a superuser sees it: what they write there, it would drop.
 _WRITERS = pinned("""
 SELECT coalesce(r.rolname::text, 'PUBLIC') FROM pg_class AS c CROSS JOIN LATERAL aclexplode(c.relacl) AS a
@@ -266,10 +221,18 @@ class PostgresUndo(UndoEngine):
         found = trust.strangers(self.db, (), [self.name(key) for key in keys if key[1]])
         return trust.told(self.db, [each for each in found if each.kind in trust.OF_ROWS])
 
+    def marks(self, keys: Sequence[Key]) -> dict[Key, str]:
+        found = execute(self.db, _TABLE_MARKS, [list(map(self.name, keys))]).fetchall()
+        return dict(zip(keys, (mark for (mark,) in found), strict=True))
+
     def name(self, key: Key) -> str:
         return qualified(key[0] or self.schema.default_schema, key[1])
 
     def dependents(self, added: Sequence[Added], live: Schema) -> list[Dependent]:
+        chunks = (added[start : start + TOGETHER] for start in range(0, len(added), TOGETHER))
+        return [dependent for chunk in chunks for dependent in self._dependents(chunk)]
+
+    def _dependents(self, added: Sequence[Added]) -> list[Dependent]:
         names = [
             self.name((a.table[0], a.name) if a.kind == "index" else a.table) if a.table[1] else None for a in added
         ]
@@ -282,8 +245,8 @@ class PostgresUndo(UndoEngine):
                 found.append(Dependent(added[number - 1], identity, words))
         for number, mark in execute(self.db, _MARKS, asked).fetchall():
             found.append(Dependent(added[number - 1], ("mark", ("", ""), mark), mark))
-        for number, function in execute(self.db, _CALLED, asked).fetchall():
-            found.append(Dependent(added[number - 1], ("function", ("", ""), function), f"function {function}"))
+        for number, title in execute(self.db, called(self.db.server_version or 0), asked).fetchall():
+            found.append(Dependent(added[number - 1], ("text", ("", ""), title), title))
         return found
 
     def cannot_drop(self, column: Column, key: Key, live: Schema) -> str | None:
@@ -292,7 +255,7 @@ class PostgresUndo(UndoEngine):
             return f"it belongs to {table.parents[0][1]}, of which this is a part"
         return None
 
-    def is_unused(self, column: Column) -> str:
+    def is_unused(self, column: Column, key: Key) -> str:
         nothing, constant = f"{quote(column.name)} IS NULL", _CONSTANT.fullmatch(column.default or "")
         found = execute(self.db, _COMPARISON, [column.type]).fetchone() if constant else None
         if constant is None or found is None or found[0] is None:
@@ -313,16 +276,16 @@ class PostgresUndo(UndoEngine):
 
     def proof(self, key: Key, column: Column | None, left: str | None = None) -> str:
         drop = f"DROP CONSTRAINT {quote(left)}, " if left else ""
-        return f"ALTER TABLE {self.name(key)} {drop}ADD {self._check(column)}"
+        return f"ALTER TABLE {self.name(key)} {drop}ADD {self._check(column, key)}"
 
-    def online_proof(self, key: Key, column: Column, left: str | None) -> tuple[str, str]:
-        return (
-            f"{self.proof(key, column, left)} NOT VALID",
-            f"ALTER TABLE {self.name(key)} VALIDATE CONSTRAINT {quote(self.proof_name(column))}",
-        )
+    def online_proof(self, key: Key, column: Column) -> tuple[str, str]:
+        table, name = self.name(key), quote(self.proof_name(column))
+        # One that is left, as by a script that failed, is made anew: it could be of another default.
+        keep_out = f"ALTER TABLE {table} DROP CONSTRAINT IF EXISTS {name}, ADD {self._check(column, key)} NOT VALID"
+        return keep_out, f"ALTER TABLE {table} VALIDATE CONSTRAINT {name}"
 
-    def _check(self, column: Column | None) -> str:
-        condition = self.is_unused(column) if column else "false"
+    def _check(self, column: Column | None, key: Key) -> str:
+        condition = self.is_unused(column, key) if column else "false"
         return f"CONSTRAINT {quote(self.proof_name(column))} CHECK ({condition})"
 
     def proof_name(self, column: Column | None) -> str:

@@ -33,6 +33,7 @@ _SCHEMA = """
 SELECT type, sql FROM {}.sqlite_master WHERE sql IS NOT NULL AND substr(name, 1, 7) <> 'sqlite_'
 ORDER BY type = 'trigger', type = 'view', rowid
 """
+_TABLES = "SELECT name FROM {}.sqlite_master WHERE type = 'table' AND sql NOT LIKE 'create virtual%'"
 _BEFORE_A_STAR = frozenset(("select", "distinct", "all", "returning", ",", "."))  # which then is no multiplication
 _RESOLVES = re.compile(r"\b(?:on conflict|or (?:abort|fail|ignore|replace|rollback)|replace into)\b")
 # Fails where it is reached: no whole number is so large.
@@ -104,26 +105,39 @@ class SqliteUndo(UndoEngine):
             return f"SQLite {peewee.sqlite3.sqlite_version} drops none, as it does from version 3.35 on"
         return None
 
-    def is_unused(self, column: Column) -> str:
+    def is_in_backup(self, key: Key) -> bool:
+        return key[0] in ("", "main")  # and no file that is attached beside it
+
+    def is_unused(self, column: Column, key: Key) -> str:
         name = quote(column.name)
         unused = f"{name} IS NULL"
         if column.default is None or not (is_constant(column.default) or column.default in ("true", "false")):
             return unused
         # A collation, an affinity or a zero byte can make two values equal that are not the same.
-        stored = self._stored(column)
-        same = f"typeof({name}) = typeof({stored}) AND {name} IS {stored} COLLATE BINARY"
-        return f"{unused} OR ({same} AND CAST({name} AS BLOB) IS CAST({stored} AS BLOB))"
+        return " OR ".join([unused, *(f"({_is_same(name, stored)})" for stored in self._stored(column, key))])
 
-    def _stored(self, column: Column) -> str:
-        """Return the literal of what SQLite keeps in a row that gets a column's default."""
+    def _stored(self, column: Column, key: Key) -> list[str]:
+        """Return the literals of what SQLite keeps of a column's default.
+
+        A row that was there before the column has the constant as it is written, and a later one has what the type
+        makes of it. In a STRICT table the type ANY makes nothing of it.
+        """
+        strict = " STRICT" if self._is_strict(key) else ""
         with closing(peewee.sqlite3.connect(":memory:")) as scratch:
-            scratch.execute(f"CREATE TABLE t (a, c {column.type} DEFAULT {column.default})")
+            scratch.execute(f"CREATE TABLE t (a INTEGER){strict}")
             scratch.execute("INSERT INTO t (a) VALUES (1)")
-            (literal,) = scratch.execute("SELECT quote(c) FROM t").fetchone()
-        return str(literal)
+            scratch.execute(f"ALTER TABLE t ADD COLUMN c {column.type} DEFAULT {column.default}")
+            scratch.execute("INSERT INTO t (a) VALUES (2)")
+            return [str(row[0]) for row in scratch.execute("SELECT quote(c) FROM t GROUP BY quote(c) ORDER BY min(a)")]
+
+    def _is_strict(self, key: Key) -> bool:
+        if peewee.sqlite3.sqlite_version_info < (3, 37):
+            return False
+        query = "SELECT strict FROM pragma_table_list WHERE schema = ? AND name = ? COLLATE NOCASE"
+        return bool(self.schema.ask(query, [key[0] or "main", key[1]]))
 
     def proof(self, key: Key, column: Column | None, left: str | None = None) -> str:
-        rows = f"SELECT 1 FROM {self.name(key)}" + (f" WHERE NOT ({self.is_unused(column)})" if column else "")
+        rows = f"SELECT 1 FROM {self.name(key)}" + (f" WHERE NOT ({self.is_unused(column, key)})" if column else "")
         return f"SELECT CASE WHEN EXISTS ({rows}) THEN {_FAIL} END"
 
     def drop_column(self, key: Key, name: str) -> str:
@@ -135,8 +149,9 @@ class SqliteUndo(UndoEngine):
         try:
             load_extras(self.db, scratch.connection())
             for number, schema, _ in execute(self.db, "PRAGMA database_list").fetchall():
-                if number != 1:  # the schema of temporary tables
-                    self._copy(scratch, schema)
+                # The schema of temporary tables is 1. A table whose functions are not known here cannot be tried.
+                if number != 1 and not self._copy(scratch, schema):
+                    return None
             for sql in statements:
                 execute(scratch, sql)
         except peewee.PeeweeException as error:
@@ -145,7 +160,8 @@ class SqliteUndo(UndoEngine):
             scratch.close()
         return None
 
-    def _copy(self, scratch: peewee.SqliteDatabase, schema: str) -> None:
+    def _copy(self, scratch: peewee.SqliteDatabase, schema: str) -> bool:
+        """Copy a schema without rows; return whether all of its tables are there but for virtual ones."""
         if schema != "main":
             scratch.attach(":memory:", schema)
         place = quote(schema)
@@ -156,6 +172,10 @@ class SqliteUndo(UndoEngine):
                 connection.execute(re.sub(rf"(?i)^CREATE ({words}) ", rf"CREATE \1 {place}.", sql, count=1))
             except peewee.sqlite3.Error:
                 continue  # of a module that is not loaded, or one of its own tables
+        ours, theirs = (
+            {name for (name,) in execute(db, _TABLES.format(place)).fetchall()} for db in (self.db, scratch)
+        )
+        return ours <= theirs
 
 
 @dataclass(frozen=True)
@@ -225,6 +245,12 @@ class _Text:
             if word == "in" or after[:1] != ["("]:
                 return True
         return False
+
+
+def _is_same(name: str, stored: str) -> str:
+    """Return the condition that a column holds just that."""
+    same = f"typeof({name}) = typeof({stored}) AND {name} IS {stored} COLLATE BINARY"
+    return f"{same} AND CAST({name} AS BLOB) IS CAST({stored} AS BLOB)"
 
 
 def _names(sql: str, name: str) -> bool:
