@@ -158,6 +158,8 @@ def fill(
     require_empty(engine, wishes)
     removed = postgres_load.remove(postgres, tables)
     seconds = [_copied(sqlite, postgres, table, wishes.watcher) for table in tables]
+    # Triggers that wait for the commit run now: they would keep indexes from being made, and change what is proved.
+    postgres_load.statement(postgres, "SET CONSTRAINTS ALL IMMEDIATE")
     for place, each in enumerate(removed):
         wishes.watcher.progress("index", each.table, 0, None)
         seconds[place] += _brought_back(postgres, each)
@@ -175,7 +177,9 @@ def finish(
     for each in removed:
         with naming(each.table):
             postgres_load.bring_back_references(postgres, each)
-    postgres_load.set_sequences(postgres, sqlite, tables)
+    for table in tables:
+        with naming(table.name):
+            postgres_load.set_sequences(postgres, sqlite, table)
     records.keep_finished(engine, records.finished_in_sqlite(sqlite))
 
 
