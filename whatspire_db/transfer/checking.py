@@ -161,9 +161,10 @@ def _read(
     key = [quote(name) for name in table.key] or list(table.identity)
     first, second = len(table.identity), len(table.identity) + len(key)
     names = ", ".join([*table.identity, *key, *columns])
-    rows = sqlite.execute(f"SELECT {names} FROM {table.sqlite} WHERE {table.remaining} AND ({where})").fetchall
-    for row in rows():
-        yield row[:first], row[first:second], row[second:]
+    cursor = sqlite.execute(f"SELECT {names} FROM {table.sqlite} WHERE {table.remaining} AND ({where})")
+    for chunk in chunks(cursor.fetchmany, table.most):  # of some kinds of columns every row is looked at
+        for row in chunk:
+            yield row[:first], row[first:second], row[second:]
 
 
 def _values(sqlite: sqlite3.Connection, table: TransferTable) -> Iterator[Fault]:
@@ -188,7 +189,7 @@ def _texts(sqlite: sqlite3.Connection, table: TransferTable) -> Iterator[Fault]:
     if not columns:
         return
     cursor = sqlite.execute(table.select(columns))
-    if not any(map(_has_wrong_bytes, chunks(cursor.fetchmany))):
+    if not any(map(_has_wrong_bytes, chunks(cursor.fetchmany, table.most))):
         return
     for identity, key, values in _read(sqlite, table, [column.quoted for column in columns], "1"):
         for column, value in zip(columns, values, strict=True):

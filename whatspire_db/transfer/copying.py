@@ -22,14 +22,14 @@ class _Stream(io.RawIOBase):
 
     def __init__(self, chunks: Iterable[bytes]) -> None:
         self._chunks = iter(chunks)
-        self._rest = b""
+        self._chunk, self._at = b"", 0
         self.error: BaseException | None = None
 
     def readable(self) -> bool:
         return True
 
     def read(self, size: int = -1) -> bytes:
-        while not self._rest:
+        while self._at >= len(self._chunk):
             try:
                 chunk = next(self._chunks, None)
             except BaseException as error:
@@ -37,11 +37,9 @@ class _Stream(io.RawIOBase):
                 raise
             if chunk is None:
                 return b""
-            self._rest = chunk
-        if size < 0 or len(self._rest) <= size:
-            part, self._rest = self._rest, b""
-        else:
-            part, self._rest = self._rest[:size], self._rest[size:]
+            self._chunk, self._at = chunk, 0
+        end = len(self._chunk) if size < 0 else self._at + size
+        part, self._at = self._chunk[self._at : end], end
         return part
 
 
@@ -95,7 +93,7 @@ def _copy(postgres: Any, table: TransferTable, rows: Any, tell: Tell) -> int:
 
     def told() -> Iterator[Chunk]:
         nonlocal count
-        for chunk in chunks(rows.fetchmany):
+        for chunk in chunks(rows.fetchmany, table.most):
             yield chunk
             count += len(chunk)
             tell(table.name, count)
