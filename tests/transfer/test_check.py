@@ -64,6 +64,7 @@ TRAPS: list[tuple[str, str, str, Any]] = [
     ("moment", "'2026-11-22 09:05:03+02:00'", "time", None),
     ("moment", "'2026-02-30 09:05:03'", "time", None),
     ("day", "'2026-02-30'", "time", None),
+    ("day", "'0000-01-01'", "time", None),
     ("price", "1.005", "precision", "1.01"),
     ("price", "123456789.5", "range", None),
     ("price", "'cheap'", "type", None),
@@ -73,6 +74,10 @@ TRAPS: list[tuple[str, str, str, Any]] = [
     ("json", '\'{"a":"\\ud800"}\'', "json", None),
     ("json", "'{\"a\":NaN}'", "json", None),
     ("json", "'{'", "json", None),
+    ("json", "'[1e5000]'", "json", None),
+    ("json", "'[1e-20000]'", "json", None),
+    ("json", "'[' || replace(hex(zeroblob(2500)), '0', '1') || ']'", "json", None),
+    ("json", "replace(hex(zeroblob(450)), '0', '[') || replace(hex(zeroblob(450)), '0', ']')", "json", None),
     ("data", "5", "type", 5),
     ("blob", "'text'", "type", b"text"),
     ("uuid", "'none'", "type", None),
@@ -98,6 +103,9 @@ SOUND = [
     ("json", "'\"\\\\u0000\"'"),
     ("json", '\'{"a":1,"a":2}\''),
     ("json", "'15'"),
+    ("json", "'null'"),
+    ("json", "'[9007199254740993, 1e999, 1.10, -0.0]'"),
+    ("json", "replace(hex(zeroblob(200)), '0', '[') || replace(hex(zeroblob(200)), '0', ']')"),
     ("data", "'{\"a\":1}'"),
     ("uuid", "'0' || '0000000-0000-0000-0000-000000000001'"),
 ]
@@ -251,6 +259,12 @@ def test_a_text_that_an_index_has_no_room_for(sqlite: Place, postgres: Place) ->
     trap = trapped(sqlite, ("text", f"hex(randomblob({BIG}))"), ("text", f"hex(zeroblob({BIG}))"))
     found = check(sqlite.dsn, postgres.dsn, [trap]).findings
     assert [(f.kind, f.column, f.key) for f in found] == [("index", "text", "key 0")]  # the other one is compressed
+
+
+def test_a_table_with_a_large_row_is_read_in_small_parts(sqlite: Place, postgres: Place) -> None:
+    trap = trapped(sqlite, ("blob", "zeroblob(40000000)"), ("blob", "X'00'"))
+    (table,) = check(sqlite.dsn, postgres.dsn, [trap]).tables
+    assert table.most == 1
 
 
 def test_many_findings_are_counted(sqlite: Place, postgres: Place) -> None:

@@ -14,6 +14,8 @@ from .kinds import Kind
 
 UTC = timezone.utc
 
+_FRACTION = re.compile(r"\.\d{6}(\d+)", re.ASCII)
+
 # Times as Go and this package write them: most values, which need no parsing.
 _GO_TIME = re.compile(r"(\d{4}-\d\d-\d\d)[ T](\d\d:\d\d:\d\d(?:\.\d{1,6})?)(\d{1,3})?(?:\+00:00|Z)", re.ASCII).fullmatch
 
@@ -47,10 +49,12 @@ class InstantKind(Kind):
         match = _GO_TIME(value)
         if match is None:
             found = self.field.python_value(value).replace(tzinfo=None).isoformat(" ")
+            fraction = _FRACTION.search(value)
+            below = fraction and fraction[1]
         else:
             day, clock, below = match.groups()
-            self.shortened += below is not None and below.strip("0") != ""
             found = f"{day} {clock}"
+        self.shortened += below is not None and below.strip("0") != ""
         return found if self.name.startswith("timestamp without") else f"{found}+00"
 
     def of_sqlite(self, value: Any) -> str:
@@ -71,7 +75,8 @@ class MomentKind(Kind):
     def doubt(self, c: str) -> str:
         if self.name == "date":
             return (
-                f"{c} IS NOT NULL AND NOT (typeof({c}) = 'text' AND length({c}) = 10 AND date({c}, '+0 days') IS {c})"
+                f"{c} IS NOT NULL AND NOT (typeof({c}) = 'text' AND length({c}) = 10 AND date({c}, '+0 days') IS {c} "
+                f"AND substr({c}, 1, 4) > '0000')"
             )
         if self.name != "timestamp without time zone" or self.field.formats != peewee.DateTimeField.formats:
             return f"{c} IS NOT NULL"
