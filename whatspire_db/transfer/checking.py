@@ -45,6 +45,7 @@ class Checked:
     """What a check found. `findings` has the first ones, and `more` counts the others.
 
     `tables` are those to transfer, with the columns in which values are replaced and the rows that are set aside.
+    `has_log`: the source has the change log of a live transfer, which runs, or was killed.
     """
 
     tables: list[TransferTable] = field(default_factory=list)
@@ -53,6 +54,7 @@ class Checked:
     refused: int = 0
     replaced: int = 0
     set_aside: int = 0
+    has_log: bool = False
 
     @property
     def more(self) -> int:

@@ -74,7 +74,7 @@ def _of_sqlite(sqlite: sqlite3.Connection, table: TransferTable, order: str) -> 
     cursor = sqlite.execute(table.select(table.columns) + order)
     for chunk in chunks(cursor.fetchmany, table.most):
         columns = zip(table.columns, zip(*chunk, strict=True), strict=True)
-        mended = [mend(c.kind, values) if c.name in table.mended else values for c, values in columns]
+        mended = [mend(table, column, values) for column, values in columns]
         yield list(zip(*mended, strict=True))
 
 

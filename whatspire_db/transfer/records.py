@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,7 +25,8 @@ class Transfer(peewee.Model):
     """An attempt to fill this database: from where, when, how it ended, and each table's rows and fingerprint.
 
     `state` is started, copied, proved or failed. An attempt that was killed stays "started", and none of its rows are
-    here, or "copied": the rows of a live transfer are here, and were not compared.
+    here, or "copied": the rows of a live transfer are here, and were not compared. `tables` has then the kinds of
+    faults whose values were replaced.
     """
 
     source: TextField[str] = TextField()
@@ -51,15 +52,21 @@ def end(engine: Engine, number: int, state: str, **facts: Any) -> None:
         Transfer.update(state=state, finished=utcnow(), **facts).where(Transfer.id == number).execute(db)
 
 
-def unproved(engine: Engine, source: str) -> int | None:
-    """Return the number of the last attempt, where its rows are here and were not compared; None where not."""
+def copied(engine: Engine, number: int, kinds: Iterable[str]) -> None:
+    """Note that the rows are here and not yet compared, and the kinds of faults whose values were replaced."""
+    end(engine, number, COPIED, tables={"replaced": sorted(kinds)})
+
+
+def unproved(engine: Engine, source: str) -> tuple[int, frozenset[str]] | None:
+    """Return the number of the last attempt and what `copied` noted, where its rows were not compared; else None."""
     if not engine.has_table(engine.key(Transfer)):
         return None
     if found := engine.untrusted_table(Transfer):
         raise found
     with _own_names(engine) as db:
         last = Transfer.select().order_by(Transfer.id.desc()).limit(1).execute(db)
-        return next((int(each.id) for each in last if each.state == COPIED and each.source == source), None)
+        found = next((each for each in last if each.state == COPIED and each.source == source), None)
+    return None if found is None else (int(found.id), frozenset((found.tables or {}).get("replaced", ())))
 
 
 def finished_in_sqlite(sqlite: Any) -> list[Finished] | None:

@@ -15,6 +15,7 @@ from ..migrate.engines.postgres.engine import PostgresEngine
 from ..migrate.schema import Constraint, Index, Schema, folded_ascii, label
 from .chunks import MOST, most_rows
 from .columns import kind_of
+from .faults import KINDS
 from .kinds import Kind
 
 OURS = "whatspire_db_"  # how the tables begin that this package keeps for itself
@@ -45,8 +46,9 @@ class TransferTable:
     """A table that is transferred: where it is on both sides, and its columns.
 
     `source` is its name on SQLite, `sqlite` and `postgres` are quoted places. `identity` are the quoted columns by
-    which a row is found again on SQLite. In the columns `mended` a value with a fault is replaced. `left_out` is the
-    temporary table of rows that are set aside, "" without any. `most` is how many rows are in memory at one time.
+    which a row is found again on SQLite. In the columns `mended` a value with a fault of one of the `kinds` is
+    replaced. `left_out` is the temporary table of rows that are set aside, "" without any. `most` is how many rows are
+    in memory at one time.
     """
 
     name: str
@@ -59,6 +61,7 @@ class TransferTable:
     indexes: tuple[Index, ...] = ()
     constraints: tuple[Constraint, ...] = ()
     mended: frozenset[str] = frozenset()
+    kinds: frozenset[str] = frozenset(KINDS)
     left_out: str = ""
     most: int = MOST
 
@@ -83,6 +86,11 @@ class TransferTable:
     def column(self, name: str) -> Column:
         """Return the column of a name."""
         return next(column for column in self.columns if column.name == name)
+
+    def with_replaced(self, kinds: frozenset[str]) -> TransferTable:
+        """Return the table as it is transferred when every value with a fault of some kinds is replaced."""
+        mended = frozenset(column.name for column in self.columns) if kinds else self.mended
+        return replace(self, mended=mended, kinds=kinds)
 
     def with_faults(self, mended: frozenset[str], left_out: str) -> TransferTable:
         """Return the table as it is transferred when some values are replaced and some rows set aside."""

@@ -20,7 +20,7 @@ from ..messages import first_line, sqlstate
 from ..migrate.ddl import qualified
 from ..migrate.engines.postgres.engine import PostgresEngine
 from ..migrate.schema import Schema, label
-from . import postgres_load, records, side_file
+from . import change_log, postgres_load, records, side_file
 from .checking import Checked, asks_postgres, check
 from .copying import copy_table
 from .opening import Ends, connected, sqlite_source
@@ -50,7 +50,9 @@ def transfer(ends: Ends, wishes: Wishes) -> Report:
         stamp(db, wishes)
     file = wishes.side_file if checked.set_aside else ""
     seconds = time.monotonic() - started
-    return Report(ends, tuple(done), seconds, shortened, checked.replaced, checked.set_aside, file)
+    return Report(
+        ends, tuple(done), seconds, shortened, checked.replaced, checked.set_aside, file, has_log=checked.has_log
+    )
 
 
 def prepared(sqlite: sqlite3.Connection, engine: PostgresEngine, wishes: Wishes) -> tuple[Checked, list[TransferTable]]:
@@ -101,7 +103,10 @@ def _checked(sqlite: sqlite3.Connection, engine: PostgresEngine, wishes: Wishes)
     if not tables:
         raise TransferRefused("the source has no table of the models", "name the right file in --from, or --models")
     tell = wishes.watcher.progress
-    return check(sqlite, tables, wishes.choices, asks_postgres(engine.db), lambda table: tell("check", table, 0, None))
+    asks = asks_postgres(engine.db)
+    checked = check(sqlite, tables, wishes.choices, asks, lambda table: tell("check", table, 0, None))
+    checked.has_log = change_log.is_there(sqlite)
+    return checked
 
 
 def _require_held(checked: Checked) -> None:
