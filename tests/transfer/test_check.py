@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ from typing import Any
 import peewee as pw
 import pytest
 
-from tests.conftest import Place
-from tests.migrate.models import model
+from tests.conftest import Place, Server
+from tests.migrate.models import model, run
 from tests.transfer.rows import contents
 from whatspire_db import ConfigError, MigrationRunner, TransferRefused
 from whatspire_db.fields import FlagField, InstantField, Int64Field, JSONBytesField, NaiveInstantField, TextField
@@ -226,6 +227,67 @@ def test_duplicates_under_a_unique_index_of_the_target(sqlite: Place, postgres: 
         sqlite.dsn, postgres.dsn, [unique], on={"duplicate": "set-aside"}, side_file=str(tmp_path / "aside")
     )
     assert (report.rows, report.set_aside) == (4, 1)  # once c is out, d shares its time with no other row
+
+
+@pytest.mark.parametrize(
+    ("type_", "unique", "values"),
+    [
+        ("char(5)", "UNIQUE (value)", ("'a'", "'a  '")),
+        ("text", "UNIQUE NULLS NOT DISTINCT (value)", ("NULL", "NULL")),
+        ("timestamptz", "UNIQUE NULLS NOT DISTINCT (value)", ("NULL", "NULL")),
+    ],
+)
+def test_duplicates_that_only_the_targets_index_sees(
+    sqlite: Place, postgres: Place, type_: str, unique: str, values: tuple[str, str]
+) -> None:
+    field = InstantField(null=True) if type_ == "timestamptz" else pw.TextField(null=True)
+    thing = model("Thing", "things", {"value": field})
+    made(
+        sqlite,
+        [thing],
+        "CREATE UNIQUE INDEX one ON things (value)",
+        *(f"INSERT INTO things (value) VALUES ({v})" for v in values),
+    )
+    run(
+        postgres.connect(),
+        f"CREATE TABLE things (id serial PRIMARY KEY, value {type_}, {unique})",
+    )
+    (found,) = check(sqlite.dsn, postgres.dsn, [thing]).findings
+    assert (found.kind, found.column, found.key) == ("duplicate", "value", "2")
+
+
+def test_times_of_columns_that_keep_fewer_digits(sqlite: Place, postgres: Place) -> None:
+    fields = {"at": InstantField(null=True), "moment": pw.DateTimeField(null=True), "clock": pw.TimeField(null=True)}
+    thing = model("Thing", "things", fields)
+    values = [
+        ("at", "2026-11-22 09:05:03.1239+00:00"),
+        ("moment", "2026-11-22 09:05:03.1239"),
+        ("clock", "09:05:03.1239"),
+    ]
+    fits = [(column, text.replace("1239", "123")) for column, text in values]
+    made(sqlite, [thing], *(f"INSERT INTO things ({column}) VALUES ('{text}')" for column, text in [*values, *fits]))
+    columns = "at timestamptz(3), moment timestamp(3), clock time(3)"
+    run(postgres.connect(), f"CREATE TABLE things (id serial PRIMARY KEY, {columns})")
+    found = check(sqlite.dsn, postgres.dsn, [thing])
+    assert [(each.kind, each.column, each.key) for each in found.findings] == [
+        ("precision", column, str(number)) for number, (column, _) in enumerate(values, 1)
+    ]
+    assert transfer(sqlite.dsn, postgres.dsn, [thing], on={"precision": "replace"}).replaced == 3
+    db = postgres.connect()
+    with db.connection_context():
+        rows = db.execute_sql("SELECT count(DISTINCT at), count(DISTINCT moment), count(DISTINCT clock) FROM things")
+        assert rows.fetchall() == [(1, 1, 1)]
+
+
+def test_a_target_of_another_encoding_is_refused(sqlite: Place, server: Server) -> None:
+    trap = trapped(sqlite, ("text", "'é'"))
+    name = f"t_{uuid.uuid4().hex[:12]}"
+    server.execute(f"CREATE DATABASE {name} ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0")
+    try:
+        with pytest.raises(TransferRefused, match="the target's encoding is LATIN1"):
+            check(sqlite.dsn, server.of_database(name), [trap])
+    finally:
+        server.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 def test_orphans_and_those_that_setting_a_row_aside_makes(sqlite: Place, postgres: Place, tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ class Kind:
 
 
 class TextKind(Kind):
-    """text, varchar, char: a number is read as its text."""
+    """text, varchar, char, citext: a number is read as its text."""
 
     reads_text = True
 

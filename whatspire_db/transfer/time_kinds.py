@@ -26,21 +26,47 @@ def _is_second(c: str, text: str) -> str:
     return f"typeof({c}) = 'text' AND datetime({text}, '+0 days') IS {text} AND {text} > '0001'"
 
 
-class InstantKind(Kind):
+class _TimeKind(Kind):
+    """Times: a column may keep fewer digits of the second than six, like timestamp(3)."""
+
+    @property
+    def step(self) -> int:
+        """How many microseconds lie between two times that the column can tell apart."""
+        return 10 ** (6 - (*self.modifiers, 6)[0])
+
+    def _read(self, value: Any) -> Any:
+        """Return a stored value as a time or a date; None for one that is none."""
+        raise NotImplementedError
+
+    def fault(self, value: Any) -> str | None:
+        found = self._read(value)
+        if found is None:
+            return faults.TIME
+        return faults.PRECISION if getattr(found, "microsecond", 0) % self.step else None
+
+    def mended(self, value: Any) -> str | None:
+        found = self._read(value)
+        return (
+            None
+            if found is None
+            else self.stored(found.replace(microsecond=found.microsecond // self.step * self.step))
+        )
+
+
+class InstantKind(_TimeKind):
     """A time of InstantField or NaiveInstantField: Go's texts, an offset or none, up to nine digits of a fraction."""
 
     def doubt(self, c: str) -> str:
+        if self.step > 1:
+            return f"{c} IS NOT NULL"
         second = f"replace(substr({c}, 1, 19), 'T', ' ')"
         digits = f"substr({c}, 20, 1) = '.' AND substr({c}, 21, length({c}) - 26) NOT GLOB '*[^0-9]*'"
         fits = f"length({c}) = 25 OR (length({c}) BETWEEN 27 AND 35 AND {digits})"
         return f"{c} IS NOT NULL AND NOT ({_is_second(c, second)} AND substr({c}, -6) = '+00:00' AND ({fits}))"
 
-    def fault(self, value: Any) -> str | None:
-        return None if isinstance(value, str) and self._read(value) is not None else faults.TIME
-
     def _read(self, value: Any) -> datetime | None:
         try:
-            found: datetime = self.field.python_value(value)
+            found: datetime | None = self.field.python_value(value) if isinstance(value, str) else None
             return found
         except UNREADABLE:
             return None
@@ -67,7 +93,7 @@ class InstantKind(Kind):
         return format_instant(self.field.python_value(value))
 
 
-class MomentKind(Kind):
+class MomentKind(_TimeKind):
     """A time, a date or a clock of Peewee's own fields, with no time zone."""
 
     types = {"date": date, "time without time zone": time}
@@ -78,7 +104,11 @@ class MomentKind(Kind):
                 f"{c} IS NOT NULL AND NOT (typeof({c}) = 'text' AND length({c}) = 10 AND date({c}, '+0 days') IS {c} "
                 f"AND substr({c}, 1, 4) > '0000')"
             )
-        if self.name != "timestamp without time zone" or self.field.formats != peewee.DateTimeField.formats:
+        if (
+            self.step > 1
+            or self.name != "timestamp without time zone"
+            or self.field.formats != peewee.DateTimeField.formats
+        ):
             return f"{c} IS NOT NULL"
         digits = f"substr({c}, 20, 1) = '.' AND substr({c}, 21) NOT GLOB '*[^0-9]*'"
         fits = f"length({c}) = 19 OR (length({c}) BETWEEN 21 AND 26 AND {digits})"
@@ -95,9 +125,6 @@ class MomentKind(Kind):
             return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
         is_right = isinstance(found, self.types.get(self.name, datetime))
         return found if is_right and getattr(found, "tzinfo", None) is None else None
-
-    def fault(self, value: Any) -> str | None:
-        return faults.TIME if self._read(value) is None else None
 
     def text(self, value: Any) -> str:
         return str(self._read(value))

@@ -96,6 +96,7 @@ def require_empty(engine: PostgresEngine, wishes: Wishes) -> None:
 
 def _checked(sqlite: sqlite3.Connection, engine: PostgresEngine, wishes: Wishes) -> Checked:
     require_models(sqlite, wishes.models, wishes.leave)
+    _require_utf8(engine)
     with engine.reading(wishes.wait_seconds):
         models = transferred(wishes.models)
         declared, live = engine.declared(models), live_schema(engine, wishes)
@@ -107,6 +108,15 @@ def _checked(sqlite: sqlite3.Connection, engine: PostgresEngine, wishes: Wishes)
     checked = check(sqlite, tables, wishes.choices, asks, lambda table: tell("check", table, 0, None))
     checked.has_log = change_log.is_there(sqlite)
     return checked
+
+
+def _require_utf8(engine: PostgresEngine) -> None:
+    found = engine.db.execute_sql("SELECT pg_catalog.current_setting('server_encoding')").fetchone()[0]
+    if found != "UTF8":
+        raise TransferRefused(
+            f"the target's encoding is {found}, which does not hold every text",
+            "create the database anew: CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0",
+        )
 
 
 def _require_held(checked: Checked) -> None:
