@@ -323,6 +323,25 @@ def test_a_text_that_an_index_has_no_room_for(sqlite: Place, postgres: Place) ->
     assert [(f.kind, f.column, f.key) for f in found] == [("index", "text", "key 0")]  # the other one is compressed
 
 
+def test_a_table_of_many_columns(sqlite: Place, postgres: Place) -> None:
+    wide = model("Wide", "wide", {f"c{number}": InstantField(null=True) for number in range(1200)})
+    columns = ", ".join(f"c{number} datetime" for number in range(1200))
+    run(
+        sqlite.connect(),
+        f"CREATE TABLE wide (id integer NOT NULL PRIMARY KEY, {columns})",
+        "INSERT INTO wide (c1) VALUES ('never')",
+    )
+    assert [each.column for each in check(sqlite.dsn, postgres.dsn, [wide]).findings] == ["c1"]
+
+
+def test_rows_that_nothing_tells_apart_are_refused(sqlite: Place, postgres: Place) -> None:
+    names = ("rowid", "_rowid_", "oid")
+    hidden = model("Hidden", "hidden", {name: pw.TextField(null=True) for name in names}, primary_key=False)
+    run(sqlite.connect(), "CREATE TABLE hidden (rowid text, oid text, _rowid_ text)")
+    with pytest.raises(TransferRefused, match="columns hide its rowid"):
+        check(sqlite.dsn, postgres.dsn, [hidden])
+
+
 def test_a_table_with_a_large_row_is_read_in_small_parts(sqlite: Place, postgres: Place) -> None:
     trap = trapped(sqlite, ("blob", "zeroblob(40000000)"), ("blob", "X'00'"))
     (table,) = check(sqlite.dsn, postgres.dsn, [trap]).tables

@@ -98,6 +98,17 @@ class Changing(Watcher):
             self.statements = ()
 
 
+def times_below_the_microsecond(place: Place) -> int:
+    db, found = place.connect(), 0
+    with db.connection_context():
+        for field in (field for each in ROWS for field in each._meta.sorted_fields if isinstance(field, InstantField)):
+            texts = db.execute_sql(f"SELECT {field.column_name} FROM {field.model._meta.table_name}").fetchall()
+            found += sum(
+                len(text.rstrip("Z").partition(".")[2].partition("+")[0].rstrip("0")) > 6 for (text,) in texts if text
+            )
+    return found
+
+
 def test_rows_that_swap_and_replace_unique_values_meanwhile(sqlite: Place, postgres: Place) -> None:
     go_database(sqlite)
     changing = Changing(
@@ -113,6 +124,7 @@ def test_rows_that_swap_and_replace_unique_values_meanwhile(sqlite: Place, postg
     )
     report = transfer(sqlite.dsn, postgres.dsn, live=True, watcher=changing)
     assert contents(postgres, ROWS) == contents(sqlite, ROWS)
+    assert report.shortened == times_below_the_microsecond(sqlite)
     assert report.rows == sum(map(len, contents(postgres, ROWS).values()))
 
 

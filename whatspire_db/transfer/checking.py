@@ -20,7 +20,7 @@ from . import faults
 from .chunks import chunks
 from .faults import REFUSE, REPLACE, SET_ASIDE, Finding
 from .kinds import BytesKind, IntegerKind, Kind, TextKind
-from .tables import TransferTable
+from .tables import TransferTable, joined
 
 SHOWN = 20  # findings of one kind in one column that are listed; the others are counted
 LONGEST_KEY = 80  # characters
@@ -173,7 +173,7 @@ def _values(sqlite: sqlite3.Connection, table: TransferTable) -> Iterator[Fault]
     """Yield the faults of single values: SQLite picks the rows that need a look."""
     doubts = [_doubt(column.kind, column.quoted) for column in table.written]
     names = [column.quoted for column in table.written]
-    for identity, key, values in _read(sqlite, table, names, " OR ".join(f"({doubt})" for doubt in doubts)):
+    for identity, key, values in _read(sqlite, table, names, joined((f"({doubt})" for doubt in doubts), " OR ")):
         for column, value in zip(table.written, values, strict=True):
             kind = column.kind.fault(value) if value is not None else faults.NULL if column.kind.not_null else None
             if kind is not None and kind != faults.ENCODING:  # which `_texts` finds, in these rows too

@@ -20,6 +20,7 @@ from .kinds import Kind
 
 OURS = "whatspire_db_"  # how the tables begin that this package keeps for itself
 HISTORY = "migration_versions"
+LEVELS = 50  # of operators in one pair of parentheses
 # What SQLite's own modules add to a virtual table's name for the tables that keep its rows: FTS3 to FTS5, and R-tree.
 SHADOWS = ("data", "idx", "content", "docsize", "config", "segments", "segdir", "stat", "node", "parent", "rowid")
 _TABLES = """
@@ -101,6 +102,14 @@ def transferred(models: Sequence[ModelType]) -> list[ModelType]:
     """Return the models whose rows are transferred, those first that others refer to."""
     own = [m for m in models if not (m._meta.temporary or is_ours(m._meta.table_name))]
     return [model for model in peewee.sort_models(own) if model in own]
+
+
+def joined(parts: Iterable[str], by: str) -> str:
+    """Join parts of an expression for SQLite, which takes no more than 1000 levels, and counts each operator as one."""
+    some = list(parts)
+    while len(some) > LEVELS:
+        some = [f"({by.join(some[start : start + LEVELS])})" for start in range(0, len(some), LEVELS)]
+    return by.join(some)
 
 
 def is_ours(name: str) -> bool:
@@ -211,7 +220,7 @@ def _transfer_table(sqlite: Any, engine: PostgresEngine, schema: Schema, model: 
 
 def _largest(sqlite: Any, name: str, columns: Iterable[str]) -> int:
     """Return how many bytes the largest row of a SQLite table has."""
-    size = " + ".join(f"coalesce(length(CAST({quote(column)} AS BLOB)), 0)" for column in columns)
+    size = joined((f"coalesce(length(CAST({quote(column)} AS BLOB)), 0)" for column in columns), " + ")
     return int(sqlite.execute(f"SELECT coalesce(max({size}), 0) FROM main.{quote(name)}").fetchone()[0])
 
 
@@ -231,6 +240,10 @@ def identity_of(sqlite: Any, name: str, columns: Mapping[str, int]) -> tuple[str
     keys = sqlite.execute("SELECT name FROM pragma_table_xinfo(?) WHERE pk > 0 ORDER BY pk", [name]).fetchall()
     if word is not None and _has_rowid(sqlite, name):
         return (word,)
+    if not keys:
+        raise TransferRefused(
+            f"nothing tells rows of the SQLite table {name} apart: columns hide its rowid", "give it a primary key"
+        )
     return tuple(quote(key) for (key,) in keys)
 
 
