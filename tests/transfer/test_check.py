@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import resource
 import stat
 import uuid
 from collections.abc import Sequence
@@ -197,6 +199,18 @@ def test_no_file_is_overwritten_and_none_is_left_by_a_failure(sqlite: Place, pos
         transfer(sqlite.dsn, postgres.dsn, [trap], on={"type": "set-aside"}, side_file=str(file))
     assert not file.exists()
     assert contents(postgres, [trap]) == {"Trap": []}
+
+
+def test_a_side_file_that_cannot_be_written_to_its_end_goes(sqlite: Place, postgres: Place, tmp_path: Path) -> None:
+    trap = trapped(sqlite, ("text", "hex(zeroblob(200000)) || char(0)"))
+    file, limits = tmp_path / "aside.jsonl", resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))  # bytes of any file
+    try:
+        with pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
+            transfer(sqlite.dsn, postgres.dsn, [trap], on={"nul": "set-aside"}, side_file=str(file))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not file.exists()
 
 
 def test_nulls_in_keys_and_in_columns_that_take_none(sqlite: Place, postgres: Place) -> None:
