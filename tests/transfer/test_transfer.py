@@ -140,6 +140,29 @@ def test_a_trigger_that_waits_for_the_commit_runs_before_the_proof(service: Plac
     assert all(not rows for rows in contents(postgres, ROWS).values())
 
 
+def test_the_table_of_transfers_runs_no_code_after_the_proof(service: Place, postgres: Place, tmp_path: Path) -> None:
+    transfer(service.dsn, postgres.dsn)
+    back = Place("sqlite", str(tmp_path / "back.db"), tmp_path)
+    transfer(postgres.dsn, back.dsn)
+    for place in (postgres, back):
+        tables = [model._meta.table_name for model in ROWS]
+        run(place.connect(), "BEGIN", *(f"DELETE FROM {table}" for table in reversed(tables)), "COMMIT")
+    with closing(sqlite3.connect(back.dsn)) as connection:
+        connection.execute("CREATE TRIGGER t AFTER UPDATE ON whatspire_db_transfers BEGIN DELETE FROM sessions; END")
+    run(postgres.connect(), "CREATE RULE r AS ON UPDATE TO whatspire_db_transfers DO ALSO DELETE FROM sessions")
+    for source, target in ((service, postgres), (postgres, back)):
+        with pytest.raises(TransferRefused, match="whatspire_db_transfers has triggers or rules"):
+            transfer(source.dsn, target.dsn)
+    run(
+        postgres.connect(),
+        "DROP RULE r ON whatspire_db_transfers",
+        "CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN DELETE FROM public.sessions; RETURN NEW; END$$",
+        "CREATE TRIGGER t AFTER UPDATE ON whatspire_db_transfers FOR EACH ROW EXECUTE FUNCTION f()",
+    )
+    with pytest.raises(TransferRefused, match="whatspire_db_transfers has triggers or rules"):
+        transfer(service.dsn, postgres.dsn)
+
+
 def test_a_role_that_rounds_doubles_changes_nothing(sqlite: Place, postgres: Place, tmp_path: Path) -> None:
     thing = model("Thing", "things", {"value": peewee.DoubleField()})
     run(sqlite.connect(), "CREATE TABLE things (id integer NOT NULL PRIMARY KEY, value real NOT NULL)")

@@ -9,15 +9,21 @@ from typing import Any
 import peewee
 
 from ..data.records import DataMigrationRecord
+from ..errors import TransferRefused
 from ..fields import InstantField, JSONTextField, TextField, utcnow
 from ..migrate.ddl import execute, qualified, quote
 from ..migrate.engines.base import Engine
 from ..migrate.engines.postgres.engine import PostgresEngine
 from ..migrate.schema import TRANSFERS_TABLE
+from ..sql import pinned
 
 Finished = dict[str, Any]  # what is kept of a data migration that is finished, by field
 _KEPT = [getattr(DataMigrationRecord, name) for name in ("name", "started", "finished", "rows", "error")]
 _FINISHED = f"SELECT {', '.join(quote(field.column_name) for field in _KEPT)} FROM {{}} WHERE finished IS NOT NULL"
+_CODE = pinned("""
+SELECT 1 FROM pg_trigger WHERE tgrelid = %s::regclass AND NOT tgisinternal
+UNION ALL SELECT 1 FROM pg_rewrite WHERE ev_class = %s::regclass
+""")
 STARTED, COPIED, PROVED, FAILED = "started", "copied", "proved", "failed"
 
 
@@ -41,9 +47,24 @@ class Transfer(peewee.Model):
 
 
 def begin(engine: Engine, source: str) -> int:
-    """Note that an attempt begins; return its number."""
+    """Note that an attempt begins; return its number.
+
+    :raises TransferRefused: when the table has triggers or rules: a record is written after the proof.
+    """
     with _own_names(engine) as db:
+        if _has_code(engine):
+            raise TransferRefused(
+                f"{TRANSFERS_TABLE} has triggers or rules, which could change rows after the proof", "drop them"
+            )
         return int(Transfer.insert(source=source).execute(db))
+
+
+def _has_code(engine: Engine) -> bool:
+    if isinstance(engine, PostgresEngine):
+        place = qualified(engine.default_schema, TRANSFERS_TABLE)
+        return engine.db.execute_sql(_CODE, (place, place)).fetchone() is not None
+    sql = "SELECT 1 FROM main.sqlite_master WHERE type = 'trigger' AND tbl_name = ? COLLATE NOCASE"
+    return engine.db.execute_sql(sql, (TRANSFERS_TABLE,)).fetchone() is not None
 
 
 def end(engine: Engine, number: int, state: str, **facts: Any) -> None:
