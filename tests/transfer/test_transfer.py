@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -360,6 +362,31 @@ def test_ends_that_do_not_fit(service: Place, postgres: Place, dsn: str, monkeyp
         transfer("nowhere.db", postgres.dsn)
     with pytest.raises(ConfigError, match="leave out --check"):
         transfer(postgres.dsn, "new.db", on={"nul": "replace"})
+
+
+KILLED = """
+import os, signal, sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+for sql in ("PRAGMA journal_mode = DELETE", "PRAGMA cache_size = 1", "BEGIN"):
+    connection.execute(sql).fetchall()
+connection.execute("UPDATE sessions SET name = hex(zeroblob(5000))")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="keeps no extended result code")
+def test_a_journal_that_a_killed_program_left(service: Place, postgres: Place, tmp_path: Path) -> None:
+    before = contents(service, ROWS)
+    subprocess.run([sys.executable, "-c", KILLED, service.dsn], check=False, timeout=60)
+    with pytest.raises(ConnectionFailed, match="left its journal beside the file"):
+        transfer(service.dsn, postgres.dsn)
+    assert service.run("status", module="whatspire_db").returncode == 0
+    transfer(service.dsn, postgres.dsn)
+    assert contents(postgres, ROWS) == before
+    empty = tmp_path / "empty.db"
+    empty.touch()
+    with pytest.raises(ConnectionFailed, match="is empty"):
+        transfer(str(empty), postgres.dsn)
 
 
 # The command
