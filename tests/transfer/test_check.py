@@ -270,6 +270,14 @@ def test_duplicates_that_only_the_targets_index_sees(
     assert (found.kind, found.column, found.key) == ("duplicate", "value", "2")
 
 
+def test_duplicates_that_replacing_makes(sqlite: Place, postgres: Place) -> None:
+    key = model("Key", "keys", {"id": pw.TextField(primary_key=True)})
+    made(sqlite, [key], "INSERT INTO keys VALUES ('a' || char(0)), ('a' || char(0xFFFD))")
+    found = check(sqlite.dsn, postgres.dsn, [key], on={"nul": "replace"})
+    assert [(each.kind, each.key) for each in found.findings] == [("nul", "a\\x00"), ("duplicate", "a\ufffd")]
+    assert (found.replaced, found.refused) == (1, 1)
+
+
 def test_times_of_columns_that_keep_fewer_digits(sqlite: Place, postgres: Place) -> None:
     fields = {"at": InstantField(null=True), "moment": pw.DateTimeField(null=True), "clock": pw.TimeField(null=True)}
     thing = model("Thing", "things", fields)

@@ -20,7 +20,7 @@ from . import faults
 from .chunks import chunks
 from .faults import REFUSE, REPLACE, SET_ASIDE, Finding
 from .kinds import BytesKind, IntegerKind, Kind, TextKind
-from .tables import TransferTable, joined
+from .tables import Column, TransferTable, joined
 
 SHOWN = 20  # findings of one kind in one column that are listed; the others are counted
 LONGEST_KEY = 80  # characters
@@ -213,7 +213,7 @@ def _duplicates(
 ) -> Iterator[Fault]:
     """Yield the rows behind the first of those that share the values of a unique index."""
     columns = [table.column(name) for name in index]
-    if not all(_is_equal_alike(column.kind) for column in columns):
+    if not all(_is_equal_alike(column.kind) and column.name not in table.mended for column in columns):
         yield from _equal_values(sqlite, table, index, are_nulls_equal)
         return
     if not are_nulls_equal and frozenset(index) in _unique_already(sqlite, table):
@@ -229,6 +229,13 @@ def _duplicates(
     width = len(table.identity)
     for row in rows:
         yield Fault(faults.DUPLICATE, ", ".join(index), row[:width], row[width:-1] or row[:width])
+
+
+def _replaced(table: TransferTable, column: Column, value: Any) -> Any:
+    """Return a value, or what takes its place."""
+    if value is None or column.name not in table.mended or column.kind.fault(value) is None:
+        return value
+    return column.kind.mended(value)
 
 
 def _is_equal_alike(kind: Kind) -> bool:
@@ -251,10 +258,11 @@ def _unique_already(sqlite: sqlite3.Connection, table: TransferTable) -> set[fro
 def _equal_values(
     sqlite: sqlite3.Connection, table: TransferTable, index: Sequence[str], are_nulls_equal: bool
 ) -> Iterator[Fault]:
-    """Yield duplicates among values that PostgreSQL reads alike although they are written differently."""
+    """Yield duplicates among values that PostgreSQL reads alike although they are written differently, or replaced."""
     columns = [table.column(name) for name in index]
     seen = set()
-    for identity, key, values in _read(sqlite, table, [column.quoted for column in columns], "1"):
+    for identity, key, given in _read(sqlite, table, [column.quoted for column in columns], "1"):
+        values = [_replaced(table, column, value) for column, value in zip(columns, given, strict=True)]
         pairs = [(column.kind, value) for column, value in zip(columns, values, strict=True)]
         if any(kind.fault(value) if value is not None else not are_nulls_equal for kind, value in pairs):
             continue
