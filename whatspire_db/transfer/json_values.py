@@ -56,14 +56,20 @@ def _require_room(text: str) -> float:
     return float(number)
 
 
-def levelled(text: str) -> str:
-    """Return a JSON text in the one form that equal values share; whole numbers keep every digit."""
-    value = json.loads(text, parse_float=_real)
-    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-
-
 def _real(text: str) -> int | float:
     """Return a number with a point or an exponent: one engine writes 1e23, and the other the whole number."""
+    if len(text) < 16 and "e" not in text and "E" not in text:  # a float has all of its digits
+        short = float(text)
+        return int(short) if short.is_integer() else short
     number = Decimal(text)
     is_whole = number.adjusted() < _DIGITS and number == number.to_integral_value()
     return int(number) if is_whole else float(number)
+
+
+_read = json.JSONDecoder(parse_float=_real).decode
+_written = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode
+
+
+def levelled(text: str) -> str:
+    """Return a JSON text in the one form that equal values share; whole numbers keep every digit."""
+    return _written(_read(text))
