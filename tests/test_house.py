@@ -223,6 +223,7 @@ ROOMS = {
         "postgres_load",
         "to_postgres",
         "to_sqlite",
+        "live_source",
         "live",
         "transferring",
     ],

@@ -115,6 +115,17 @@ def test_row_that_is_replaced_by_another_key_is_noted(
     assert replaced in keys(source)
 
 
+def test_row_that_is_replaced_by_a_default_is_noted(source: peewee.SqliteDatabase) -> None:
+    """OR REPLACE takes the default for NULL in a column that is NOT NULL, which NEW does not show."""
+    source.execute_sql("CREATE TABLE d (id integer PRIMARY KEY, v text NOT NULL DEFAULT 'it''s' UNIQUE)")
+    source.execute_sql("INSERT INTO d VALUES (1, 'it''s'), (2, 'b')")
+    change_log.start(source, ["d"])
+    source.execute_sql("INSERT OR REPLACE INTO d VALUES (3, NULL)")
+    source.execute_sql("UPDATE OR REPLACE d SET v = NULL WHERE id = 2")
+    assert source.execute_sql("SELECT id FROM d").fetchall() == [(2,)]
+    assert set(keys(source)) == {("d", (1,)), ("d", (3,)), ("d", (2,))}
+
+
 def test_key_that_changes_its_case_alone_is_noted_twice(source: peewee.SqliteDatabase) -> None:
     source.execute_sql("CREATE TABLE b (id text COLLATE NOCASE, PRIMARY KEY (id COLLATE BINARY))")
     source.execute_sql("INSERT INTO b VALUES ('a')")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import resource
 import stat
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +15,8 @@ from typing import Any
 import peewee as pw
 import pytest
 
-from tests.conftest import Place
-from tests.migrate.models import model
+from tests.conftest import Place, Server
+from tests.migrate.models import model, run
 from tests.transfer.rows import contents
 from whatspire_db import ConfigError, MigrationRunner, TransferRefused
 from whatspire_db.fields import FlagField, InstantField, Int64Field, JSONBytesField, NaiveInstantField, TextField
@@ -64,6 +67,7 @@ TRAPS: list[tuple[str, str, str, Any]] = [
     ("moment", "'2026-11-22 09:05:03+02:00'", "time", None),
     ("moment", "'2026-02-30 09:05:03'", "time", None),
     ("day", "'2026-02-30'", "time", None),
+    ("day", "'0000-01-01'", "time", None),
     ("price", "1.005", "precision", "1.01"),
     ("price", "123456789.5", "range", None),
     ("price", "'cheap'", "type", None),
@@ -73,6 +77,10 @@ TRAPS: list[tuple[str, str, str, Any]] = [
     ("json", '\'{"a":"\\ud800"}\'', "json", None),
     ("json", "'{\"a\":NaN}'", "json", None),
     ("json", "'{'", "json", None),
+    ("json", "'[1e5000]'", "json", None),
+    ("json", "'[1e-20000]'", "json", None),
+    ("json", "'[' || replace(hex(zeroblob(2500)), '0', '1') || ']'", "json", None),
+    ("json", "replace(hex(zeroblob(450)), '0', '[') || replace(hex(zeroblob(450)), '0', ']')", "json", None),
     ("data", "5", "type", 5),
     ("blob", "'text'", "type", b"text"),
     ("uuid", "'none'", "type", None),
@@ -98,6 +106,9 @@ SOUND = [
     ("json", "'\"\\\\u0000\"'"),
     ("json", '\'{"a":1,"a":2}\''),
     ("json", "'15'"),
+    ("json", "'null'"),
+    ("json", "'[9007199254740993, 1e999, 1.10, -0.0]'"),
+    ("json", "replace(hex(zeroblob(200)), '0', '[') || replace(hex(zeroblob(200)), '0', ']')"),
     ("data", "'{\"a\":1}'"),
     ("uuid", "'0' || '0000000-0000-0000-0000-000000000001'"),
 ]
@@ -190,6 +201,18 @@ def test_no_file_is_overwritten_and_none_is_left_by_a_failure(sqlite: Place, pos
     assert contents(postgres, [trap]) == {"Trap": []}
 
 
+def test_a_side_file_that_cannot_be_written_to_its_end_goes(sqlite: Place, postgres: Place, tmp_path: Path) -> None:
+    trap = trapped(sqlite, ("text", "hex(zeroblob(200000)) || char(0)"))
+    file, limits = tmp_path / "aside.jsonl", resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))  # bytes of any file
+    try:
+        with pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
+            transfer(sqlite.dsn, postgres.dsn, [trap], on={"nul": "set-aside"}, side_file=str(file))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not file.exists()
+
+
 def test_nulls_in_keys_and_in_columns_that_take_none(sqlite: Place, postgres: Place) -> None:
     lax = model("Lax", "rows", {"id": pw.TextField(primary_key=True), "name": pw.TextField(null=True)})
     strict = model("Strict", "rows", {"id": pw.TextField(primary_key=True), "name": pw.TextField()})
@@ -218,6 +241,75 @@ def test_duplicates_under_a_unique_index_of_the_target(sqlite: Place, postgres: 
         sqlite.dsn, postgres.dsn, [unique], on={"duplicate": "set-aside"}, side_file=str(tmp_path / "aside")
     )
     assert (report.rows, report.set_aside) == (4, 1)  # once c is out, d shares its time with no other row
+
+
+@pytest.mark.parametrize(
+    ("type_", "unique", "values"),
+    [
+        ("char(5)", "UNIQUE (value)", ("'a'", "'a  '")),
+        ("text", "UNIQUE NULLS NOT DISTINCT (value)", ("NULL", "NULL")),
+        ("timestamptz", "UNIQUE NULLS NOT DISTINCT (value)", ("NULL", "NULL")),
+    ],
+)
+def test_duplicates_that_only_the_targets_index_sees(
+    sqlite: Place, postgres: Place, type_: str, unique: str, values: tuple[str, str]
+) -> None:
+    field = InstantField(null=True) if type_ == "timestamptz" else pw.TextField(null=True)
+    thing = model("Thing", "things", {"value": field})
+    made(
+        sqlite,
+        [thing],
+        "CREATE UNIQUE INDEX one ON things (value)",
+        *(f"INSERT INTO things (value) VALUES ({v})" for v in values),
+    )
+    run(
+        postgres.connect(),
+        f"CREATE TABLE things (id serial PRIMARY KEY, value {type_}, {unique})",
+    )
+    (found,) = check(sqlite.dsn, postgres.dsn, [thing]).findings
+    assert (found.kind, found.column, found.key) == ("duplicate", "value", "2")
+
+
+def test_duplicates_that_replacing_makes(sqlite: Place, postgres: Place) -> None:
+    key = model("Key", "keys", {"id": pw.TextField(primary_key=True)})
+    made(sqlite, [key], "INSERT INTO keys VALUES ('a' || char(0)), ('a' || char(0xFFFD))")
+    found = check(sqlite.dsn, postgres.dsn, [key], on={"nul": "replace"})
+    assert [(each.kind, each.key) for each in found.findings] == [("nul", "a\\x00"), ("duplicate", "a\ufffd")]
+    assert (found.replaced, found.refused) == (1, 1)
+
+
+def test_times_of_columns_that_keep_fewer_digits(sqlite: Place, postgres: Place) -> None:
+    fields = {"at": InstantField(null=True), "moment": pw.DateTimeField(null=True), "clock": pw.TimeField(null=True)}
+    thing = model("Thing", "things", fields)
+    values = [
+        ("at", "2026-11-22 09:05:03.1239+00:00"),
+        ("moment", "2026-11-22 09:05:03.1239"),
+        ("clock", "09:05:03.1239"),
+    ]
+    fits = [(column, text.replace("1239", "123")) for column, text in values]
+    made(sqlite, [thing], *(f"INSERT INTO things ({column}) VALUES ('{text}')" for column, text in [*values, *fits]))
+    columns = "at timestamptz(3), moment timestamp(3), clock time(3)"
+    run(postgres.connect(), f"CREATE TABLE things (id serial PRIMARY KEY, {columns})")
+    found = check(sqlite.dsn, postgres.dsn, [thing])
+    assert [(each.kind, each.column, each.key) for each in found.findings] == [
+        ("precision", column, str(number)) for number, (column, _) in enumerate(values, 1)
+    ]
+    assert transfer(sqlite.dsn, postgres.dsn, [thing], on={"precision": "replace"}).replaced == 3
+    db = postgres.connect()
+    with db.connection_context():
+        rows = db.execute_sql("SELECT count(DISTINCT at), count(DISTINCT moment), count(DISTINCT clock) FROM things")
+        assert rows.fetchall() == [(1, 1, 1)]
+
+
+def test_a_target_of_another_encoding_is_refused(sqlite: Place, server: Server) -> None:
+    trap = trapped(sqlite, ("text", "'é'"))
+    name = f"t_{uuid.uuid4().hex[:12]}"
+    server.execute(f"CREATE DATABASE {name} ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0")
+    try:
+        with pytest.raises(TransferRefused, match="the target's encoding is LATIN1"):
+            check(sqlite.dsn, server.of_database(name), [trap])
+    finally:
+        server.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 def test_orphans_and_those_that_setting_a_row_aside_makes(sqlite: Place, postgres: Place, tmp_path: Path) -> None:
@@ -251,6 +343,31 @@ def test_a_text_that_an_index_has_no_room_for(sqlite: Place, postgres: Place) ->
     trap = trapped(sqlite, ("text", f"hex(randomblob({BIG}))"), ("text", f"hex(zeroblob({BIG}))"))
     found = check(sqlite.dsn, postgres.dsn, [trap]).findings
     assert [(f.kind, f.column, f.key) for f in found] == [("index", "text", "key 0")]  # the other one is compressed
+
+
+def test_a_table_of_many_columns(sqlite: Place, postgres: Place) -> None:
+    wide = model("Wide", "wide", {f"c{number}": InstantField(null=True) for number in range(1200)})
+    columns = ", ".join(f"c{number} datetime" for number in range(1200))
+    run(
+        sqlite.connect(),
+        f"CREATE TABLE wide (id integer NOT NULL PRIMARY KEY, {columns})",
+        "INSERT INTO wide (c1) VALUES ('never')",
+    )
+    assert [each.column for each in check(sqlite.dsn, postgres.dsn, [wide]).findings] == ["c1"]
+
+
+def test_rows_that_nothing_tells_apart_are_refused(sqlite: Place, postgres: Place) -> None:
+    names = ("rowid", "_rowid_", "oid")
+    hidden = model("Hidden", "hidden", {name: pw.TextField(null=True) for name in names}, primary_key=False)
+    run(sqlite.connect(), "CREATE TABLE hidden (rowid text, oid text, _rowid_ text)")
+    with pytest.raises(TransferRefused, match="columns hide its rowid"):
+        check(sqlite.dsn, postgres.dsn, [hidden])
+
+
+def test_a_table_with_a_large_row_is_read_in_small_parts(sqlite: Place, postgres: Place) -> None:
+    trap = trapped(sqlite, ("blob", "zeroblob(40000000)"), ("blob", "X'00'"))
+    (table,) = check(sqlite.dsn, postgres.dsn, [trap]).tables
+    assert table.most == 1
 
 
 def test_many_findings_are_counted(sqlite: Place, postgres: Place) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -115,5 +116,6 @@ def test_a_live_transfer_killed_at_any_point(sqlite: Place, postgres: Place) -> 
                 transfer(sqlite.dsn, postgres.dsn, live=True)
         else:
             assert transfer(sqlite.dsn, postgres.dsn, live=True).rows == sum(map(len, before.values()))
+            assert not [name for name in os.listdir(sqlite.folder) if name.startswith(".whatspire")]
             assert transfers(postgres)[-1][0] == "proved"
         assert contents(postgres, ROWS) == before == contents(sqlite, ROWS)

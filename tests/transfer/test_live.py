@@ -6,18 +6,22 @@ import json
 import os
 import subprocess
 import sys
-from contextlib import ExitStack
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import peewee
 import pytest
+from peewee import sqlite3
 
-from tests.conftest import Place
-from tests.migrate.models import model
+from tests.conftest import Place, Server
+from tests.migrate.models import model, run
 from tests.servers import eventually
 from tests.transfer.rows import ROWS, contents, go_database, transfers
-from whatspire_db import ConfigError, DatabaseMoved, NotProved, Session, TransferRefused, ValueRefused
-from whatspire_db.transfer import Watcher, change_log, fence, transfer
+from whatspire_db import ConfigError, DatabaseMoved, LockTimeout, NotProved, Session, TransferRefused, ValueRefused
+from whatspire_db.fields import InstantField
+from whatspire_db.transfer import Watcher, change_log, check, fence, transfer
 
 ROOT = Path(__file__).parent.parent.parent
 WRITERS = ("sqlite3", "peewee", "sql", "models")
@@ -94,6 +98,17 @@ class Changing(Watcher):
             self.statements = ()
 
 
+def times_below_the_microsecond(place: Place) -> int:
+    db, found = place.connect(), 0
+    with db.connection_context():
+        for field in (field for each in ROWS for field in each._meta.sorted_fields if isinstance(field, InstantField)):
+            texts = db.execute_sql(f"SELECT {field.column_name} FROM {field.model._meta.table_name}").fetchall()
+            found += sum(
+                len(text.rstrip("Z").partition(".")[2].partition("+")[0].rstrip("0")) > 6 for (text,) in texts if text
+            )
+    return found
+
+
 def test_rows_that_swap_and_replace_unique_values_meanwhile(sqlite: Place, postgres: Place) -> None:
     go_database(sqlite)
     changing = Changing(
@@ -109,6 +124,7 @@ def test_rows_that_swap_and_replace_unique_values_meanwhile(sqlite: Place, postg
     )
     report = transfer(sqlite.dsn, postgres.dsn, live=True, watcher=changing)
     assert contents(postgres, ROWS) == contents(sqlite, ROWS)
+    assert report.shortened == times_below_the_microsecond(sqlite)
     assert report.rows == sum(map(len, contents(postgres, ROWS).values()))
 
 
@@ -166,6 +182,171 @@ def test_a_time_that_comes_meanwhile_and_is_none(sqlite: Place, postgres: Place)
         assert (fence.find(db), change_log.find(db)) == (None, None)
 
 
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "CREATE TABLE later (id integer NOT NULL PRIMARY KEY)",
+        "ALTER TABLE sessions ADD COLUMN more text",
+        "CREATE UNIQUE INDEX one_name ON sessions (name)",
+    ],
+)
+def test_a_schema_that_changes_meanwhile_is_refused(sqlite: Place, postgres: Place, statement: str) -> None:
+    """A new table has no triggers, and nobody reads a new column: their rows would be left behind."""
+    go_database(sqlite)
+    later = model("Later", "later", {})
+    with pytest.raises(TransferRefused, match="the schema of the source changed meanwhile: (later|sessions|one_name)"):
+        transfer(sqlite.dsn, postgres.dsn, [*ROWS, later], live=True, watcher=Changing(sqlite, statement))
+    db = sqlite.connect()
+    with db.connection_context():
+        assert (fence.find(db), change_log.find(db)) == (None, None)
+    assert not any(contents(postgres, ROWS).values())
+
+
+def test_values_that_are_to_be_replaced_and_come_meanwhile(sqlite: Place, postgres: Place) -> None:
+    word = model("Word", "word", {"id": peewee.TextField(primary_key=True), "text": peewee.TextField()})
+    run(
+        sqlite.connect(),
+        "CREATE TABLE word (id text NOT NULL PRIMARY KEY, text text NOT NULL)",
+        "INSERT INTO word VALUES ('a' || char(0), 'x'), ('b', 'x')",
+    )
+    changing = Changing(sqlite, "UPDATE word SET text = 'y' || char(0)")
+    transfer(sqlite.dsn, postgres.dsn, [word], live=True, on={"nul": "replace"}, watcher=changing)
+    db = postgres.connect()
+    with db.connection_context():
+        found = db.execute_sql("SELECT id, text FROM word ORDER BY id").fetchall()
+    assert found == [("a\ufffd", "y\ufffd"), ("b", "y\ufffd")]
+
+
+class Ending(Watcher):
+    """Ends a transfer when its proof begins, as a kill would."""
+
+    def progress(self, phase: str, table: str, done: int, total: int | None) -> None:
+        if phase == "prove":
+            raise KeyboardInterrupt
+
+
+def test_the_proof_after_a_kill_knows_what_was_replaced(sqlite: Place, postgres: Place) -> None:
+    go_database(sqlite)
+    run(
+        sqlite.connect(),
+        "UPDATE sessions SET name = 'a' || char(0) WHERE rowid = 1",
+        "UPDATE events SET timestamp = 'yesterday' WHERE rowid = 1",
+    )
+    event = model(
+        "Nullable", "events", {"id": peewee.TextField(primary_key=True), "timestamp": InstantField(null=True)}
+    )
+    models, leave = [Session, event], [f"events.{name}" for name in ("type", "session_id", "data", "created_at")]
+    leave += [each._meta.table_name for each in ROWS if each._meta.table_name not in ("sessions", "events")]
+    replaced = {"nul": "replace", "time": "replace"}
+    with pytest.raises(KeyboardInterrupt):
+        transfer(sqlite.dsn, postgres.dsn, models, leave=leave, live=True, on=replaced, watcher=Ending())
+    assert transfers(postgres) == [("copied", None)]
+    (sqlite.folder / ".whatspire-transfer-whatspire.db-abc_1234").mkdir()
+    assert transfer(sqlite.dsn, postgres.dsn, models, leave=leave, live=True).rows == 10
+    assert transfers(postgres) == [("proved", None)]
+    assert not [name for name in os.listdir(sqlite.folder) if name.startswith(".whatspire")]
+
+
+def test_two_of_one_source_wait_for_each_other(sqlite: Place, postgres: Place, server: Server) -> None:
+    go_database(sqlite)
+    with another_database(server) as other:
+        first = Second(sqlite, other)
+        transfer(sqlite.dsn, postgres.dsn, live=True, watcher=first)
+        assert isinstance(first.error, LockTimeout)
+        assert contents(postgres, ROWS) == contents(sqlite, ROWS)
+        with pytest.raises(DatabaseMoved):
+            transfer(sqlite.dsn, other, live=True)
+
+
+class Second(Watcher):
+    """Tries to transfer a source to another place while the first transfer copies it."""
+
+    def __init__(self, source: Place, to: str) -> None:
+        super().__init__()
+        self.source, self.to, self.error = source, to, None
+
+    def progress(self, phase: str, table: str, done: int, total: int | None) -> None:
+        if phase == "index" and self.error is None:
+            try:
+                transfer(self.source.dsn, self.to, live=True, lock_timeout=0.1)
+            except LockTimeout as error:
+                self.error = error
+
+
+@contextmanager
+def another_database(server: Server) -> Iterator[str]:
+    name = f"t_{uuid.uuid4().hex[:12]}"
+    server.execute(f"CREATE DATABASE {name}")
+    try:
+        yield server.of_database(name)
+    finally:
+        server.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+class Reading(Watcher):
+    """Opens a transaction on the source while it is copied, and does not end it."""
+
+    def __init__(self, *statements: str) -> None:
+        super().__init__()
+        self.statements = statements
+        self.connection: sqlite3.Connection | None = None
+
+    def of(self, path: str) -> Reading:
+        self.connection = sqlite3.connect(path, isolation_level=None)
+        return self
+
+    def progress(self, phase: str, table: str, done: int, total: int | None) -> None:
+        assert self.connection is not None
+        if phase == "index" and not self.connection.in_transaction:
+            for statement in self.statements:
+                self.connection.execute(statement).fetchall()
+
+
+def test_who_reads_a_file_with_a_rollback_journal_is_waited_for_before_the_target_commits(
+    sqlite: Place, postgres: Place
+) -> None:
+    go_database(sqlite)
+    with closing(sqlite3.connect(sqlite.dsn)) as connection:
+        assert connection.execute("PRAGMA journal_mode = DELETE").fetchall() == [("delete",)]
+    reading = Reading("BEGIN", "SELECT count(*) FROM sessions").of(sqlite.dsn)
+    with closing(reading.connection), pytest.raises(LockTimeout, match="other programs held the lock of"):
+        transfer(sqlite.dsn, postgres.dsn, live=True, lock_timeout=0.1, watcher=reading)
+    assert not any(contents(postgres, ROWS).values())
+    transfer(sqlite.dsn, postgres.dsn, live=True)
+    assert contents(postgres, ROWS) == contents(sqlite, ROWS)
+
+
+def test_a_log_that_could_not_be_removed_is_named_and_removed(
+    sqlite: Place, postgres: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    go_database(sqlite)
+    writing = Reading("BEGIN IMMEDIATE").of(sqlite.dsn)
+    with closing(writing.connection), pytest.raises(LockTimeout, match="other programs held the lock of"):
+        transfer(sqlite.dsn, postgres.dsn, live=True, lock_timeout=0.1, watcher=writing)
+    assert "whatspire-db transfer --remove-log removes it" in caplog.text
+    assert transfer(sqlite.dsn, postgres.dsn).has_log
+    done = sqlite.run("transfer", "--check", "--to", postgres.dsn, module="whatspire_db")
+    assert "the source has the change log of a live transfer" in done.stdout
+    removed = sqlite.run("transfer", "--remove-log", module="whatspire_db")
+    assert (removed.returncode, removed.stdout.splitlines()[1]) == (0, "removed: the change log")
+    assert not check(sqlite.dsn, postgres.dsn).has_log
+
+
+def test_what_a_killed_one_left_goes_with_the_next(sqlite: Place, postgres: Place) -> None:
+    go_database(sqlite)
+    left = sqlite.folder / ".whatspire-transfer-whatspire.db-abc_1234"
+    others = [sqlite.folder / f".whatspire-transfer-{name}" for name in ("other.db-abc_1234", "whatspire.db-mine")]
+    for folder in (left, *others):
+        folder.mkdir()
+        (folder / "copy.db").touch()
+    db = sqlite.connect()
+    with db.connection_context():
+        change_log.start(db, ["sessions"])
+    transfer(sqlite.dsn, postgres.dsn, live=True)
+    assert [folder.exists() for folder in (left, *others)] == [False, True, True]
+    assert contents(postgres, ROWS) == contents(sqlite, ROWS)
+
+
 def test_no_row_is_set_aside_meanwhile(sqlite: Place, postgres: Place) -> None:
     go_database(sqlite)
     with pytest.raises(ConfigError, match="sets no rows aside"):
@@ -183,7 +364,13 @@ def test_the_command_moves_a_live_source_and_removes_the_fence(sqlite: Place, po
     refused = sqlite.run("transfer", "--live", "--to", postgres.dsn, module="whatspire_db")
     assert refused.returncode == 4
     assert "--remove-fence" in refused.stderr
-    for arguments in (["--remove-fence", "--to", "x"], [], ["--remove-fence", "--from", postgres.dsn]):
+    for arguments in (
+        ["--remove-fence", "--to", "x"],
+        [],
+        ["--remove-fence", "--from", postgres.dsn],
+        ["--remove-log", "--from", postgres.dsn],
+        ["--remove-log", "--remove-fence"],
+    ):
         environment = {"WHATSAPP_DATABASE_DRIVER": ""}
         assert sqlite.run("transfer", *arguments, module="whatspire_db", env=environment).returncode == 2
     removed = sqlite.run("transfer", "--remove-fence", "--from", sqlite.dsn, module="whatspire_db")

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
+import peewee
+import psycopg2
 import pytest
 from peewee import sqlite3
 
 from tests import gorm
 from tests.conftest import Place, Server
+from tests.migrate.models import model, run
 from tests.transfer.rows import ROWS, contents, go_database, transfers
 from whatspire_db import (
     ConfigError,
@@ -27,6 +32,7 @@ from whatspire_db import (
     TransferRefused,
     WhatspireDBError,
 )
+from whatspire_db.fields import InstantField
 from whatspire_db.models.data_migrations import DataMigration
 from whatspire_db.transfer import Watcher, transfer
 
@@ -91,6 +97,119 @@ def test_a_lost_row_and_a_row_too_many_are_found(service: Place, postgres: Place
             db.execute_sql(sql)
     with pytest.raises(NotProved, match=r"events: 5 rows in SQLite and 4 in PostgreSQL, 1 keys differ: 0000"):
         transfer(service.dsn, postgres.dsn)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "type_", "changed"),
+    [
+        (peewee.JSONField(null=True), "[9007199254740993]", "jsonb", "'[9007199254740992]'"),
+        (peewee.DecimalField(40, 20, null=True), f"{'1' * 20}.{'2' * 20}", "numeric(40,20)", "NEW.value + 1e-20"),
+        (peewee.DoubleField(null=True), "0.3", "double precision", "0.1::float8 + 0.2::float8"),
+    ],
+)
+def test_a_change_of_the_last_digit_is_found(
+    sqlite: Place, postgres: Place, field: peewee.Field, value: str, type_: str, changed: str
+) -> None:
+    thing = model("Thing", "things", {"value": field})
+    run(sqlite.connect(), "CREATE TABLE things (id integer NOT NULL PRIMARY KEY, value)")
+    affinity = "CAST(0.3 AS REAL)" if type_ == "double precision" else f"'{value}'"
+    run(sqlite.connect(), f"INSERT INTO things (value) VALUES ({affinity})")
+    run(
+        postgres.connect(),
+        f"CREATE TABLE things (id serial PRIMARY KEY, value {type_})",
+        f"CREATE FUNCTION other() RETURNS trigger LANGUAGE plpgsql AS "
+        f"$$BEGIN NEW.value := {changed}; RETURN NEW; END$$",
+        "CREATE TRIGGER other BEFORE INSERT ON things FOR EACH ROW EXECUTE FUNCTION other()",
+    )
+    with pytest.raises(NotProved, match="1 keys differ: 1"):
+        transfer(sqlite.dsn, postgres.dsn, [thing])
+    run(postgres.connect(), "DROP TRIGGER other ON things")
+    transfer(sqlite.dsn, postgres.dsn, [thing])
+
+
+def test_a_trigger_that_waits_for_the_commit_runs_before_the_proof(service: Place, postgres: Place) -> None:
+    with postgres.connect().connection_context():
+        MigrationRunner(postgres.connect()).up()
+    run(
+        postgres.connect(),
+        "CREATE FUNCTION later() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$BEGIN UPDATE public.sessions SET name = 'late' WHERE id = NEW.id; RETURN NULL; END$$",
+        "CREATE CONSTRAINT TRIGGER later AFTER INSERT ON sessions DEFERRABLE INITIALLY DEFERRED "
+        "FOR EACH ROW EXECUTE FUNCTION later()",
+    )
+    with pytest.raises(NotProved, match="sessions: 25 rows in SQLite and 25 in PostgreSQL, 25 keys differ"):
+        transfer(service.dsn, postgres.dsn)
+    assert all(not rows for rows in contents(postgres, ROWS).values())
+
+
+def test_the_table_of_transfers_runs_no_code_after_the_proof(service: Place, postgres: Place, tmp_path: Path) -> None:
+    transfer(service.dsn, postgres.dsn)
+    back = Place("sqlite", str(tmp_path / "back.db"), tmp_path)
+    transfer(postgres.dsn, back.dsn)
+    for place in (postgres, back):
+        tables = [model._meta.table_name for model in ROWS]
+        run(place.connect(), "BEGIN", *(f"DELETE FROM {table}" for table in reversed(tables)), "COMMIT")
+    with closing(sqlite3.connect(back.dsn)) as connection:
+        connection.execute("CREATE TRIGGER t AFTER UPDATE ON whatspire_db_transfers BEGIN DELETE FROM sessions; END")
+    run(postgres.connect(), "CREATE RULE r AS ON UPDATE TO whatspire_db_transfers DO ALSO DELETE FROM sessions")
+    for source, target in ((service, postgres), (postgres, back)):
+        with pytest.raises(TransferRefused, match="whatspire_db_transfers has triggers or rules"):
+            transfer(source.dsn, target.dsn)
+    run(
+        postgres.connect(),
+        "DROP RULE r ON whatspire_db_transfers",
+        "CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN DELETE FROM public.sessions; RETURN NEW; END$$",
+        "CREATE TRIGGER t AFTER UPDATE ON whatspire_db_transfers FOR EACH ROW EXECUTE FUNCTION f()",
+    )
+    with pytest.raises(TransferRefused, match="whatspire_db_transfers has triggers or rules"):
+        transfer(service.dsn, postgres.dsn)
+
+
+def test_a_role_that_rounds_doubles_changes_nothing(sqlite: Place, postgres: Place, tmp_path: Path) -> None:
+    thing = model("Thing", "things", {"value": peewee.DoubleField()})
+    run(sqlite.connect(), "CREATE TABLE things (id integer NOT NULL PRIMARY KEY, value real NOT NULL)")
+    run(sqlite.connect(), "INSERT INTO things (value) VALUES (0.1 + 0.2)")
+    run(postgres.connect(), f'ALTER DATABASE "{postgres.connect().database}" SET extra_float_digits = 0')
+    assert transfer(sqlite.dsn, postgres.dsn, [thing]).rows == 1
+    back = str(tmp_path / "back.db")
+    transfer(postgres.dsn, back, [thing])
+    with closing(sqlite3.connect(back)) as connection:
+        assert connection.execute("SELECT value FROM things").fetchall() == [(0.1 + 0.2,)]
+
+
+def test_json_comes_back_with_every_digit_and_its_null(postgres: Place, tmp_path: Path) -> None:
+    thing = model("Thing", "things", {"value": peewee.JSONField(null=True)})
+    run(postgres.connect(), "CREATE TABLE things (id serial PRIMARY KEY, value jsonb)")
+    texts = ["[0.1234567890123456789012345]", "[1e400]", "null", None]
+    with closing(psycopg2.connect(postgres.dsn)) as connection, connection, connection.cursor() as cursor:
+        cursor.executemany("INSERT INTO things (value) VALUES (%s)", [(text,) for text in texts])
+    back = str(tmp_path / "back.db")
+    transfer(postgres.dsn, back, [thing])
+    with closing(sqlite3.connect(back)) as connection:
+        found = [text for (text,) in connection.execute("SELECT value FROM things ORDER BY id")]
+    assert found == [texts[0], f"[1{'0' * 400}]", "null", None]
+
+
+def test_times_that_are_cut_are_counted_however_they_are_written(sqlite: Place, postgres: Place) -> None:
+    thing = model("Thing", "things", {"at": InstantField()})
+    times = ["123456789+00:00", "123456789+02:00", "123456789", "123456000+02:00", "5"]
+    run(sqlite.connect(), "CREATE TABLE things (id integer NOT NULL PRIMARY KEY, at datetime NOT NULL)")
+    run(sqlite.connect(), *(f"INSERT INTO things (at) VALUES ('2026-11-22 09:05:03.{time}')" for time in times))
+    assert transfer(sqlite.dsn, postgres.dsn, [thing]).shortened == 3
+
+
+def test_rows_that_no_model_brings_over_stop_it(service: Place, postgres: Place) -> None:
+    """A model of another schema, or of a temporary table, speaks of another table than that of the file."""
+    run(
+        service.connect(),
+        "CREATE TABLE elsewhere (id integer NOT NULL PRIMARY KEY)",
+        "CREATE TABLE passing (id integer NOT NULL PRIMARY KEY)",
+        "CREATE VIRTUAL TABLE docs USING fts5 (text)",
+        "CREATE TABLE docs_archive (text)",
+    )
+    others = [model("Elsewhere", "elsewhere", {}, schema="audit"), model("Passing", "passing", {}, temporary=True)]
+    with pytest.raises(TransferRefused, match="no model has docs, docs_archive, elsewhere, passing, so"):
+        transfer(service.dsn, postgres.dsn, [*ROWS, *others])
 
 
 def test_tables_and_columns_without_a_model_stop_it(service: Place, postgres: Place) -> None:
@@ -243,6 +362,32 @@ def test_ends_that_do_not_fit(service: Place, postgres: Place, dsn: str, monkeyp
         transfer("nowhere.db", postgres.dsn)
     with pytest.raises(ConfigError, match="leave out --check"):
         transfer(postgres.dsn, "new.db", on={"nul": "replace"})
+
+
+KILLED = """
+import os, signal, sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+for sql in ("PRAGMA journal_mode = DELETE", "PRAGMA cache_size = 1", "BEGIN"):
+    connection.execute(sql).fetchall()
+connection.execute("UPDATE sessions SET name = hex(zeroblob(5000))")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="keeps no extended result code")
+def test_a_journal_that_a_killed_program_left(service: Place, postgres: Place, tmp_path: Path) -> None:
+    before = contents(service, ROWS)
+    subprocess.run([sys.executable, "-c", KILLED, service.dsn], check=False, timeout=60)
+    with pytest.raises(ConnectionFailed, match="left its journal beside the file"):
+        transfer(service.dsn, postgres.dsn)
+    with service.connect().connection_context():  # as any command that may write
+        pass
+    transfer(service.dsn, postgres.dsn)
+    assert contents(postgres, ROWS) == before
+    empty = tmp_path / "empty.db"
+    empty.touch()
+    with pytest.raises(ConnectionFailed, match="is empty"):
+        transfer(str(empty), postgres.dsn)
 
 
 # The command

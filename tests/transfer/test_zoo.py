@@ -14,6 +14,7 @@ import pytest
 
 from tests import zoo
 from tests.conftest import Place
+from tests.migrate.models import model, run
 from tests.transfer.rows import contents
 from whatspire_db import MigrationRunner
 from whatspire_db.transfer import transfer
@@ -124,6 +125,45 @@ def test_every_field_reads_the_same_afterwards(
     assert [table.fingerprint for table in report.tables] == [
         table.fingerprint for table in transfer(back.dsn, another(postgres), models).tables
     ]
+
+
+def test_sequences_go_on_behind_rows_that_are_gone(sqlite: Place, postgres: Place) -> None:
+    """SQLite gives no key twice; a sequence of another column's goes on behind that column's values."""
+    thing = model("Thing", "a.thing", {"n": peewee.BigIntegerField(null=True), "code": peewee.TextField(null=True)})
+    gone = model("Gone", "gone", {"n": peewee.BigIntegerField(null=True), "code": peewee.TextField(null=True)})
+    columns = "(id integer NOT NULL PRIMARY KEY AUTOINCREMENT, n integer, code text)"
+    run(
+        sqlite.connect(),
+        *(f'CREATE TABLE "{name}" {columns}' for name in ("a.thing", "gone")),
+        *(f"INSERT INTO \"{name}\" (n, code) VALUES (7, 'A7'), (5, 'A5')" for name in ("a.thing", "gone")),
+        'DELETE FROM "a.thing" WHERE id = 2',
+        "DELETE FROM gone",
+    )
+    run(
+        postgres.connect(),
+        "CREATE SEQUENCE codes",
+        "CREATE TABLE \"a.thing\" (id serial PRIMARY KEY, n bigserial, code text DEFAULT 'A' || nextval('codes'))",
+    )
+    transfer(sqlite.dsn, postgres.dsn, [thing, gone])
+    db = postgres.connect()
+    with db.connection_context():
+        assert db.execute_sql('INSERT INTO "a.thing" DEFAULT VALUES RETURNING id, n, code').fetchall() == [(3, 8, "A1")]
+        assert db.execute_sql("INSERT INTO gone DEFAULT VALUES RETURNING id").fetchall() == [(3,)]
+
+
+def test_a_reference_keeps_its_comment(sqlite: Place, postgres: Place) -> None:
+    parent = model("Parent", "parent", {})
+    child = model("Child", "child", {"parent": peewee.ForeignKeyField(parent, constraint_name="of_parent")})
+    for place in (sqlite, postgres):
+        with place.connect().connection_context():
+            MigrationRunner(place.connect(), [parent, child]).up()
+    run(postgres.connect(), "COMMENT ON CONSTRAINT of_parent ON child IS 'it''s one'")
+    run(sqlite.connect(), "INSERT INTO parent DEFAULT VALUES", "INSERT INTO child (parent_id) VALUES (1)")
+    transfer(sqlite.dsn, postgres.dsn, [parent, child])
+    db = postgres.connect()
+    with db.connection_context():
+        kept = "SELECT obj_description(oid, 'pg_constraint') FROM pg_constraint WHERE conname = 'of_parent'"
+        assert db.execute_sql(kept).fetchall() == [("it's one",)]
 
 
 def test_sequences_go_on(sqlite: Place, postgres: Place, models: Sequence[type[peewee.Model]]) -> None:

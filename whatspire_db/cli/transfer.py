@@ -12,8 +12,9 @@ from ..connection.connecting import connect
 from ..dsn.forms import SQLITE
 from ..dsn.redaction import shown
 from ..errors import ConfigError
+from ..settings import Settings
 from ..settings.durations import seconds_of
-from ..transfer import fence
+from ..transfer import fence, live_source
 from ..transfer.checking import Checked
 from ..transfer.faults import CHOICES, KINDS
 from ..transfer.opening import ends_of, sqlite_source
@@ -27,6 +28,10 @@ from .options import Parser, RawHelpFormatter, add_shared_options, add_trust_sou
 
 PROG = "whatspire-db transfer"
 FOUND = 3
+HAS_LOG = (
+    "note: the source has the change log of a live transfer, which grows with every write; if none runs, "
+    "whatspire-db transfer --remove-log removes it"
+)
 
 
 def parser_of(prog: str = PROG) -> argparse.ArgumentParser:
@@ -67,6 +72,11 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="let a SQLite file be written again whose rows a live transfer moved; takes --from alone",
     )
+    parser.add_argument(
+        "--remove-log",
+        action="store_true",
+        help="remove what a live transfer left at a SQLite file that was killed; takes --from alone",
+    )
     parser.add_argument("--side-file", metavar="FILE", help="the new file for rows that are set aside")
     parser.add_argument(
         "--leave",
@@ -94,17 +104,16 @@ def _run(call: Call) -> Answer:
         if options.dsn is not None:
             raise ConfigError("--from and --dsn are two names for one thing", "give one of them")
         options.dsn = options.source
-    if options.remove_fence:
-        return _without_fence(call)
+    if options.remove_fence or options.remove_log:
+        return _at_source(call)
     if options.to is None:
         raise ConfigError("no target is named", "name it with --to DSN")
     choices = _choices(options.on or ())
     settings, models = settings_and_models(call)
-    wait = settings.migration_lock_timeout if options.lock_timeout is None else options.lock_timeout
     common: dict[str, Any] = {
         "leave": options.leave or (),
         "on": choices,
-        "lock_timeout": seconds_of("--lock-timeout", wait),
+        "lock_timeout": _lock_timeout(call, settings),
         "watcher": _CommandLineWatcher(options.quiet),
     }
     if options.check:
@@ -121,19 +130,38 @@ def _run(call: Call) -> Answer:
     return Answer(call.named(report.to_json()), [call.line, *_lines(report)])
 
 
-def _without_fence(call: Call) -> Answer:
-    """Remove the fence of a SQLite file."""
+def _lock_timeout(call: Call, settings: Settings) -> float:
+    given = call.options.lock_timeout
+    return seconds_of("--lock-timeout", settings.migration_lock_timeout if given is None else given)
+
+
+def _at_source(call: Call) -> Answer:
+    """Remove the fence of a SQLite file, or what a live transfer left there."""
+    option, what = ("--remove-fence", "a fence") if call.options.remove_fence else ("--remove-log", "a change log")
+    if call.options.remove_fence and call.options.remove_log:
+        raise ConfigError("--remove-fence and --remove-log are two commands", "give one of them")
     if call.options.to is not None:
-        raise ConfigError("--remove-fence is about the source alone", "leave out --to")
+        raise ConfigError(f"{option} is about the source alone", "leave out --to")
     settings = call.settings()
     if settings.driver != SQLITE:
-        raise ConfigError("only a SQLite file has a fence", "name it in --from")
+        raise ConfigError(f"only a SQLite file has {what}", "name it in --from")
     with sqlite_source(settings, may_be_fenced=True):  # which says what is wrong with a file
         pass
+    return _without_fence(call, settings) if call.options.remove_fence else _without_log(call, settings)
+
+
+def _without_fence(call: Call, settings: Settings) -> Answer:
     db: Any = connect(settings, bind=False, read_only=True)
     with db.connection_context():
         found = fence.remove(db)
     return Answer(call.named({"removed": found.to_json() if found else None}), [call.line, fence.removed(found)])
+
+
+def _without_log(call: Call, settings: Settings) -> Answer:
+    with live_source.opened(settings, _lock_timeout(call, settings)) as source:
+        removed = live_source.clear(source, settings)
+    said = f"removed: {', '.join(removed)}" if removed else "no live transfer left anything here"
+    return Answer(call.named({"removed": removed}), [call.line, said])
 
 
 def _choices(given: Sequence[str]) -> dict[str, str]:
@@ -153,8 +181,9 @@ def _checked(call: Call, checked: Checked, target: str) -> Answer:
         "refused": checked.refused,
         "replaced": checked.replaced,
         "set_aside": checked.set_aside,
+        "change_log": checked.has_log,
     }
-    lines = [call.line, f"to: {target}", *found_lines(checked)]
+    lines = [call.line, f"to: {target}", *found_lines(checked), *([HAS_LOG] if checked.has_log else [])]
     if not checked.counts:
         lines.append(symbol("✅", "PostgreSQL can hold every row"))
     elif not checked.refused:
@@ -173,6 +202,8 @@ def _lines(report: Report) -> Iterator[str]:
         yield f"note: {report.replaced:,} values were replaced"
     if report.set_aside:
         yield f"note: {report.set_aside:,} rows were set aside, in {report.side_file}"
+    if report.has_log:
+        yield HAS_LOG
     if report.locked:
         yield f"writers were locked out {report.locked}; now the source's fence refuses every write"
     yield symbol("✅", f"{report.rows:,} rows in {report.seconds:.1f} s, proved equal on both sides")

@@ -28,7 +28,7 @@ PREFIX = f"{TABLE}_"  # of the names of the triggers
 ROWID_NAMES = ("rowid", "_rowid_", "oid")
 
 Key = tuple[Any, ...]
-Index = tuple[tuple[str, str], ...]  # each column, and its collation there
+Index = tuple[tuple[str, str, str], ...]  # each column, the value that it gets, and its collation there
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,12 @@ def changed(db: peewee.SqliteDatabase, after: int) -> Changed:
         (after, last),
     )
     return Changed(tuple((name, tuple(key[:parts])) for name, parts, _, *key in found.fetchall()), last)
+
+
+def is_there(sqlite: peewee.sqlite3.Connection) -> bool:
+    """Tell whether a file has a log, by a connection of the driver's."""
+    found = sqlite.execute("SELECT 1 FROM main.sqlite_master WHERE type = 'table' AND name = ?", [TABLE]).fetchone()
+    return found is not None
 
 
 def find(db: peewee.SqliteDatabase) -> Log | None:
@@ -161,7 +167,7 @@ def _triggers(db: peewee.SqliteDatabase, table: str, key: Sequence[str]) -> Iter
         return
     own = [quote(name) for name in key]
     replaced = " ".join(_note(table, own, f"FROM {quote(table)} WHERE {_has_values(index)}") for index in indexes)
-    columns = ", ".join(dict.fromkeys(quote(name) for index in indexes for name, _ in index))
+    columns = ", ".join(dict.fromkeys(quote(name) for index in indexes for name, *_ in index))
     yield "replaced_by_insert", f"BEFORE INSERT ON {quote(table)} BEGIN {replaced} END"
     yield "replaced_by_update", f"BEFORE UPDATE OF {columns} ON {quote(table)} BEGIN {replaced} END"
 
@@ -174,7 +180,7 @@ def _note(table: str, key: Sequence[str], of: str = "") -> str:
 
 def _has_values(index: Index) -> str:
     """Return the condition for a row to have the new row's values under a unique index."""
-    return " AND ".join(f"{quote(name)} = NEW.{quote(name)} COLLATE {quote(collation)}" for name, collation in index)
+    return " AND ".join(f"{quote(name)} = {new} COLLATE {quote(collation)}" for name, new, collation in index)
 
 
 def _unique_indexes(db: peewee.SqliteDatabase, table: str) -> list[Index]:
@@ -182,21 +188,25 @@ def _unique_indexes(db: peewee.SqliteDatabase, table: str) -> list[Index]:
     found = execute(
         db,
         """
-        SELECT i.name, i.origin = 'pk', k.name, k.coll
-        FROM pragma_index_list(?, 'main') AS i, pragma_index_xinfo(i.name, 'main') AS k
+        SELECT i.name, i.origin = 'pk', k.name, k.coll, CASE WHEN c."notnull" THEN c.dflt_value END
+        FROM pragma_index_list(?1, 'main') AS i, pragma_index_xinfo(i.name, 'main') AS k
+        LEFT JOIN pragma_table_xinfo(?1, 'main') AS c ON c.cid = k.cid
         WHERE i."unique" AND NOT i.partial AND k.key ORDER BY i.seq, k.seqno
         """,
         (table,),
     )
-    indexes: dict[str, list[tuple[str, str]]] = {}
+    indexes: dict[str, list[tuple[str, str, str]]] = {}
     is_key = {}
-    for name, is_key[name], column, collation in found.fetchall():
-        indexes.setdefault(name, []).append((column, collation))
+    for name, is_key[name], column, collation, default in found.fetchall():
+        new = f"NEW.{quote(column)}" if column is not None else ""
+        # OR REPLACE takes the default for NULL in a column that is NOT NULL.
+        given = new if default is None else f"ifnull({new}, ({default}))"
+        indexes.setdefault(name, []).append((column, given, collation))
     return [
         tuple(index)
         for name, index in indexes.items()
-        if all(column is not None for column, _ in index)  # None is an expression
-        and not (is_key[name] and all(collation == "BINARY" for _, collation in index))
+        if all(column is not None for column, *_ in index)  # None is an expression
+        and not (is_key[name] and all(collation == "BINARY" for *_, collation in index))
     ]
 
 

@@ -19,8 +19,8 @@ from ..migrate.schema import Constraint, Index, label
 from . import faults
 from .chunks import chunks
 from .faults import REFUSE, REPLACE, SET_ASIDE, Finding
-from .kinds import BytesKind, IntegerKind, TextKind
-from .tables import TransferTable
+from .kinds import BytesKind, IntegerKind, Kind, TextKind
+from .tables import Column, TransferTable, joined
 
 SHOWN = 20  # findings of one kind in one column that are listed; the others are counted
 LONGEST_KEY = 80  # characters
@@ -45,6 +45,7 @@ class Checked:
     """What a check found. `findings` has the first ones, and `more` counts the others.
 
     `tables` are those to transfer, with the columns in which values are replaced and the rows that are set aside.
+    `has_log`: the source has the change log of a live transfer, which runs, or was killed.
     """
 
     tables: list[TransferTable] = field(default_factory=list)
@@ -53,6 +54,7 @@ class Checked:
     refused: int = 0
     replaced: int = 0
     set_aside: int = 0
+    has_log: bool = False
 
     @property
     def more(self) -> int:
@@ -78,8 +80,8 @@ def check(
         checking.begin(number, table)
         for look in (_values, _texts):
             checking.note(table, look(sqlite, checking.current(table)))
-        for index in _unique(table):
-            checking.note(table, _duplicates(sqlite, checking.current(table), index))
+        for index, are_nulls_equal in _unique(table):
+            checking.note(table, _duplicates(sqlite, checking.current(table), index, are_nulls_equal))
         checking.note(table, _too_long(sqlite, checking.current(table), fits_index))
     by_name = {table.name: table for table in tables}
     while True:  # a row that is set aside may leave others without the row that they refer to
@@ -161,16 +163,17 @@ def _read(
     key = [quote(name) for name in table.key] or list(table.identity)
     first, second = len(table.identity), len(table.identity) + len(key)
     names = ", ".join([*table.identity, *key, *columns])
-    rows = sqlite.execute(f"SELECT {names} FROM {table.sqlite} WHERE {table.remaining} AND ({where})").fetchall
-    for row in rows():
-        yield row[:first], row[first:second], row[second:]
+    cursor = sqlite.execute(f"SELECT {names} FROM {table.sqlite} WHERE {table.remaining} AND ({where})")
+    for chunk in chunks(cursor.fetchmany, table.most):  # of some kinds of columns every row is looked at
+        for row in chunk:
+            yield row[:first], row[first:second], row[second:]
 
 
 def _values(sqlite: sqlite3.Connection, table: TransferTable) -> Iterator[Fault]:
     """Yield the faults of single values: SQLite picks the rows that need a look."""
     doubts = [_doubt(column.kind, column.quoted) for column in table.written]
     names = [column.quoted for column in table.written]
-    for identity, key, values in _read(sqlite, table, names, " OR ".join(f"({doubt})" for doubt in doubts)):
+    for identity, key, values in _read(sqlite, table, names, joined((f"({doubt})" for doubt in doubts), " OR ")):
         for column, value in zip(table.written, values, strict=True):
             kind = column.kind.fault(value) if value is not None else faults.NULL if column.kind.not_null else None
             if kind is not None and kind != faults.ENCODING:  # which `_texts` finds, in these rows too
@@ -188,7 +191,7 @@ def _texts(sqlite: sqlite3.Connection, table: TransferTable) -> Iterator[Fault]:
     if not columns:
         return
     cursor = sqlite.execute(table.select(columns))
-    if not any(map(_has_wrong_bytes, chunks(cursor.fetchmany))):
+    if not any(map(_has_wrong_bytes, chunks(cursor.fetchmany, table.most))):
         return
     for identity, key, values in _read(sqlite, table, [column.quoted for column in columns], "1"):
         for column, value in zip(columns, values, strict=True):
@@ -205,17 +208,19 @@ def _has_wrong_bytes(rows: Sequence[tuple[Any, ...]]) -> bool:
     return False
 
 
-def _duplicates(sqlite: sqlite3.Connection, table: TransferTable, index: Sequence[str]) -> Iterator[Fault]:
+def _duplicates(
+    sqlite: sqlite3.Connection, table: TransferTable, index: Sequence[str], are_nulls_equal: bool
+) -> Iterator[Fault]:
     """Yield the rows behind the first of those that share the values of a unique index."""
     columns = [table.column(name) for name in index]
-    if not all(isinstance(column.kind, TextKind | IntegerKind | BytesKind) for column in columns):
-        yield from _equal_values(sqlite, table, index)
+    if not all(_is_equal_alike(column.kind) and column.name not in table.mended for column in columns):
+        yield from _equal_values(sqlite, table, index, are_nulls_equal)
         return
-    if frozenset(index) in _unique_already(sqlite, table):
+    if not are_nulls_equal and frozenset(index) in _unique_already(sqlite, table):
         return
     names = [column.quoted for column in columns]
     parts = ", ".join(f"{name} COLLATE BINARY" for name in names)
-    filled = " AND ".join(f"{name} IS NOT NULL" for name in names)
+    filled = "1" if are_nulls_equal else " AND ".join(f"{name} IS NOT NULL" for name in names)
     identity, key = ", ".join(table.identity), ", ".join(quote(name) for name in table.key)
     rows = sqlite.execute(
         f"SELECT * FROM (SELECT {', '.join(filter(None, [identity, key]))}, row_number() OVER (PARTITION BY {parts} "
@@ -224,6 +229,18 @@ def _duplicates(sqlite: sqlite3.Connection, table: TransferTable, index: Sequenc
     width = len(table.identity)
     for row in rows:
         yield Fault(faults.DUPLICATE, ", ".join(index), row[:width], row[width:-1] or row[:width])
+
+
+def _replaced(table: TransferTable, column: Column, value: Any) -> Any:
+    """Return a value, or what takes its place."""
+    if value is None or column.name not in table.mended or column.kind.fault(value) is None:
+        return value
+    return column.kind.mended(value)
+
+
+def _is_equal_alike(kind: Kind) -> bool:
+    """Tell whether SQLite itself finds those values equal, byte by byte, that PostgreSQL finds equal."""
+    return isinstance(kind, TextKind | IntegerKind | BytesKind) and kind.name != "character"
 
 
 def _unique_already(sqlite: sqlite3.Connection, table: TransferTable) -> set[frozenset[str]]:
@@ -238,25 +255,32 @@ def _unique_already(sqlite: sqlite3.Connection, table: TransferTable) -> set[fro
     return {frozenset(names.get(str(name).lower(), "") for name in each) for each in columns}
 
 
-def _equal_values(sqlite: sqlite3.Connection, table: TransferTable, index: Sequence[str]) -> Iterator[Fault]:
-    """Yield duplicates among values that PostgreSQL reads alike although they are written differently."""
+def _equal_values(
+    sqlite: sqlite3.Connection, table: TransferTable, index: Sequence[str], are_nulls_equal: bool
+) -> Iterator[Fault]:
+    """Yield duplicates among values that PostgreSQL reads alike although they are written differently, or replaced."""
     columns = [table.column(name) for name in index]
     seen = set()
-    for identity, key, values in _read(sqlite, table, [column.quoted for column in columns], "1"):
-        if None in values or any(c.kind.fault(value) for c, value in zip(columns, values, strict=True)):
+    for identity, key, given in _read(sqlite, table, [column.quoted for column in columns], "1"):
+        values = [_replaced(table, column, value) for column, value in zip(columns, given, strict=True)]
+        pairs = [(column.kind, value) for column, value in zip(columns, values, strict=True)]
+        if any(kind.fault(value) if value is not None else not are_nulls_equal for kind, value in pairs):
             continue
-        read = tuple(column.kind.of_sqlite(value) for column, value in zip(columns, values, strict=True))
+        read = tuple(None if value is None else kind.of_sqlite(value) for kind, value in pairs)
         if read in seen:
             yield Fault(faults.DUPLICATE, ", ".join(index), identity, key)
         seen.add(read)
 
 
-def _unique(table: TransferTable) -> list[tuple[str, ...]]:
-    """Return the columns of what PostgreSQL keeps unique, where no expression or condition is part of it."""
+def _unique(table: TransferTable) -> list[tuple[tuple[str, ...], bool]]:
+    """Return the columns of what PostgreSQL keeps unique, where no expression or condition is part of it.
+
+    With each goes whether one NULL there is equal to another.
+    """
     names = {column.name for column in table.columns}
-    found = [index.columns for index in table.indexes if index.unique and not index.is_text]
-    found += [each.columns for each in table.constraints if each.kind == "primary_key"]
-    return [columns for columns in dict.fromkeys(found) if columns and names.issuperset(columns)]
+    found = [(index.columns, index.nulls_not_distinct) for index in table.indexes if index.unique and not index.is_text]
+    found += [(each.columns, False) for each in table.constraints if each.kind == "primary_key"]
+    return [each for each in dict.fromkeys(found) if each[0] and names.issuperset(each[0])]
 
 
 def _too_long(

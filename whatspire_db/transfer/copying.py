@@ -10,7 +10,7 @@ from typing import Any
 from peewee import sqlite3
 
 from .chunks import Chunk, chunks
-from .kinds import Kind, TextKind
+from .kinds import TextKind
 from .tables import Column, TransferTable
 
 KEYS = 200  # rows that one query asks for
@@ -22,14 +22,14 @@ class _Stream(io.RawIOBase):
 
     def __init__(self, chunks: Iterable[bytes]) -> None:
         self._chunks = iter(chunks)
-        self._rest = b""
+        self._chunk, self._at = b"", 0
         self.error: BaseException | None = None
 
     def readable(self) -> bool:
         return True
 
     def read(self, size: int = -1) -> bytes:
-        while not self._rest:
+        while self._at >= len(self._chunk):
             try:
                 chunk = next(self._chunks, None)
             except BaseException as error:
@@ -37,11 +37,9 @@ class _Stream(io.RawIOBase):
                 raise
             if chunk is None:
                 return b""
-            self._rest = chunk
-        if size < 0 or len(self._rest) <= size:
-            part, self._rest = self._rest, b""
-        else:
-            part, self._rest = self._rest[:size], self._rest[size:]
+            self._chunk, self._at = chunk, 0
+        end = len(self._chunk) if size < 0 else self._at + size
+        part, self._at = self._chunk[self._at : end], end
         return part
 
 
@@ -64,7 +62,7 @@ def apply_changes(
     names = ", ".join(column.quoted for column in columns)
     with closing(postgres.cursor()) as cursor:
         cursor.execute(f"CREATE TEMPORARY TABLE whatspire_db_keys AS SELECT {names} FROM {table.postgres} WITH NO DATA")
-        _send(cursor, "pg_temp.whatspire_db_keys", columns, _lines(columns, frozenset(), [keys]))
+        _send(cursor, "pg_temp.whatspire_db_keys", columns, _lines(columns, table, [keys]))
         same = " AND ".join(f"t.{c.quoted} OPERATOR(pg_catalog.=) k.{c.quoted}" for c in columns)
         cursor.execute(f"DELETE FROM {table.postgres} AS t USING pg_temp.whatspire_db_keys AS k WHERE {same}")
         cursor.execute("DROP TABLE pg_temp.whatspire_db_keys")
@@ -95,13 +93,13 @@ def _copy(postgres: Any, table: TransferTable, rows: Any, tell: Tell) -> int:
 
     def told() -> Iterator[Chunk]:
         nonlocal count
-        for chunk in chunks(rows.fetchmany):
+        for chunk in chunks(rows.fetchmany, table.most):
             yield chunk
             count += len(chunk)
             tell(table.name, count)
 
     with closing(postgres.cursor()) as cursor:
-        _send(cursor, table.postgres, table.written, _lines(table.written, table.mended, told()))
+        _send(cursor, table.postgres, table.written, _lines(table.written, table, told()))
     return count
 
 
@@ -116,16 +114,19 @@ def _send(cursor: Any, place: str, columns: Sequence[Column], lines: Iterable[by
         raise
 
 
-def _lines(columns: Sequence[Column], mended: frozenset[str], some: Iterable[Chunk]) -> Iterator[bytes]:
+def _lines(columns: Sequence[Column], table: TransferTable, some: Iterable[Chunk]) -> Iterator[bytes]:
     """Yield chunks of rows as COPY takes them, each column converted by itself."""
     for chunk in some:
         texts = [
-            column.kind.texts(mend(column.kind, values) if column.name in mended else values)
+            column.kind.texts(mend(table, column, values))
             for column, values in zip(columns, zip(*chunk, strict=True), strict=True)
         ]
         yield ("\n".join(map("\t".join, zip(*texts, strict=True))) + "\n").encode()
 
 
-def mend(kind: Kind, values: Sequence[Any]) -> list[Any]:
-    """Return values of a column with those replaced that PostgreSQL cannot hold."""
-    return [value if value is None or kind.fault(value) is None else kind.mended(value) for value in values]
+def mend(table: TransferTable, column: Column, values: Sequence[Any]) -> Sequence[Any]:
+    """Return values of a column of a table with those replaced that are to be."""
+    if column.name not in table.mended:
+        return values
+    kind, kinds = column.kind, table.kinds
+    return [value if value is None or kind.fault(value) not in kinds else kind.mended(value) for value in values]

@@ -25,7 +25,7 @@ KINDS: Mapping[str, tuple[str, str]] = {
     TIME: ("a text or a number that is no time", "NULL"),
     LENGTH: ("a text that is too long", "its beginning"),
     JSON: ("a text that jsonb or json does not take", "NULL"),
-    PRECISION: ("a number with more digits than the column keeps", "the nearest number"),
+    PRECISION: ("a number or a time with more digits than the column keeps", "the nearest number, the time before"),
     INDEX: ("a value too long for an index", ""),
     NULL: ("NULL in a column that is NOT NULL", ""),
     DUPLICATE: ("a value that a unique index takes once", ""),

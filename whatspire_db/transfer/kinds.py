@@ -5,13 +5,12 @@ A value of SQLite's is here as the driver gives it, with texts decoded by `TEXTS
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import struct
 import uuid
 from collections.abc import Sequence
-from decimal import ROUND_HALF_UP, Decimal, InvalidOperation
+from decimal import ROUND_HALF_UP, Context, Decimal, InvalidOperation
 from fractions import Fraction
 from functools import partial
 from typing import Any
@@ -20,12 +19,13 @@ import peewee
 
 from ..fields import UNREADABLE
 from . import faults
-from .json_values import json_fault, levelled
+from .json_values import json_doubt, json_fault, levelled
 
 # A byte that is no UTF-8 becomes a lone surrogate, which no valid text holds.
 TEXTS = partial(str, encoding="utf-8", errors="surrogateescape")
 NULL_TEXT = "\\N"
 ESCAPES = str.maketrans({"\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"})
+ALL_DIGITS = Context(prec=131072 + 16383)  # as many as a numeric has; Python's own context rounds to 28
 INTEGERS = {"smallint": 15, "integer": 31, "bigint": 63}
 
 
@@ -67,6 +67,10 @@ class Kind:
         """Return a stored value as both sides must read it."""
         return value
 
+    def at_postgres(self, c: str) -> str:
+        """Return what to ask PostgreSQL for; `c` is the column."""
+        return c
+
     def of_postgres(self, value: Any) -> Any:
         """Return a value of the driver's as both sides must read it."""
         return value
@@ -77,7 +81,7 @@ class Kind:
 
 
 class TextKind(Kind):
-    """text, varchar, char: a number is read as its text."""
+    """text, varchar, char, citext: a number is read as its text."""
 
     reads_text = True
 
@@ -218,7 +222,7 @@ class NumericKind(Kind):
         number = self._number(value)
         if number is None:
             return faults.TYPE
-        if not number.is_finite() or (self.modifiers and abs(self._rounded(number)) >= self._limit):
+        if not number.is_finite() or (self.modifiers and self._rounded(number).copy_abs() >= self._limit):
             return faults.RANGE
         return faults.PRECISION if self.modifiers and self._rounded(number) != number else None
 
@@ -229,8 +233,8 @@ class NumericKind(Kind):
 
     def _rounded(self, number: Decimal) -> Decimal:
         try:
-            return number.quantize(Decimal(1).scaleb(-(*self.modifiers, 0)[1]), ROUND_HALF_UP)
-        except InvalidOperation:  # more digits than a context has
+            return number.quantize(Decimal(1).scaleb(-(*self.modifiers, 0)[1]), ROUND_HALF_UP, ALL_DIGITS)
+        except InvalidOperation:  # more digits than a numeric has
             return number
 
     def _number(self, value: Any) -> Decimal | None:
@@ -253,7 +257,7 @@ class NumericKind(Kind):
 
     def of_postgres(self, value: Any) -> Any:
         number = Decimal(str(self.field.python_value(value)))
-        return str(number.normalize() + 0) if number.is_finite() else str(number)  # no -0, no trailing zeros
+        return str(number.normalize(ALL_DIGITS) if number else 0)  # no trailing zeros, and no -0
 
     def stored(self, value: Any) -> str:
         return str(value)
@@ -324,7 +328,7 @@ class JsonKind(Kind):
     reads_text = True
 
     def doubt(self, c: str) -> str:
-        plain = f"typeof({c}) = 'text' AND json_valid({c}) AND instr({c}, '\\u') = 0"
+        plain = f"typeof({c}) = 'text' AND json_valid({c}) AND instr({c}, '\\u') = 0 AND NOT ({json_doubt(c)})"
         return f"{c} IS NOT NULL AND NOT ({plain})"
 
     def fault(self, value: Any) -> str | None:
@@ -338,13 +342,13 @@ class JsonKind(Kind):
         return str(value).translate(ESCAPES)
 
     def of_sqlite(self, value: Any) -> str:
-        return levelled(json.loads(str(value)))
+        return levelled(str(value))
+
+    def at_postgres(self, c: str) -> str:
+        return f"{c}::pg_catalog.text"  # the driver reads numbers as floats, and JSON's null as NULL
 
     def of_postgres(self, value: Any) -> str:
         return levelled(value)
-
-    def stored(self, value: Any) -> str:
-        return json.dumps(value, ensure_ascii=False)
 
 
 def _is_no_utf8(text: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import quote
@@ -17,6 +17,7 @@ from ..dsn.forms import POSTGRES, SQLITE, kind_of
 from ..dsn.naming import describe
 from ..dsn.targets import PostgresTarget, SqliteTarget
 from ..errors import ConfigError, ConnectionFailed
+from ..messages import READONLY_ROLLBACK
 from ..settings import Settings, variable
 from . import fence
 from .kinds import TEXTS
@@ -78,9 +79,20 @@ def sqlite_source(settings: Settings, may_be_fenced: bool = False) -> Iterator[s
         raise ConnectionFailed(f"{target.path} does not exist", "name the database file in --from")
     if os.path.isdir(target.path):
         raise ConnectionFailed(f"{target.path} is a directory", "name the database file in --from")
+    if os.path.isfile(target.path) and not os.path.getsize(target.path):
+        raise ConnectionFailed(f"{target.path} is empty", "name the database file in --from")
     dsn = settings.dsn if target.read_only else f"file:{quote(os.path.abspath(target.path))}?mode=ro"
     db: Any = connect(replace(settings, dsn=dsn, replica_dsn=None), bind=False, read_only=True)
-    with db.connection_context():
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(db.connection_context())
+        except ConnectionFailed as error:
+            if error.sqlite_code == READONLY_ROLLBACK:
+                error.hint = (
+                    "a program that was killed left its journal beside the file: start one that may write, like "
+                    "whatspire-db status, which takes back what was half done, then run this again"
+                )
+            raise
         connection: sqlite3.Connection = db.connection()
         connection.execute("BEGIN")
         connection.execute("SELECT count(*) FROM main.sqlite_master").fetchone()  # from here on it sees one state

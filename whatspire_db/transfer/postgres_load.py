@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +11,6 @@ from peewee import sqlite3
 
 from ..migrate.ddl import quote
 from ..migrate.engines.postgres.limits import lock_limit
-from ..migrate.schema import folded_ascii
 from ..sql import pinned
 from .tables import TransferTable
 
@@ -29,16 +28,19 @@ AND NOT EXISTS (SELECT FROM pg_description AS d WHERE d.classoid = 'pg_class'::r
 ORDER BY c.relname
 """)
 _REFERENCES = pinned("""
-SELECT k.conname, pg_get_constraintdef(k.oid) FROM pg_constraint AS k
+SELECT k.conname, pg_get_constraintdef(k.oid), quote_literal(obj_description(k.oid, 'pg_constraint'))
+FROM pg_constraint AS k
 WHERE k.conrelid = %s::regclass AND k.contype = 'f' AND k.conparentid = 0 ORDER BY k.conname
 """)
-# The sequences that columns take their values from: owned ones, those of identities and others that a default names.
+# The sequences that columns take their numbers from: owned ones, those of identities and others that a default names.
 _SEQUENCES = pinned("""
 SELECT a.attname, d.refobjid::regclass::text
 FROM pg_attrdef AS f JOIN pg_attribute AS a ON a.attrelid = f.adrelid AND a.attnum = f.adnum
 JOIN pg_depend AS d ON d.classid = 'pg_attrdef'::regclass AND d.objid = f.oid
 JOIN pg_class AS s ON s.oid = d.refobjid AND s.relkind = 'S'
 WHERE f.adrelid = %s::regclass AND d.refclassid = 'pg_class'::regclass
+AND (a.atttypid = 'int2'::regtype OR a.atttypid = 'int4'::regtype OR a.atttypid = 'int8'::regtype
+OR a.atttypid = 'numeric'::regtype)
 UNION ALL
 SELECT a.attname, s.oid::regclass::text
 FROM pg_depend AS d JOIN pg_class AS s ON s.oid = d.objid AND s.relkind = 'S'
@@ -90,9 +92,11 @@ def remove(postgres: Any, tables: Sequence[TransferTable]) -> list[Removed]:
 
 def _without_references(postgres: Any, table: TransferTable) -> tuple[str, ...]:
     found = statement(postgres, _REFERENCES, [table.postgres])
-    for name, _ in found:
+    for name, *_ in found:
         statement(postgres, f"ALTER TABLE {table.postgres} DROP CONSTRAINT {quote(name)}")
-    return tuple(f"ALTER TABLE {table.postgres} ADD CONSTRAINT {quote(name)} {text}" for name, text in found)
+    made = [f"ALTER TABLE {table.postgres} ADD CONSTRAINT {quote(name)} {text}" for name, text, _ in found]
+    notes = [f"COMMENT ON CONSTRAINT {quote(name)} ON {table.postgres} IS {note}" for name, _, note in found if note]
+    return (*made, *notes)
 
 
 def _without_indexes(postgres: Any, table: TransferTable) -> tuple[str, ...]:
@@ -114,15 +118,13 @@ def bring_back_references(postgres: Any, removed: Removed) -> None:
         statement(postgres, sql)
 
 
-def set_sequences(postgres: Any, sqlite: sqlite3.Connection, tables: Sequence[TransferTable]) -> None:
-    """Let sequences go on behind the values that are there, and behind those that SQLite has used before."""
-    used = dict(_used(sqlite))
-    for table in tables:
-        for column, sequence in statement(postgres, _SEQUENCES, [table.postgres, table.postgres]):
-            highest = statement(postgres, f"SELECT pg_catalog.max({quote(column)}) FROM {table.postgres}")[0][0]
-            last = max(highest or 0, used.get(folded_ascii(table.name.rpartition(".")[2]), 0) if highest else 0)
-            if last > 0:
-                statement(postgres, _SET, [sequence, last])
+def set_sequences(postgres: Any, sqlite: sqlite3.Connection, table: TransferTable) -> None:
+    """Let sequences go on behind the values that are there, and behind the keys that SQLite has given out before."""
+    for column, sequence in statement(postgres, _SEQUENCES, [table.postgres, table.postgres]):
+        highest = statement(postgres, f"SELECT pg_catalog.max({quote(column)}) FROM {table.postgres}")[0][0]
+        used = _used(sqlite, table) if table.key == (column,) else 0
+        if (last := max(int(highest or 0), used)) > 0:
+            statement(postgres, _SET, [sequence, last])
 
 
 def analyze(postgres: Any, tables: Sequence[TransferTable]) -> None:
@@ -131,9 +133,11 @@ def analyze(postgres: Any, tables: Sequence[TransferTable]) -> None:
         statement(postgres, f"ANALYZE {table.postgres}")
 
 
-def _used(sqlite: sqlite3.Connection) -> Iterator[tuple[str, int]]:
-    """Yield what AUTOINCREMENT has given out, which deleted rows may have had."""
-    if sqlite.execute("SELECT 1 FROM main.sqlite_master WHERE name = 'sqlite_sequence'").fetchone():
-        for name, last in sqlite.execute("SELECT name, seq FROM main.sqlite_sequence"):
-            if isinstance(last, int):
-                yield folded_ascii(name), last
+def _used(sqlite: sqlite3.Connection, table: TransferTable) -> int:
+    """Return the highest key that AUTOINCREMENT has given out, which a deleted row may have had; 0 without one."""
+    if not sqlite.execute("SELECT 1 FROM main.sqlite_master WHERE name = 'sqlite_sequence'").fetchone():
+        return 0
+    found = sqlite.execute(
+        "SELECT seq FROM main.sqlite_sequence WHERE name = ? COLLATE NOCASE AND typeof(seq) = 'integer'", [table.source]
+    ).fetchone()
+    return int(found[0]) if found else 0

@@ -72,19 +72,20 @@ def prove(sqlite: sqlite3.Connection, postgres: Any, table: TransferTable, tell:
 
 def _of_sqlite(sqlite: sqlite3.Connection, table: TransferTable, order: str) -> Rows:
     cursor = sqlite.execute(table.select(table.columns) + order)
-    for chunk in chunks(cursor.fetchmany):
+    for chunk in chunks(cursor.fetchmany, table.most):
         columns = zip(table.columns, zip(*chunk, strict=True), strict=True)
-        mended = [mend(c.kind, values) if c.name in table.mended else values for c, values in columns]
+        mended = [mend(table, column, values) for column, values in columns]
         yield list(zip(*mended, strict=True))
 
 
 def of_postgres(postgres: Any, table: TransferTable, columns: Sequence[Column], order: str = "") -> Rows:
     """Yield chunks of a table's rows, in the transaction that is open on a connection of psycopg2's."""
-    names = ", ".join(column.quoted for column in columns)
+    names = ", ".join(column.kind.at_postgres(column.quoted) for column in columns)
     # The rows stay at the server, which sends a chunk at a time.
     with closing(postgres.cursor()) as cursor:
+        cursor.execute("SET LOCAL extra_float_digits = 1")  # else a role may have set that doubles are rounded
         cursor.execute(f"DECLARE whatspire_db_proof NO SCROLL CURSOR FOR SELECT {names} FROM {table.postgres}{order}")
-        yield from chunks(partial(_fetched, cursor))
+        yield from chunks(partial(_fetched, cursor), table.most)
         cursor.execute("CLOSE whatspire_db_proof")
 
 

@@ -54,6 +54,7 @@ class Report:
 
     `shortened` are times that were cut to microseconds, `replaced` values that something else took the place of,
     `set_aside` rows that are in the side file and not at the target. `locked` is the downtime of a live transfer.
+    `has_log`: the source has the change log of a live transfer, which runs, or was killed.
     """
 
     ends: Ends
@@ -64,6 +65,7 @@ class Report:
     set_aside: int = 0
     side_file: str = ""
     locked: Lock | None = None
+    has_log: bool = False
 
     @property
     def rows(self) -> int:
@@ -86,6 +88,7 @@ class Report:
             "set_aside": self.set_aside,
             "side_file": self.side_file or None,
             "locked": self.locked.to_json() if self.locked else None,
+            "change_log": self.has_log,
             "switch": self.switch,
             "duration_ms": round(self.seconds * 1000),
         }

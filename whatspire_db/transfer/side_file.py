@@ -15,7 +15,7 @@ from .tables import TransferTable
 
 
 def write(path: str, sqlite: sqlite3.Connection, tables: Sequence[TransferTable]) -> None:
-    """Write the rows that are set aside into a new file.
+    """Write the rows that are set aside into a new file, which goes again when it cannot be written to its end.
 
     :raises ConfigError: when there is a file of that name.
     """
@@ -24,12 +24,16 @@ def write(path: str, sqlite: sqlite3.Connection, tables: Sequence[TransferTable]
         number = os.open(path, flags, 0o600)
     except FileExistsError:
         raise ConfigError(f"--side-file: {path} is there already", "name a file that is not there yet") from None
-    with open(number, "w", encoding="utf-8") as file:
-        for table in tables:
-            for row in _rows(sqlite, table) if table.left_out else ():
-                file.write(json.dumps({"table": table.name, "row": row}, ensure_ascii=True) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with open(number, "w", encoding="utf-8") as file:
+            for table in tables:
+                for row in _rows(sqlite, table) if table.left_out else ():
+                    file.write(json.dumps({"table": table.name, "row": row}, ensure_ascii=True) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        os.unlink(path)
+        raise
 
 
 def _rows(sqlite: sqlite3.Connection, table: TransferTable) -> list[dict[str, Any]]:

@@ -13,11 +13,16 @@ from ..errors import ConfigError, TransferRefused
 from ..migrate.ddl import ModelType, qualified, quote
 from ..migrate.engines.postgres.engine import PostgresEngine
 from ..migrate.schema import Constraint, Index, Schema, folded_ascii, label
+from .chunks import MOST, most_rows
 from .columns import kind_of
+from .faults import KINDS
 from .kinds import Kind
 
 OURS = "whatspire_db_"  # how the tables begin that this package keeps for itself
 HISTORY = "migration_versions"
+LEVELS = 50  # of operators in one pair of parentheses
+# What SQLite's own modules add to a virtual table's name for the tables that keep its rows: FTS3 to FTS5, and R-tree.
+SHADOWS = ("data", "idx", "content", "docsize", "config", "segments", "segdir", "stat", "node", "parent", "rowid")
 _TABLES = """
 SELECT name, sql FROM main.sqlite_master
 WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' ORDER BY name
@@ -42,8 +47,9 @@ class TransferTable:
     """A table that is transferred: where it is on both sides, and its columns.
 
     `source` is its name on SQLite, `sqlite` and `postgres` are quoted places. `identity` are the quoted columns by
-    which a row is found again on SQLite. In the columns `mended` a value with a fault is replaced. `left_out` is the
-    temporary table of rows that are set aside, "" without any.
+    which a row is found again on SQLite. In the columns `mended` a value with a fault of one of the `kinds` is
+    replaced. `left_out` is the temporary table of rows that are set aside, "" without any. `most` is how many rows are
+    in memory at one time.
     """
 
     name: str
@@ -56,7 +62,9 @@ class TransferTable:
     indexes: tuple[Index, ...] = ()
     constraints: tuple[Constraint, ...] = ()
     mended: frozenset[str] = frozenset()
+    kinds: frozenset[str] = frozenset(KINDS)
     left_out: str = ""
+    most: int = MOST
 
     @property
     def written(self) -> tuple[Column, ...]:
@@ -80,6 +88,11 @@ class TransferTable:
         """Return the column of a name."""
         return next(column for column in self.columns if column.name == name)
 
+    def with_replaced(self, kinds: frozenset[str]) -> TransferTable:
+        """Return the table as it is transferred when every value with a fault of some kinds is replaced."""
+        mended = frozenset(column.name for column in self.columns) if kinds else self.mended
+        return replace(self, mended=mended, kinds=kinds)
+
     def with_faults(self, mended: frozenset[str], left_out: str) -> TransferTable:
         """Return the table as it is transferred when some values are replaced and some rows set aside."""
         return replace(self, mended=mended, left_out=left_out)
@@ -89,6 +102,14 @@ def transferred(models: Sequence[ModelType]) -> list[ModelType]:
     """Return the models whose rows are transferred, those first that others refer to."""
     own = [m for m in models if not (m._meta.temporary or is_ours(m._meta.table_name))]
     return [model for model in peewee.sort_models(own) if model in own]
+
+
+def joined(parts: Iterable[str], by: str) -> str:
+    """Join parts of an expression for SQLite, which takes no more than 1000 levels, and counts each operator as one."""
+    some = list(parts)
+    while len(some) > LEVELS:
+        some = [f"({by.join(some[start : start + LEVELS])})" for start in range(0, len(some), LEVELS)]
+    return by.join(some)
 
 
 def is_ours(name: str) -> bool:
@@ -126,19 +147,25 @@ def require_left(strangers: Sequence[str], leave: Sequence[str]) -> None:
 
 
 def _strangers(sqlite: Any, models: Sequence[ModelType]) -> Iterator[str]:
-    """Yield tables without a model as TABLE, and columns without a field as TABLE.COLUMN."""
-    by_name = {folded_ascii(model._meta.table_name): model for model in models}
+    """Yield tables whose rows no model brings over as TABLE, and columns without a field as TABLE.COLUMN."""
+    by_name = {folded_ascii(model._meta.table_name): model for model in transferred(models) if _is_in_main(model)}
     tables = dict(sqlite.execute(_TABLES))
     virtual = [name for name, sql in tables.items() if sql and sql.upper().startswith("CREATE VIRTUAL")]
+    shadows = {folded_ascii(f"{name}_{end}") for name in virtual for end in SHADOWS}
     for name in tables:
-        if is_ours(name) or any(name != each and name.startswith(f"{each}_") for each in virtual):
-            continue  # the second: what a virtual table keeps its rows in
+        if is_ours(name) or folded_ascii(name) in shadows:
+            continue
         model = by_name.get(folded_ascii(name))
         if model is None:
             yield name
             continue
         fields = {folded_ascii(field.column_name) for field in model._meta.sorted_fields}
         yield from (f"{name}.{column}" for column in _columns(sqlite, name) if folded_ascii(column) not in fields)
+
+
+def _is_in_main(model: ModelType) -> bool:
+    """Tell whether a model's table is in the file itself; those of other schemas stand in attached files."""
+    return folded_ascii(model._meta.schema or "main") == "main"
 
 
 def _columns(sqlite: Any, table: str) -> dict[str, int]:
@@ -159,8 +186,7 @@ def transfer_tables(
     found = []
     for model in transferred(models):
         key = postgres.key(model)
-        is_main = folded_ascii(model._meta.schema or "main") == "main"  # others stand in attached files
-        name = names.get(folded_ascii(model._meta.table_name)) if is_main else None
+        name = names.get(folded_ascii(model._meta.table_name)) if _is_in_main(model) else None
         if name is not None and key in schema.tables:
             found.append(_transfer_table(sqlite, postgres, schema, model, name))
     return found
@@ -188,7 +214,14 @@ def _transfer_table(sqlite: Any, engine: PostgresEngine, schema: Schema, model: 
         identity_of(sqlite, name, live),
         table.indexes,
         table.constraints,
+        most=most_rows(_largest(sqlite, name, live)),
     )
+
+
+def _largest(sqlite: Any, name: str, columns: Iterable[str]) -> int:
+    """Return how many bytes the largest row of a SQLite table has."""
+    size = joined((f"coalesce(length(CAST({quote(column)} AS BLOB)), 0)" for column in columns), " + ")
+    return int(sqlite.execute(f"SELECT coalesce(max({size}), 0) FROM main.{quote(name)}").fetchone()[0])
 
 
 def _require_columns(model: ModelType, name: str, live: Mapping[str, int]) -> None:
@@ -207,6 +240,10 @@ def identity_of(sqlite: Any, name: str, columns: Mapping[str, int]) -> tuple[str
     keys = sqlite.execute("SELECT name FROM pragma_table_xinfo(?) WHERE pk > 0 ORDER BY pk", [name]).fetchall()
     if word is not None and _has_rowid(sqlite, name):
         return (word,)
+    if not keys:
+        raise TransferRefused(
+            f"nothing tells rows of the SQLite table {name} apart: columns hide its rowid", "give it a primary key"
+        )
     return tuple(quote(key) for (key,) in keys)
 
 

@@ -20,7 +20,7 @@ from ..messages import first_line, sqlstate
 from ..migrate.ddl import qualified
 from ..migrate.engines.postgres.engine import PostgresEngine
 from ..migrate.schema import Schema, label
-from . import postgres_load, records, side_file
+from . import change_log, postgres_load, records, side_file
 from .checking import Checked, asks_postgres, check
 from .copying import copy_table
 from .opening import Ends, connected, sqlite_source
@@ -50,7 +50,9 @@ def transfer(ends: Ends, wishes: Wishes) -> Report:
         stamp(db, wishes)
     file = wishes.side_file if checked.set_aside else ""
     seconds = time.monotonic() - started
-    return Report(ends, tuple(done), seconds, shortened, checked.replaced, checked.set_aside, file)
+    return Report(
+        ends, tuple(done), seconds, shortened, checked.replaced, checked.set_aside, file, has_log=checked.has_log
+    )
 
 
 def prepared(sqlite: sqlite3.Connection, engine: PostgresEngine, wishes: Wishes) -> tuple[Checked, list[TransferTable]]:
@@ -94,6 +96,7 @@ def require_empty(engine: PostgresEngine, wishes: Wishes) -> None:
 
 def _checked(sqlite: sqlite3.Connection, engine: PostgresEngine, wishes: Wishes) -> Checked:
     require_models(sqlite, wishes.models, wishes.leave)
+    _require_utf8(engine)
     with engine.reading(wishes.wait_seconds):
         models = transferred(wishes.models)
         declared, live = engine.declared(models), live_schema(engine, wishes)
@@ -101,7 +104,19 @@ def _checked(sqlite: sqlite3.Connection, engine: PostgresEngine, wishes: Wishes)
     if not tables:
         raise TransferRefused("the source has no table of the models", "name the right file in --from, or --models")
     tell = wishes.watcher.progress
-    return check(sqlite, tables, wishes.choices, asks_postgres(engine.db), lambda table: tell("check", table, 0, None))
+    asks = asks_postgres(engine.db)
+    checked = check(sqlite, tables, wishes.choices, asks, lambda table: tell("check", table, 0, None))
+    checked.has_log = change_log.is_there(sqlite)
+    return checked
+
+
+def _require_utf8(engine: PostgresEngine) -> None:
+    found = engine.db.execute_sql("SELECT pg_catalog.current_setting('server_encoding')").fetchone()[0]
+    if found != "UTF8":
+        raise TransferRefused(
+            f"the target's encoding is {found}, which does not hold every text",
+            "create the database anew: CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0",
+        )
 
 
 def _require_held(checked: Checked) -> None:
@@ -158,6 +173,8 @@ def fill(
     require_empty(engine, wishes)
     removed = postgres_load.remove(postgres, tables)
     seconds = [_copied(sqlite, postgres, table, wishes.watcher) for table in tables]
+    # Triggers that wait for the commit run now: they would keep indexes from being made, and change what is proved.
+    postgres_load.statement(postgres, "SET CONSTRAINTS ALL IMMEDIATE")
     for place, each in enumerate(removed):
         wishes.watcher.progress("index", each.table, 0, None)
         seconds[place] += _brought_back(postgres, each)
@@ -175,7 +192,9 @@ def finish(
     for each in removed:
         with naming(each.table):
             postgres_load.bring_back_references(postgres, each)
-    postgres_load.set_sequences(postgres, sqlite, tables)
+    for table in tables:
+        with naming(table.name):
+            postgres_load.set_sequences(postgres, sqlite, table)
     records.keep_finished(engine, records.finished_in_sqlite(sqlite))
 
 
