@@ -9,6 +9,7 @@ import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from peewee import sqlite3
@@ -28,7 +29,7 @@ from whatspire_db import (
     WhatspireDBError,
 )
 from whatspire_db.models.data_migrations import DataMigration
-from whatspire_db.transfer import Watcher, transfer
+from whatspire_db.transfer import Watcher, copying, transfer
 
 
 @pytest.fixture
@@ -52,6 +53,19 @@ def test_the_services_rows_are_the_same_afterwards(service: Place, postgres: Pla
         transfer(service.dsn, postgres.dsn)
     with postgres.connect().connection_context():
         assert not MigrationRunner(postgres.connect()).plan()
+
+
+def test_a_signal_before_a_read_is_an_interrupt(
+    service: Place, postgres: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python raises it as the read begins, so the driver sees it first, and puts it into words of its own."""
+
+    def read(self: Any, size: int = -1) -> bytes:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(copying._Stream, "read", read)
+    with pytest.raises(KeyboardInterrupt):
+        transfer(service.dsn, postgres.dsn)
 
 
 def test_a_trigger_that_changes_rows_is_found_by_the_proof(service: Place, postgres: Place) -> None:
