@@ -11,11 +11,13 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import peewee
 import pytest
 from peewee import sqlite3
 
 from tests import gorm
 from tests.conftest import Place, Server
+from tests.migrate.models import model
 from tests.transfer.rows import ROWS, contents, go_database, transfers
 from whatspire_db import (
     ConfigError,
@@ -189,6 +191,17 @@ def test_the_source_stays_as_it_is(service: Place, postgres: Place) -> None:
     transfer(service.dsn, postgres.dsn)
     assert Path(service.dsn).read_bytes() == before
     assert set(os.listdir(service.folder)) - names <= {"whatspire.db-wal", "whatspire.db-shm"}
+
+
+def test_a_number_that_sqlite_does_not_hold_is_found_on_the_way_back(sqlite: Place, postgres: Place) -> None:
+    price = model("Price", "prices", {"amount": peewee.DecimalField(max_digits=25, decimal_places=5)})
+    db = postgres.connect()
+    with db.connection_context():
+        MigrationRunner(db, [price]).up()
+        db.execute_sql("INSERT INTO prices (amount) VALUES (12345678901234567.12345)")
+    with pytest.raises(NotProved, match="prices: 1 rows in SQLite and 1 in PostgreSQL, 1 keys differ") as failed:
+        transfer(postgres.dsn, sqlite.dsn, [price])
+    assert "decimals with more than 15 digits" in failed.value.hint
 
 
 def test_another_roles_trigger_is_not_run_by_a_superuser(service: Place, postgres: Place, server: Server) -> None:
