@@ -253,9 +253,11 @@ def test_a_failed_one_can_be_skipped(place: Place, db: peewee.Database) -> None:
             act("first")
     with pytest.raises(DataMigrationFailed):
         data.run()
-    with pytest.raises(WhatspireDBError, match="the data migration count has not failed"):
+    with pytest.raises(WhatspireDBError, match="the data migration count has not failed: it is pending"):
         data.skip("count")
     data.skip("first")
+    with pytest.raises(WhatspireDBError, match="the data migration first has not failed: it is skipped"):
+        data.retry("first")
     assert [state.state for state in data.run().done] == ["finished"]
     first, second = data.states()
     assert (first.state, second.state) == ("skipped", "finished")

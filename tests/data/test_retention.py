@@ -488,6 +488,7 @@ def test_tables_that_are_not_there_are_two_lines(place: Place) -> None:
     done = place.run("retain", module="whatspire_db", env={"WHATSAPP_EVENTS_ENABLED": "true"})
     assert (done.returncode, done.stdout) == (1, "")
     assert len(done.stderr.splitlines()) == 2
+    assert done.stderr.startswith("error: nothing can be deleted: the table of Event is not there (database: ")
     assert not (place.is_sqlite and Path(place.dsn).exists())
 
 

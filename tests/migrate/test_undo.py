@@ -958,7 +958,7 @@ def test_with_data_it_makes_a_backup_first(place: Place, db: pw.Database) -> Non
     assert done.stderr.startswith("error: cannot drop table note: it has 1 row (database: ")
     planned = place.run("undo", "--plan", "--with-data")
     assert planned.returncode == 3
-    assert "instant, 1 row" in planned.stdout
+    assert "instant, drops 1 row" in planned.stdout
     done = place.run(
         "undo", "--with-data", "--json", env={"WHATSAPP_DATABASE_BACKUP_DIR": str(place.folder / "backups")}
     )
@@ -1395,7 +1395,10 @@ def test_the_command_refuses_in_two_lines_and_prints_a_script(place: Place, db: 
     assert (done.returncode, len(done.stderr.splitlines())) == (4, 2)
     assert done.stderr.startswith("error: cannot drop table receipts: it has 1 row (database: ")
     assert place.run("undo", "--plan").returncode == 4
-    assert place.run("undo", "--sql").stdout == ""
+    script = place.run("undo", "--sql")
+    assert script.returncode == 4
+    assert all(line.startswith("-- ") for line in script.stdout.splitlines())
+    assert "-- refused: cannot drop table receipts: it has 1 row\n" in script.stdout
     assert "is refused: cannot drop table receipts: it has 1 row" in place.run("status").stdout
     document = json.loads(place.run("undo", "--json").stdout)
     assert (document["exit"], document["refused"][0]["name"]) == (4, "receipts")

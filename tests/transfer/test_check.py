@@ -21,6 +21,7 @@ from tests.transfer.rows import contents
 from whatspire_db import ConfigError, MigrationRunner, TransferRefused
 from whatspire_db.fields import FlagField, InstantField, Int64Field, JSONBytesField, NaiveInstantField, TextField
 from whatspire_db.transfer import check, transfer
+from whatspire_db.transfer.reports import found_lines
 
 FIELDS: dict[str, pw.Field] = {
     "id": pw.CharField(primary_key=True),
@@ -147,6 +148,23 @@ def test_every_trap_is_found(sqlite: Place, postgres: Place) -> None:
     assert Path(sqlite.dsn).read_bytes() == before
     with postgres.connect().connection_context():
         assert postgres.connect().get_tables() == []
+
+
+def test_a_refusal_names_a_value_that_nothing_was_chosen_for(sqlite: Place, postgres: Place) -> None:
+    event = model("Event", "events", {"text": TextField(), "at": InstantField()})
+    made(sqlite, [event], "INSERT INTO events (text, at) VALUES ('a' || char(0), 'yesterday')")
+    chosen = {"all": "replace"}  # NULL cannot take the place of a time here
+    text = "events.text, key 1: a zero byte in a text, to replace"
+    time = "events.at, key 1: a text or a number that is no time, in a column that is NOT NULL"
+    assert list(found_lines(check(sqlite.dsn, postgres.dsn, [event], on=chosen))) == [
+        text,
+        time,
+        "nul: 1 to replace (a zero byte in a text)",
+        "time: 1 (a text or a number that is no time)",
+    ]
+    with pytest.raises(TransferRefused) as refused:
+        transfer(sqlite.dsn, postgres.dsn, [event], on=chosen)
+    assert refused.value.fact == f"PostgreSQL cannot hold what is in {time}"
 
 
 def test_sound_values_are_moved(sqlite: Place, postgres: Place) -> None:

@@ -11,6 +11,7 @@ import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import peewee
 import psycopg2
@@ -34,7 +35,7 @@ from whatspire_db import (
 )
 from whatspire_db.fields import InstantField
 from whatspire_db.models.data_migrations import DataMigration
-from whatspire_db.transfer import Watcher, transfer
+from whatspire_db.transfer import Watcher, copying, transfer
 
 
 @pytest.fixture
@@ -58,6 +59,19 @@ def test_the_services_rows_are_the_same_afterwards(service: Place, postgres: Pla
         transfer(service.dsn, postgres.dsn)
     with postgres.connect().connection_context():
         assert not MigrationRunner(postgres.connect()).plan()
+
+
+def test_a_signal_before_a_read_is_an_interrupt(
+    service: Place, postgres: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python raises it as the read begins, so the driver sees it first, and puts it into words of its own."""
+
+    def read(self: Any, size: int = -1) -> bytes:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(copying._Stream, "read", read)
+    with pytest.raises(KeyboardInterrupt):
+        transfer(service.dsn, postgres.dsn)
 
 
 def test_a_trigger_that_changes_rows_is_found_by_the_proof(service: Place, postgres: Place) -> None:
@@ -294,6 +308,17 @@ def test_the_source_stays_as_it_is(service: Place, postgres: Place) -> None:
     transfer(service.dsn, postgres.dsn)
     assert Path(service.dsn).read_bytes() == before
     assert set(os.listdir(service.folder)) - names <= {"whatspire.db-wal", "whatspire.db-shm"}
+
+
+def test_a_number_that_sqlite_does_not_hold_is_found_on_the_way_back(sqlite: Place, postgres: Place) -> None:
+    price = model("Price", "prices", {"amount": peewee.DecimalField(max_digits=25, decimal_places=5)})
+    db = postgres.connect()
+    with db.connection_context():
+        MigrationRunner(db, [price]).up()
+        db.execute_sql("INSERT INTO prices (amount) VALUES (12345678901234567.12345)")
+    with pytest.raises(NotProved, match="prices: 1 rows in SQLite and 1 in PostgreSQL, 1 keys differ") as failed:
+        transfer(postgres.dsn, sqlite.dsn, [price])
+    assert "decimals with more than 15 digits" in failed.value.hint
 
 
 def test_another_roles_trigger_is_not_run_by_a_superuser(service: Place, postgres: Place, server: Server) -> None:

@@ -14,7 +14,7 @@ from ..migrate.stamp import ForeignHistory
 from .call import OK, Answer, Call
 from .migrate import PENDING, REFUSED, is_many
 from .undo import answer as undo
-from .undo import outlook, said_of
+from .undo import outlook, refusals, said_of
 
 if TYPE_CHECKING:
     from ..data import DataState
@@ -35,7 +35,8 @@ def _plan(runner: MigrationRunner, call: Call) -> Answer:
     told = [f"data migration {state}" for state in left]
     if call.options.sql:
         shown = [*heading, plan.sql().rstrip("\n")] if plan.sql() else [f"-- {printable(line)}" for line in first]
-        lines = [*(shown or heading * bool(told)), *(f"-- {line}" for line in told)]
+        shown = shown or refusals(call, plan.refused) or heading * bool(told)
+        lines = [*shown, *(f"-- {line}" for line in told)]
     else:
         lines = [*first[:1], call.line, *([str(plan)] if plan or not told else []), *told]  # the plan has the hint
     code = REFUSED if plan.refused else PENDING if plan.pending or left else OK

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -11,6 +12,7 @@ from typing import Any
 
 from ..connection.connecting import connect
 from ..data.retention import Retained, retain, rules_of, shown_age
+from ..data.retention import logger as progress_logger
 from ..dsn.redaction import shown
 from ..errors import ConfigError
 from ..settings.durations import read_duration, seconds_of
@@ -68,6 +70,7 @@ def main(argv: list[str] | None = None, prog: str = PROG) -> int:
 def _run(call: Call) -> Answer:
     options = call.options
     configure_logging(options)
+    progress_logger.setLevel(logging.ERROR if options.quiet else logging.INFO)
     settings, models = settings_and_models(call)
     rules = rules_of(models, settings, options.rule or ())
     if not rules:

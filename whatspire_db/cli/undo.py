@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..dsn.redaction import shown
 from ..errors import ConfigError, DatabaseMoved, WhatspireDBError, printable
 from ..migrate.added import in_words
 from ..migrate.history import MigrationStatus
+from ..migrate.plan import Refusal
 from ..migrate.undo_plan import UndoPlan, UndoReport, undone
 from .call import OK, Answer, Call, say, symbol
 
@@ -47,10 +48,16 @@ def _version(text: str | None) -> int | None:
 
 def _shown(plan: UndoPlan, call: Call) -> Answer:
     heading = [f"-- {printable(line)}" for line in (call.line, plan.title, *(f"note: {note}" for note in plan.notes))]
-    script = [*heading, plan.sql().rstrip("\n")] if plan.sql() else []
+    script = [*heading, plan.sql().rstrip("\n")] if plan.sql() else refusals(call, plan.refused)
     lines = script if call.options.sql else [call.line, str(plan)]
     code = REFUSED if plan.refused else PENDING if plan else OK
     return Answer(call.named(plan.to_json()), lines, code, wanted=call.options.sql)
+
+
+def refusals(call: Call, refused: Sequence[Refusal]) -> list[str]:
+    """Return, as comments of a script that has no statements, why it has none."""
+    said = [line for refusal in refused for line in f"refused: {refusal}".splitlines()]
+    return [f"-- {printable(line)}" for line in (call.line, *said)] if said else []
 
 
 def _report(report: UndoReport) -> Iterator[str]:

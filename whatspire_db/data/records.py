@@ -163,10 +163,9 @@ class Records:
         """
         self._require_trusted()
         with self.engine.batch():
-            if self.locked(name).state != "failed":
-                raise WhatspireDBError(
-                    f"the data migration {name} has not failed", "see whatspire-db data status for those that have"
-                )
+            if (state := self.locked(name).state) != "failed":
+                hint = "whatspire-db data status lists those that have; a new name runs the function again"
+                raise WhatspireDBError(f"the data migration {name} has not failed: it is {state}", hint)
             self.change(name, **values)
 
 

@@ -218,7 +218,8 @@ def retain(
     :raises TransactionError: within a transaction, which would keep all that is deleted locked until its end.
     :raises LockTimeout: when another run takes longer.
     :raises DatabaseMoved: when the rows were moved to another database.
-    :raises WhatspireDBError: when rows without a rule refer to those, or a superuser would run code of other roles.
+    :raises WhatspireDBError: when a table is missing, rows without a rule refer to those, or a superuser would run
+        code of other roles.
     """
     _require_no_transaction(db)
     engine = engine_of(db, trust_source)
@@ -240,6 +241,13 @@ def _checked_limit(limit: int | None) -> int | None:
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
         raise ConfigError("limit is not a number of rows", "give a whole number, 1 or more, or None for no limit")
     return limit
+
+
+def _require_tables(engine: RowEngine, rules: Sequence[Rule]) -> None:
+    for rule in rules:
+        if not engine.has_table(rule.model):
+            fact = f"nothing can be deleted: the table of {rule.model.__name__} is not there"
+            raise WhatspireDBError(fact, "name the right database, or run python -m whatspire_db.migrate first")
 
 
 def _require_trusted(engine: RowEngine, rules: Sequence[Rule]) -> None:
@@ -272,8 +280,9 @@ def _counted(engine: RowEngine, rule: Rule, before: datetime) -> Retained:
 def _done(run: _Run, rules: Sequence[Rule], wait_seconds: float | None) -> list[Retained]:
     """Do what the rules say, or, without a time to wait for other runs, count what that would be."""
     run.engine.require_rows_here()
-    _require_trusted(run.engine, rules)
     todo = _children_first(rules)
+    _require_tables(run.engine, rules)
+    _require_trusted(run.engine, rules)
     if wait_seconds is None:
         done = [_counted(run.engine, rule, before) for rule, before in todo]
     else:
@@ -332,4 +341,4 @@ class _Log:
 
     def __call__(self, rule: Rule, rows: int) -> None:
         if self.throttle.is_due():
-            logger.info("%s: %s rows deleted", rule, rows)
+            logger.info("%s: %s rows deleted", rule, f"{rows:,}")

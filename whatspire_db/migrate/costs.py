@@ -25,18 +25,21 @@ class Size:
 class Cost:
     """What a step costs: `instant` whatever the size, or a scan or a rewrite of all rows.
 
-    `rows` is None where the number does not matter; `online` steps run beside readers and writers.
+    `rows` is None where the number does not matter; `online` steps run beside readers and writers; `lost` says which
+    rows or values go with what is dropped.
     """
 
     work: Literal["instant", "scans", "rewrites"]
     rows: Size | None = None
     online: bool = False
+    lost: str = ""
 
     def __str__(self) -> str:
         count = "" if self.rows is None else str(self.rows) if self.rows.count != 0 else "no rows"
         if self.work == "scans":
             return ("online, " if self.online else "") + f"scans {count}"
-        return ", ".join(filter(None, ["rewrites the table" if self.work == "rewrites" else "instant", count]))
+        work = "rewrites the table" if self.work == "rewrites" else "instant"
+        return ", ".join(filter(None, [work, count, self.lost]))
 
 
 INSTANT = Cost("instant")

@@ -74,7 +74,7 @@ class Watcher:
     def data_progress(self, migration: DataMigration, rows: int) -> None:
         """Hear how many rows of a data migration are done, after each of its batches."""
         if self._throttle.is_due():
-            logger.info("data migration %s: %s rows done", migration.name, rows)
+            logger.info("data migration %s: %s rows done", migration.name, f"{rows:,}")
 
     def calling(self) -> AbstractContextManager[Any]:
         """Return the context in which the function of a data migration is called."""

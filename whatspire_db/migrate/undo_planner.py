@@ -305,9 +305,13 @@ class Draft:
         back = [(key, c) for key in later for c in self.live.tables[key].constraints if c.references == added.table]
         unlinked = [self.undo.drop_constraint(key, constraint.name) for key, constraint in back]
         targets = [c.references for c in table.constraints if c.references] + [key for key, _ in back]
-        cost = INSTANT if proof else Cost("instant", Size(self.held(added)))
+        cost = INSTANT if proof else Cost("instant", lost=self._dropped(added, "drops {}"))
         sql = [*proof, *unlinked, f"DROP TABLE {self.undo.name(added.table)}"]
         return self._step("drop_table", added, sql, cost, targets)
+
+    def _dropped(self, added: Added, what: str) -> str:
+        held = self.held(added)
+        return "" if held == 0 else what.format(Size(held))
 
     @cached_property
     def _tables(self) -> list[Key]:
@@ -318,7 +322,8 @@ class Draft:
         drop = self.undo.drop_column(key, added.name)
         targets = self._targets_of(added)
         if self._may_lose(key) or column is None or column.generated:
-            cost = Cost("rewrites" if self.undo.rewrites else "instant", Size(self.held(added)))
+            lost = self._dropped(added, "drops the values of {}")
+            cost = Cost("rewrites", self.size(key), lost=lost) if self.undo.rewrites else Cost("instant", lost=lost)
             yield self._step("drop_column", added, [drop], cost, targets)
             return
         if not self.is_large(key):

@@ -22,7 +22,7 @@ from .faults import REFUSE, REPLACE, SET_ASIDE, Finding
 from .kinds import BytesKind, IntegerKind, Kind, TextKind
 from .tables import Column, TransferTable, joined
 
-SHOWN = 20  # findings of one kind in one column that are listed; the others are counted
+SHOWN = 20  # findings of one kind and choice in one column that are listed; the others are counted
 LONGEST_KEY = 80  # characters
 # An index takes rows of 2704 bytes, and long values are compressed first: whether one fits, the server says.
 INDEX_BYTES = 2600
@@ -50,7 +50,7 @@ class Checked:
 
     tables: list[TransferTable] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
-    counts: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+    counts: Counter[tuple[str, str, str, str, bool]] = field(default_factory=Counter)  # as in a Finding, without keys
     refused: int = 0
     replaced: int = 0
     set_aside: int = 0
@@ -119,15 +119,15 @@ class _Checking:
     def note(self, table: TransferTable, found: Iterable[Fault]) -> None:
         """Count faults, list the first of them, and do what was chosen about their kinds."""
         for fault in found:
-            place = (fault.kind, table.name, fault.column)
             choice = self.choices[fault.kind]
             if choice == REPLACE and not fault.is_replaceable:  # NULL alone could be put there, and is refused
                 choice = REFUSE
             if choice == SET_ASIDE and not self._set_aside(table, fault):
                 continue  # the row is out already, for another fault
-            self.checked.counts[place] += 1
-            if self.checked.counts[place] <= SHOWN:
-                self.checked.findings.append(Finding(*place, shown_key(fault.key)))
+            alike = (fault.kind, table.name, fault.column, choice, fault.is_replaceable)
+            self.checked.counts[alike] += 1
+            if self.checked.counts[alike] <= SHOWN:
+                self.checked.findings.append(Finding(*alike[:3], shown_key(fault.key), *alike[3:]))
             self.checked.refused += choice == REFUSE
             self.checked.replaced += choice == REPLACE
             if choice == REPLACE:

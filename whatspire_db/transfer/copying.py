@@ -108,9 +108,11 @@ def _send(cursor: Any, place: str, columns: Sequence[Column], lines: Iterable[by
     stream = _Stream(lines)
     try:
         cursor.copy_expert(f"COPY {place} ({names}) FROM STDIN WITH (ENCODING 'UTF8')", stream, 1 << 20)
-    except Exception:
+    except Exception as error:
         if stream.error is not None:
             raise stream.error from None
+        if "KeyboardInterrupt" in str(error):  # a signal just before a read, of which the driver keeps the words alone
+            raise KeyboardInterrupt from None
         raise
 
 

@@ -11,6 +11,7 @@ from ..errors import ConfigError
 
 REFUSE, REPLACE, SET_ASIDE = "refuse", "replace", "set-aside"
 CHOICES = (REFUSE, REPLACE, SET_ASIDE)
+TO_DO = {REFUSE: "", REPLACE: " to replace", SET_ASIDE: " to set aside"}
 
 NUL, ENCODING, TYPE, RANGE, TIME = "nul", "encoding", "type", "range", "time"
 LENGTH, INDEX, JSON, PRECISION = "length", "index", "json", "precision"
@@ -35,18 +36,23 @@ KINDS: Mapping[str, tuple[str, str]] = {
 
 @dataclass(frozen=True)
 class Finding:
-    """A value that the target cannot hold: its kind, and where it is; the value itself is not repeated."""
+    """A value that the target cannot hold: its kind, where it is, what becomes of it; the value is not repeated."""
 
     kind: str
     table: str
     column: str
     key: str
+    choice: str = REFUSE
+    is_replaceable: bool = True
 
     def __str__(self) -> str:
-        return f"{self.table}.{self.column}, key {self.key}: {KINDS[self.kind][0]}"
+        why = "" if self.is_replaceable or not KINDS[self.kind][1] else ", in a column that is NOT NULL"
+        to_do = f",{TO_DO[self.choice]}" if TO_DO[self.choice] else ""
+        return f"{self.table}.{self.column}, key {self.key}: {KINDS[self.kind][0]}{why}{to_do}"
 
     def to_json(self) -> dict[str, Any]:
-        return {"kind": self.kind, "table": self.table, "column": self.column, "key": self.key}
+        place = {"kind": self.kind, "table": self.table, "column": self.column, "key": self.key}
+        return place | {"choice": self.choice}
 
 
 def read_choices(given: Mapping[str, str]) -> dict[str, str]:

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from .checking import Checked
-from .faults import KINDS
+from .faults import KINDS, REFUSE, TO_DO
 from .opening import Ends, switch_lines
 
 
@@ -99,13 +99,12 @@ def found_lines(checked: Checked) -> Iterator[str]:
     yield from map(str, checked.findings)
     if checked.more:
         yield f"and {checked.more:,} more"
-    totals: dict[str, int] = {}
-    for (kind, _, _), count in checked.counts.items():
-        totals[kind] = totals.get(kind, 0) + count
-    for kind, count in totals.items():
-        yield f"{kind}: {count:,} ({KINDS[kind][0]}{_replaced(kind)})"
-
-
-def _replaced(kind: str) -> str:
-    instead = KINDS[kind][1]
-    return f"; --on {kind}=replace puts {instead} there" if instead else ""
+    totals: dict[tuple[str, str], int] = {}
+    replaceable = set()
+    for (kind, _, _, choice, is_replaceable), count in checked.counts.items():
+        totals[kind, choice] = totals.get((kind, choice), 0) + count
+        if choice == REFUSE and is_replaceable and KINDS[kind][1]:
+            replaceable.add(kind)
+    for (kind, choice), count in totals.items():
+        offer = f"; --on {kind}=replace puts {KINDS[kind][1]} there" if choice == REFUSE and kind in replaceable else ""
+        yield f"{kind}: {count:,}{TO_DO[choice]} ({KINDS[kind][0]}{offer})"

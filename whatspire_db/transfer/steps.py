@@ -71,15 +71,18 @@ def recorded(engine: Engine, ends: Ends) -> Iterator[int]:
         raise
 
 
-def require_proved(proofs: Sequence[TableProof]) -> None:
+def require_proved(
+    proofs: Sequence[TableProof], what_to_do: str = "look for triggers and rules on its tables, or report this"
+) -> None:
     """Refuse tables that are not the same on both sides.
 
+    :param what_to_do: about the cause, for the hint.
     :raises NotProved: names them.
     """
     if unequal := [str(proof) for proof in proofs if not proof.is_equal]:
         raise NotProved(
             f"both sides do not hold the same rows: {'; '.join(unequal)}",
-            "no row was kept at the target; look for triggers and rules on its tables, or report this",
+            f"no row was kept at the target; {what_to_do}",
         )
 
 

@@ -23,6 +23,7 @@ from ..migrate.schema import Schema, label
 from . import change_log, postgres_load, records, side_file
 from .checking import Checked, asks_postgres, check
 from .copying import copy_table
+from .faults import REFUSE
 from .opening import Ends, connected, sqlite_source
 from .progress import Watcher
 from .proof import TableProof, prove
@@ -121,8 +122,8 @@ def _require_utf8(engine: PostgresEngine) -> None:
 
 def _require_held(checked: Checked) -> None:
     if checked.refused:
-        first = checked.findings[0]
-        more = sum(checked.counts.values()) - 1
+        first = next(finding for finding in checked.findings if finding.choice == REFUSE)
+        more = checked.refused - 1
         raise TransferRefused(
             f"PostgreSQL cannot hold what is in {first}" + (f"; and {more:,} more" if more else ""),
             "--check lists them; correct the rows, or choose with --on KIND=replace or --on KIND=set-aside",

@@ -25,6 +25,8 @@ from .reports import Report, TableReport
 from .steps import Wishes, migrate, recorded, require_proved, snapshot, teller
 from .tables import Column, TransferTable, is_ours, require_left, transfer_tables, transferred
 
+NOT_HELD = "SQLite does not hold NaN, or decimals with more than 15 digits; else look for triggers on its tables"
+
 
 def transfer(ends: Ends, wishes: Wishes) -> Report:
     """Do a transfer and return its report; see `whatspire_db.transfer.transfer`."""
@@ -63,7 +65,7 @@ def _load(sqlite: SqliteEngine, postgres: PostgresEngine, wishes: Wishes, number
         tables = transfer_tables(target.connection(), postgres, live, wishes.models)
         seconds = [_copied(source, target.connection(), table, wishes) for table in tables]
         proofs = [prove(target.connection(), source, table, teller(wishes.watcher, "prove")) for table in tables]
-        require_proved(proofs)
+        require_proved(proofs, NOT_HELD)
         reports = [
             TableReport(proof.table, proof.sqlite.rows, str(proof.sqlite), taken)
             for proof, taken in zip(proofs, seconds, strict=True)

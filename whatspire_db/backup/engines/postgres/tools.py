@@ -71,7 +71,7 @@ def how_to_get(name: str, major: int) -> str:
     )
     if name == "pg_dump":
         hint += (
-            "; a dump without a manifest is to be had of the server's own: "
+            "; or dump with the server's own pg_dump, without a manifest: "
             "docker compose exec -T postgres pg_dump -U USER -Fc DATABASE > database.dump"
         )
     return hint
