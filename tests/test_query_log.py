@@ -87,6 +87,17 @@ def test_parameters_are_logged_where_that_is_asked_for(place: Place, caplog: pyt
     assert sum(f"with ['{SECRET}']" in line for line in lines) == 2
 
 
+def test_of_a_long_statement_the_beginning_is_logged(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+    db = connect(Settings(driver=place.driver, dsn=place.dsn, log_level="info"), bind=False)
+    values = ", ".join(f"({number})" for number in range(5000))
+    with caplog.at_level(logging.INFO), db.connection_context():
+        db.execute_sql(f"SELECT count(*) FROM (VALUES {values}) AS v")
+    db.close_all()
+    (line,) = (line for line in texts(caplog.records) if "VALUES" in line)
+    assert line.endswith("...")
+    assert len(line) < 11_000
+
+
 def test_a_commit_that_fails_is_logged(postgres: Place, caplog: pytest.LogCaptureFixture) -> None:
     db = connect(Settings(driver="postgres", dsn=postgres.dsn), bind=False)
     with db.connection_context():

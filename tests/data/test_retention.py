@@ -412,6 +412,13 @@ def test_texts_that_are_no_rules(text: str, fact: str) -> None:
     assert fact in error.value.fact
 
 
+def test_a_column_without_instants_is_answered_with_those_that_hold_them() -> None:
+    for column in ("other", "type"):
+        with pytest.raises(ConfigError) as error:
+            rules_of([Event], Settings(), [f"events.{column}=30d"])
+        assert error.value.hint == "events has timestamp, created_at"
+
+
 NO_RULES: list[object] = [
     *("at", ("at",), ("at", 30), ("other", "30d"), ("id", "30d"), ("at", "x"), 5, {"at": "30d", "by": 1}),
     *(("at", timedelta(0)), ("at", -DAY), ("at", "0d"), (1, "30d")),

@@ -10,7 +10,7 @@ from .call_site import call_site
 
 logger = logging.getLogger("whatspire_db")
 
-LONGEST_PARAMETERS = 1000  # characters
+LONGEST_STATEMENT, LONGEST_PARAMETERS = 10_000, 1000  # characters: insert_many makes statements of a megabyte
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,14 @@ class QueryLog:
     def _shown(self, sql: str, parameters: Sequence[Any] | None) -> str:
         if not isinstance(sql, str):  # the driver's bytes and compositions, which can have values in them
             return f"({type(sql).__name__})"
-        text = " ".join(sql.split())
+        text = _cut(" ".join(sql.split()), LONGEST_STATEMENT)
         if not self.parameters or not parameters:
             return text
-        values = repr(list(parameters))
-        return f"{text} with {values[:LONGEST_PARAMETERS]}{'...' if len(values) > LONGEST_PARAMETERS else ''}"
+        return f"{text} with {_cut(repr(list(parameters)), LONGEST_PARAMETERS)}"
+
+
+def _cut(text: str, longest: int) -> str:
+    return text if len(text) <= longest else f"{text[:longest]}..."
 
 
 def _kind(error: BaseException) -> str:

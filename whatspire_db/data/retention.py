@@ -138,7 +138,13 @@ def _read_rule(models: Sequence[Model], text: str) -> Rule:
         hint = "declare retention in the Meta of the model that you mean"
         raise ConfigError(f"--rule: {names} all have a table {shown(table)}", hint)
     try:
-        return Rule(found[0], _instant(found[0], column), read_age(age), "--rule")
+        instant = _instant(found[0], column)
+    except ValueError as error:
+        fields = [field.column_name for field in found[0]._meta.sorted_fields if isinstance(field, InstantField)]
+        hint = f"{table} has {', '.join(fields)}" if fields else "it needs an InstantField; see docs/retention.md"
+        raise ConfigError(f"--rule for {shown(place.strip())}: {error}", hint) from None
+    try:
+        return Rule(found[0], instant, read_age(age), "--rule")
     except ValueError as error:
         raise ConfigError(f"--rule for {shown(place.strip())}: {error}", hint) from None
 

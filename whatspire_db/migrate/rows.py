@@ -157,7 +157,7 @@ def number_of_rows(number: int | None) -> str:
     """Say a number of rows; None is one that could not be found out."""
     if number is None:
         return "an unknown number of rows"
-    return f"{number} row{'' if number == 1 else 's'}"
+    return f"{number:,} row{'' if number == 1 else 's'}"
 
 
 def checked(constraint: Constraint) -> str:

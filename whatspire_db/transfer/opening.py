@@ -16,7 +16,7 @@ from ..connection.own_database import dsn_of, is_same
 from ..dsn.forms import POSTGRES, SQLITE, kind_of
 from ..dsn.naming import describe
 from ..dsn.targets import PostgresTarget, SqliteTarget
-from ..errors import ConfigError, ConnectionFailed
+from ..errors import ConfigError, ConnectionFailed, DatabaseMoved
 from ..messages import READONLY_ROLLBACK
 from ..settings import Settings, variable
 from . import fence
@@ -98,7 +98,8 @@ def sqlite_source(settings: Settings, may_be_fenced: bool = False) -> Iterator[s
         connection.execute("SELECT count(*) FROM main.sqlite_master").fetchone()  # from here on it sees one state
         moved = None if may_be_fenced else fence.find(connection)
         if moved:
-            raise moved.refusal()
+            again = "a live transfer that was killed is completed by --live and the same --to"
+            raise DatabaseMoved(moved.fact, f"{moved.hint}; {again}")
         connection.text_factory = TEXTS
         try:
             yield connection
