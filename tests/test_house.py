@@ -225,6 +225,10 @@ ROOMS = {
         "live",
         "transferring",
     ],
+    "diagram": [
+        *("", "values", "text", "models", "building", "differences", "placing", "layout", "sizes", "svg", "page"),
+        *("mermaid", "dbml", "drawing", "writing"),
+    ],
     "cli": [
         "",
         "starting",
@@ -247,6 +251,7 @@ ROOMS = {
         "data",
         "retain",
         "transfer",
+        "diagram",
         "verbs",
     ],
 }

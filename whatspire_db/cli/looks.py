@@ -18,6 +18,7 @@ from .undo import outlook, said_of
 
 if TYPE_CHECKING:
     from ..data import DataState
+    from ..migrate.mending import Mending
     from ..transfer.fence import Fence
 
 
@@ -49,7 +50,8 @@ def _data_document(runner: MigrationRunner, states: Sequence[DataState]) -> dict
 
 def _verify(runner: MigrationRunner, call: Call) -> Answer:
     wants_sql, wants_json = call.options.sql, call.options.json
-    mending = runner.mending() if wants_sql or wants_json else None
+    written = _pictured(runner, call) if call.options.html else None
+    mending = written or (runner.mending() if wants_sql or wants_json else None)
     changes = mending.changes if mending else runner.verify_schema()
     times = () if wants_sql and not wants_json else runner.time_notes()
     moved, first = _moved(runner.fence())
@@ -64,12 +66,26 @@ def _verify(runner: MigrationRunner, call: Call) -> Answer:
         "extra": [item.to_json() for item in changes.extra],
         "times": [note.to_json() for note in times],
         **({"renamed": [renaming.to_json() for renaming in changes.renamed]} if changes.renamed else {}),
+        **({"html": call.options.html} if written else {}),
     }
     code = REFUSED if changes.drift else PENDING if changes.missing else OK
     lines = [*first, call.line, _shown(changes), *map(str, changes.renamed), *(f"note: {note}" for note in times)]
     if wants_sql:
         lines = [*(f"-- {printable(line)}" for line in (*first, call.line)), str(mending)]
+    elif written:
+        lines.append(f"written: {call.options.html}")
     return Answer(call.named(document), lines, code, wanted=wants_sql)
+
+
+def _pictured(runner: MigrationRunner, call: Call) -> Mending:
+    """Write the picture of --html, and return what differs in it."""
+    from ..diagram.drawing import of_both  # not for a look without a picture
+    from ..diagram.page import page
+    from ..diagram.writing import write_whole
+
+    comparison = runner.comparison()
+    write_whole(call.options.html, page(of_both(comparison, f"{call.driver} {call.database}")))
+    return comparison.mending
 
 
 def _version_for(runner: MigrationRunner) -> int | None:
