@@ -39,8 +39,11 @@ def parser_of(prog: str = PROG) -> argparse.ArgumentParser:
     parser.add_argument(
         "--live",
         action="store_true",
-        help="draw the database instead of the models; if --models or WHATSAPP_DATABASE_MODELS names models, draw both "
-        "and mark what differs",
+        help="draw the database instead of the models; where --models or WHATSAPP_DATABASE_MODELS names some, as with "
+        "--compare",
+    )
+    parser.add_argument(
+        "--compare", action="store_true", help="draw the models and the database, and mark what differs between them"
     )
     parser.add_argument(
         "--tables", nargs="+", action="extend", metavar="PATTERN", help="draw only tables of such names, like 'order*'"
@@ -108,11 +111,12 @@ def _format(options: Any) -> str:
 def _drawn(call: Call) -> Diagram:
     """Draw the sources that were asked for; a database that cannot be reached is an error, and never left out."""
     options = call.options
-    if not options.live:
+    is_live = options.live or options.compare
+    if not is_live:
         settings, models = settings_and_models(call)
         kind = peewee.SqliteDatabase if settings.driver == SQLITE else peewee.PostgresqlDatabase
         return of_models(models, kind(None), _named(call))
-    if options.models or call.settings().models:
+    if options.compare or options.models or call.settings().models:
         settings, models = settings_and_models(call)
         with _running(settings, models) as runner:
             return of_both(runner.comparison(), _named(call))

@@ -91,7 +91,7 @@ def parser_of(prog: str = PROG) -> ArgumentParser:
     parser.add_argument(
         "--html",
         metavar="FILE",
-        help="with verify: write a picture of the schema with its differences, and the SQL that fixes them, to one file",
+        help="with verify: write a picture of the schema, its differences and the SQL that fixes them to one file",
     )
     _add_undo_options(parser)
     add_trust_source(parser)

@@ -9,8 +9,11 @@
   const sections = [...document.querySelectorAll("aside section")];
   let view = [...whole], chosen = "", hits = [], hit = -1;
 
-  const show = () => picture.setAttribute("viewBox", view.join(" "));
   const scale = () => Math.min(picture.clientWidth / view[2], picture.clientHeight / view[3]) || 1;
+  const show = () => {
+    picture.setAttribute("viewBox", view.join(" "));
+    picture.classList.toggle("afar", scale() < 0.38);  // where rows could not be read, names stand alone
+  };
   // The box of the view has the shape of the window, so that a point of one is a point of the other.
   const shaped = (x, y, width, height) => {
     const shape = picture.clientWidth / picture.clientHeight || 1.5;
@@ -52,7 +55,7 @@
     for (const section of sections) section.hidden = section.dataset.of !== id;
     hint.hidden = Boolean(table);
     for (const item of items) {
-      const link = item.firstElementChild, is = link.hash === "#" + id;
+      const link = item.firstElementChild, is = link.hash === "#/" + id;
       if (is) { link.setAttribute("aria-current", "true"); link.scrollIntoView({ block: "nearest" }); }
       else link.removeAttribute("aria-current");
     }
@@ -62,16 +65,16 @@
   };
 
   const follow = () => {
-    const id = location.hash.slice(1);
+    const id = location.hash.slice(2);
     if (tables.has(id)) { choose(id); tables.get(id).focus({ preventScroll: true }); }
   };
-  const go = (id) => { if (location.hash === "#" + id) follow(); else location.hash = id; };
+  const go = (id) => { if (location.hash === "#/" + id) follow(); else location.hash = "/" + id; };
 
   const look = () => {
     const words = search.value.trim().toLowerCase();
     hits = [];
     for (const item of items) {
-      const is = item.dataset.words.includes(words), id = item.firstElementChild.hash.slice(1);
+      const is = item.dataset.words.includes(words), id = item.firstElementChild.hash.slice(2);
       item.hidden = !is;
       tables.get(id).classList.toggle("hit", Boolean(words) && is);
       if (words && is) hits.push(id);
@@ -88,7 +91,7 @@
     hit = (hit + (event.shiftKey ? hits.length - 1 : 1)) % hits.length;
     const id = hits[hit];
     choose(id);
-    history.replaceState(null, "", "#" + id);
+    history.replaceState(null, "", "#/" + id);
   });
   // From a chosen table along its references, one after the other; back with the other key.
   const along = (step) => {
@@ -128,7 +131,7 @@
   picture.addEventListener("click", (event) => {
     if (moved) { moved = false; return; }
     const table = event.target.closest(".table"), line = event.target.closest(".reference");
-    if (table) { choose(table.id, false); history.replaceState(null, "", "#" + table.id); }
+    if (table) { choose(table.id, false); history.replaceState(null, "", "#/" + table.id); }
     // A line leads to its other end, seen from the chosen table; else to the table that it refers to.
     else if (line) go(line.dataset.to === chosen ? line.dataset.from : line.dataset.to);
     else choose("");
@@ -142,7 +145,7 @@
   document.getElementById("fit").addEventListener("click", fit);
   addEventListener("hashchange", follow);
   addEventListener("resize", () => shaped(...view));
-  addEventListener("beforeprint", () => { picture.setAttribute("viewBox", whole.join(" ")); });
+  addEventListener("beforeprint", () => { picture.setAttribute("viewBox", whole.join(" ")); picture.classList.remove("afar"); });
   addEventListener("afterprint", show);
   fit();
   follow();

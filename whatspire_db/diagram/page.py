@@ -6,7 +6,7 @@ import hashlib
 from base64 import b64encode
 from collections.abc import Iterator
 
-from ..migrate.schema import label
+from ..migrate.schema import Key, label
 from .svg import Picture, content, picture_of, style
 from .text import escaped
 from .values import MEANINGS, SIGNS, Diagram, Difference, DrawnTable, Reference
@@ -33,6 +33,7 @@ def page(diagram: Diagram) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         '<meta name="color-scheme" content="light dark"><meta name="referrer" content="no-referrer">',
         f"<title>{title}</title><style>{sheet}</style></head><body>",
+        '<div class="screen">',
         *_header(diagram),
         '<div class="columns"><nav aria-label="tables">',
         *_list(picture),
@@ -41,7 +42,7 @@ def page(diagram: Diagram) -> str:
         "</main>",
         '<aside aria-live="polite">',
         *_details(picture),
-        "</aside></div>",
+        "</aside></div></div>",
         *_differences(picture),
         f"<script>{script}</script></body></html>\n",
     ]
@@ -68,13 +69,18 @@ def _header(diagram: Diagram) -> Iterator[str]:
     yield "</div></header>"
 
 
+def _link(picture: Picture, key: Key) -> str:
+    """Return the link to a table: no element has it as its id, for a browser would scroll the whole page to that."""
+    return f"#/{picture.ids[key]}"
+
+
 def _list(picture: Picture) -> Iterator[str]:
     yield '<ul id="tables">'
     for key, table in sorted(picture.diagram.tables.items(), key=lambda one: one[1].label):
         words = " ".join([table.label, *(column.name for column in table.columns)])
         badge = picture.boxes[key].badge
         shown = f' <span class="sign">{escaped(badge)}</span>' if badge else ""
-        link = f'<a href="#{picture.ids[key]}">{escaped(table.label)}{shown}</a>'
+        link = f'<a href="{_link(picture, key)}">{escaped(table.label)}{shown}</a>'
         yield f'<li data-words="{escaped(words.lower())}">{link}</li>'
     yield "</ul>"
     yield "<dl>" + "".join(f"<dt>{keys}</dt><dd>{does}</dd>" for keys, does in KEYS_HELP) + "</dl>"
@@ -88,7 +94,7 @@ def _drawing(picture: Picture, title: str) -> Iterator[str]:
     width, height = picture.layout.width + 40, picture.layout.height + 40
     yield f'<svg id="picture" viewBox="-20 -20 {width:.0f} {height:.0f}" role="group" aria-label="{title}" data-box="'
     yield f'-20 -20 {width:.0f} {height:.0f}">'
-    yield from content(picture)
+    yield from content(picture, from_afar=True)
     yield "</svg>"
 
 
@@ -139,7 +145,7 @@ def _relations(picture: Picture, table: DrawnTable) -> Iterator[str]:
 def _relation(picture: Picture, reference: Reference, is_out: bool) -> str:
     other, columns = (reference.target, reference.columns) if is_out else (reference.source, reference.columns)
     by = f"by {', '.join(columns)}" + (", implied" if reference.is_implied else "")
-    return f'<li><a href="#{picture.ids[other]}">{escaped(label(other))}</a> {escaped(by)}</li>'
+    return f'<li><a href="{_link(picture, other)}">{escaped(label(other))}</a> {escaped(by)}</li>'
 
 
 # Differences
@@ -166,13 +172,14 @@ def _differences(picture: Picture) -> Iterator[str]:
 
 
 def _difference(picture: Picture, difference: Difference) -> str:
-    name = picture.ids.get(difference.table)
     place = escaped(difference.place)
-    where = f'<a href="#{name}">{place}</a>' if name else place
+    is_drawn = difference.table in picture.ids
+    where = f'<a href="{_link(picture, difference.table)}">{place}</a>' if is_drawn else place
     values = (
         [escaped(difference.declared or "none"), escaped(difference.live or "none")] if difference.values else ["", ""]
     )
     sql = "".join(f"<pre>{_lines_of(text)}</pre>" for text in difference.sql)
+    sql = f"<details><summary>SQL</summary>{sql}</details>" if sql else ""
     note = f"<p>{escaped(difference.note)}</p>" if difference.note else ""
     state = f'<td class="state is-{difference.state}">{SIGNS[difference.state]} {difference.state}</td>'
     cells = "".join(f"<td>{text}</td>" for text in (escaped(difference.what), where, *values, note + sql))

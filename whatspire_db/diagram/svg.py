@@ -9,7 +9,7 @@ from importlib import resources
 from ..migrate.schema import Key
 from .layout import Layout, Point, Rect, laid_out
 from .placing import Link
-from .sizes import HEADER, INSET, KEYS, MOST_NAME, Box, Line, box_of, state_of_parts, type_of
+from .sizes import HEADER, INSET, KEYS, LETTER, MOST_NAME, Box, Line, box_of, state_of_parts, type_of
 from .text import cells, cut, escaped, plain
 from .values import MEANINGS, SIGNS, Diagram, Reference
 
@@ -85,20 +85,42 @@ def _legend(diagram: Diagram) -> Iterator[str]:
     yield from (f"{sign} {state}: {MEANINGS[state]}" for state, sign in SIGNS.items() if state in states)
 
 
-def content(picture: Picture) -> Iterator[str]:
-    """Yield the elements of a picture: its lines first, so that no line is above a table."""
+def content(picture: Picture, *, from_afar: bool = False) -> Iterator[str]:
+    """Yield the elements of a picture: its lines first, so that no line is above a table.
+
+    :param from_afar: give each table a large name too, for a script to show where the picture is small.
+    """
     for number, reference in enumerate(picture.diagram.references):
         yield _reference(picture, number, reference)
     for x, y, text in picture.layout.headings:
         yield f'<text class="caption" x="{_n(x)}" y="{_n(y + 8)}">{escaped(text)}</text>'
     for key, box in picture.boxes.items():
-        yield from _table(picture.ids[key], box, picture.layout.places[key])
+        place = picture.layout.places[key]
+        yield from _table(picture.ids[key], box, place, _large_name(box, place) if from_afar else "")
 
 
 # Tables
 
 
-def _table(name: str, box: Box, place: Rect) -> Iterator[str]:
+def _large_name(box: Box, place: Rect) -> str:
+    """Return the name of a table, as large as its box, in a line a word."""
+    words = cut(plain(box.table.label), MOST_NAME).replace(".", "._").split("_")
+    words = [
+        word + ("_" if word and number < len(words) - 1 and not word.endswith(".") else "")
+        for number, word in enumerate(words)
+    ]
+    longest = max(max(map(cells, words)), 4)
+    scale = min((place.width - 12) / (longest * LETTER), (place.height - HEADER) / (len(words) * 13), 6)
+    top = HEADER / scale / 2 + place.height / scale / 2 - 13 * len(words) / 2
+    middle = place.width / 2 / scale
+    lines = "".join(
+        f'<tspan x="{_n(middle)}" y="{_n(top + 13 * number + 10)}">{escaped(word)}</tspan>'
+        for number, word in enumerate(words)
+    )
+    return f'<text class="large" transform="scale({scale:.2f})" aria-hidden="true">{lines}</text>'
+
+
+def _table(name: str, box: Box, place: Rect, large: str) -> Iterator[str]:
     table = box.table
     inner = f" holds-{state_of_parts(table)}" if table.all_differences and not table.state else ""
     own = f" is-{table.state}" if table.state else ""
@@ -116,6 +138,8 @@ def _table(name: str, box: Box, place: Rect) -> Iterator[str]:
         yield f'<text class="badge" x="{_n(width - INSET)}" y="21">{escaped(box.badge)}</text>'
     for line in box.lines:
         yield from _line(line, box, width)
+    if large:
+        yield large
     yield f'<rect class="frame" width="{_n(width)}" height="{_n(height)}" rx="6"/>'
     yield "</g>"
 
