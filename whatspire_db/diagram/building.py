@@ -55,7 +55,9 @@ def _is_shown(constraint: Constraint) -> bool:
 
 
 def _of_index(index: Index, differences: tuple[Difference, ...]) -> Part:
-    return Part("unique" if index.unique else "index", index.name, index.shape.removeprefix("UNIQUE "), differences)
+    is_plain = index.predicate is None and not index.include and all(str(key) == key.column for key in index.keys)
+    kind, definition = "unique" if index.unique else "index", index.shape.removeprefix("UNIQUE ")
+    return Part(kind, index.name, definition, differences, index.columns if is_plain else ())
 
 
 def _of_constraint(constraint: Constraint, differences: tuple[Difference, ...]) -> Part:

@@ -10,7 +10,6 @@ from .text import plain
 from .values import Diagram, DrawnColumn, DrawnTable, Part, Reference
 
 _PLAIN_TYPE = re.compile(r"\w+(\(\d+(,\s*\d+)?\))?")
-_KEYS = re.compile(r"(\w+)?\s*\((.*)\)\s*", re.DOTALL)
 _NUMBER = re.compile(r"-?\d+(\.\d+)?")
 
 
@@ -26,8 +25,8 @@ def dbml(diagram: Diagram) -> str:
 
 
 def _name(text: str) -> str:
-    """Quote a name; DBML has no escape for a double quote in one."""
-    return '"' + plain(text).replace('"', "''").replace("\\", "/") + '"'
+    """Quote a name; DBML has no escape for a double quote in one, and its readers drop spaces at the ends."""
+    return '"' + (plain(text).replace('"', "''").replace("\\", "/").strip() or "_") + '"'
 
 
 def _text(text: str) -> str:
@@ -42,7 +41,7 @@ def _table(table: DrawnTable) -> Iterator[str]:
     yield ""
     yield f"Table {_place(table.key)} {{"
     yield from (f"  {_column(column, table)}" for column in table.columns)
-    indexes = [line for part in table.parts if (line := _index(part))]
+    indexes = [_index(part) for part in table.parts if _is_index(part)]
     keys = [column.name for column in table.columns if "PK" in column.keys]
     if len(keys) > 1:
         indexes.insert(0, f"({', '.join(map(_name, keys))}) [pk]")
@@ -51,7 +50,7 @@ def _table(table: DrawnTable) -> Iterator[str]:
         yield from (f"    {line}" for line in indexes)
         yield "  }"
     notes = [] if table.kind == "table" else [table.kind]
-    notes += [part.text for part in table.parts if not _index(part)]
+    notes += [part.text for part in table.parts if not _is_index(part)]
     notes += [str(difference) for difference in table.all_differences]
     if notes:
         yield f"  Note: {_text('; '.join(notes))}"
@@ -77,24 +76,16 @@ def _default(text: str) -> str:
     return "`" + plain(text).replace("`", "'") + "`"
 
 
+def _is_index(part: Part) -> bool:
+    return part.kind in ("index", "unique")
+
+
 def _index(part: Part) -> str:
-    """Return an index; "" for what is none."""
-    if part.kind not in ("index", "unique"):
-        return ""
-    found = _KEYS.match(part.definition)
     facts = ["unique"] if part.kind == "unique" else []
     facts += [f"name: {_text(part.name)}"] if part.name else []
-    if found and not part.definition[found.end() :]:
-        facts += [f"type: {found[1]}"] if found[1] in ("btree", "hash") else []
-        names = [name.strip().strip('"') for name in found[2].split(",")]
-        if all(re.fullmatch(r"\w+", name) for name in names):
-            return (
-                f"({', '.join(map(_name, names))}) [{', '.join(facts)}]"
-                if facts
-                else f"({', '.join(map(_name, names))})"
-            )
+    names = ", ".join(map(_name, part.columns))
     shown = plain(part.definition).replace("`", "'")
-    return f"(`{shown}`) [{', '.join([*facts, *([] if facts else ['note: ' + _text(part.name)])])}]"
+    return f"({names or f'`{shown}`'})" + (f" [{', '.join(facts)}]" if facts else "")
 
 
 def _reference(reference: Reference) -> Iterator[str]:

@@ -97,12 +97,16 @@ class DrawnColumn:
 
 @dataclass(frozen=True)
 class Part:
-    """An index, a CHECK or another rule of a table, by its kind, its name and its definition."""
+    """An index, a CHECK or another rule of a table, by its kind, its name and its definition.
+
+    :param columns: of an index that is no more than these columns.
+    """
 
     kind: str
     name: str
     definition: str
     differences: tuple[Difference, ...] = ()
+    columns: tuple[str, ...] = ()
 
     @property
     def state(self) -> str:
