@@ -5,25 +5,26 @@ from __future__ import annotations
 import base64
 import json
 import os
+import select
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 SIZE = (1600, 1000)
-_PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
-
-
-def program() -> str:
-    """Return the browser; CI installs it, and elsewhere the tests of pages are skipped without one."""
-    found = next((path for name in _PROGRAMS if (path := shutil.which(name))), None)
-    if found is None:
-        pytest.skip("no Chromium here: apt-get install chromium")
-    return found
+PATIENCE = 60  # seconds without a word
+# Starts a program with two descriptors as its 3 and 4, which it reads commands from and writes answers to.
+START = """import fcntl, os, sys
+commands, answers = (fcntl.fcntl(int(number), fcntl.F_DUPFD, 10) for number in sys.argv[1:3])
+os.dup2(commands, 3), os.dup2(answers, 4)
+os.execv(sys.argv[3], sys.argv[3:])"""
+# CI installs it; elsewhere the tests of pages are skipped without one.
+PROGRAM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
 
 
 class Page:
@@ -56,6 +57,7 @@ class Page:
 
     def _receive(self) -> dict[str, Any]:
         while b"\0" not in self._rest:
+            assert select.select([self._read], [], [], PATIENCE)[0], "the browser does not answer"
             data = os.read(self._read, 1 << 20)
             assert data, "the browser ended"
             self._rest += data
@@ -116,10 +118,12 @@ def _fault(event: dict[str, Any]) -> str:
 def browser(folder: Path) -> Iterator[Page]:
     """Start a browser for a block; `folder` is its own, and becomes its home."""
     commands, answers = os.pipe(), os.pipe()
-    options = f"--headless --no-sandbox --disable-gpu --disable-dev-shm-usage --no-first-run --user-data-dir={folder}"
-    shell = f'exec "$0" {options} --remote-debugging-pipe about:blank 3<&{commands[0]} 4>&{answers[1]}'
+    assert PROGRAM is not None
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
+    own = [f"--user-data-dir={folder}", "--remote-debugging-pipe", "about:blank"]
+    ends = [str(commands[0]), str(answers[1])]
     process = subprocess.Popen(
-        ["sh", "-c", shell, program()],
+        [sys.executable, "-c", START, *ends, PROGRAM, *options, *own],
         pass_fds=(commands[0], answers[1]),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

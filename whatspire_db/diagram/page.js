@@ -68,7 +68,7 @@
     const id = location.hash.slice(2);
     if (tables.has(id)) { choose(id); tables.get(id).focus({ preventScroll: true }); }
   };
-  const go = (id) => { if (location.hash === "#/" + id) follow(); else location.hash = "/" + id; };
+  const go = (id) => { if (location.hash !== "#/" + id) history.pushState(null, "", "#/" + id); follow(); };
 
   const look = () => {
     const words = search.value.trim().toLowerCase();
@@ -143,6 +143,10 @@
   document.getElementById("in").addEventListener("click", () => zoom(0.8));
   document.getElementById("out").addEventListener("click", () => zoom(1.25));
   document.getElementById("fit").addEventListener("click", fit);
+  document.addEventListener("click", (event) => {
+    const link = event.target.closest("a[href^='#/']");
+    if (link) { event.preventDefault(); go(link.hash.slice(2)); picture.scrollIntoView({ block: "nearest" }); }
+  });
   addEventListener("hashchange", follow);
   addEventListener("resize", () => shaped(...view));
   addEventListener("beforeprint", () => { picture.setAttribute("viewBox", whole.join(" ")); picture.classList.remove("afar"); });
