@@ -19,8 +19,9 @@ from whatspire_db.diagram.drawing import FORMATS
 from whatspire_db.diagram.mermaid import encoded, mermaid
 from whatspire_db.diagram.page import page
 from whatspire_db.diagram.svg import svg
-from whatspire_db.diagram.text import cells, cut, plain
+from whatspire_db.diagram.text import cut, plain
 from whatspire_db.diagram.values import Diagram
+from whatspire_db.letters import cells
 
 PICTURES = pictures()
 SVG = "{http://www.w3.org/2000/svg}"

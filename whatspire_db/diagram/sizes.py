@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from ..letters import cells
 from .placing import Size
-from .text import cells, cut, plain
+from .text import cut, plain
 from .values import SIGNS, Difference, DrawnColumn, DrawnTable, gravest
 
 HEADER, ROW, DETAIL, PADDING = 32.0, 20.0, 16.0, 5.0

@@ -6,11 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
 
+from ..letters import cells
 from ..migrate.schema import Key
 from .layout import Layout, Point, Rect, laid_out
 from .placing import Link
 from .sizes import HEADER, INSET, KEYS, LETTER, MOST_NAME, Box, Line, box_of, state_of_parts, type_of
-from .text import cells, cut, escaped, plain
+from .text import cut, escaped, plain
 from .values import MEANINGS, SIGNS, Diagram, Reference
 
 EDGE, CORNER = 32.0, 6.0  # around the picture; the radius of a line's corners
