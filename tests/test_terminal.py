@@ -85,7 +85,7 @@ def test_verify_status_health_and_backups_are_tables_on_a_terminal(sqlite: Place
     db.execute_sql("DROP INDEX idx_sessions_jid")
     db.execute_sql("ALTER TABLE sessions ADD COLUMN nickname text")
     db.close()
-    named, heads, missing, extra = on_terminal(sqlite, "verify", COLUMNS="200").splitlines()
+    named, heads, missing, extra = on_terminal(sqlite, "verify", COLUMNS="200", NO_COLOR="1").splitlines()
     assert named == f"database: sqlite {sqlite.dsn}"
     assert columns_of(heads) == ["state", "what", "where"]
     assert columns_of(missing) == ["missing", "index", "sessions.idx_sessions_jid"]

@@ -82,7 +82,7 @@ def _column(column: DrawnColumn) -> str:
     notes += [] if kind == column.type else [column.type] if column.type else []
     notes += [] if column.column.not_null else ["null"]
     notes += [f"{SIGNS[d.state]} {d.state} {d.what} {d.values}".strip() for d in column.differences]
-    comment = f'"{encoded("; ".join(notes))}"' if notes else ""
+    comment = f'"{encoded(", ".join(notes))}"' if notes else ""
     return "        " + " ".join(filter(None, [kind, name, keys, comment]))
 
 
