@@ -93,7 +93,7 @@ def test_verify_status_health_and_backups_are_tables_on_a_terminal(sqlite: Place
     assert missing.index("index") == extra.index("column") == heads.index("what")
     status = on_terminal(sqlite, "status", COLUMNS="200").splitlines()
     assert columns_of(status[1]) == ["version", "applied at", "run", "added"]
-    assert columns_of(status[2])[2:] == ["auto_migration", "9 tables"]
+    assert columns_of(status[2])[2:] == ["auto_migration", "8 tables"]
     health = on_terminal(sqlite, module="whatspire_db.health", COLUMNS="200").splitlines()
     assert columns_of(health[0]) == ["check", "result", "detail"]
     assert ["in sync", "no", "1 missing, 0 drift"] in map(columns_of, health)

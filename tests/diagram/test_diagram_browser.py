@@ -123,6 +123,12 @@ def test_search_finds_tables_by_name_and_by_column(show: Show) -> None:
     tab.run("document.getElementById('search').focus()")
     tab.type("SESSION_id")
     assert tab.run("document.getElementById('found').textContent") == "6 tables"
+    tab.press("Escape")
+    tab.run("document.getElementById('search').focus()")
+    tab.type("event")  # the table events comes before audit_logs, which has a column event_type
+    tab.press("Enter")
+    assert chosen_table(tab) == "events"
+    assert tab.run("document.querySelectorAll('.reference.near').length") == 1
     assert tab.faults() == []
 
 

@@ -79,6 +79,12 @@
       tables.get(id).classList.toggle("hit", Boolean(words) && is);
       if (words && is) hits.push(id);
     }
+    // A name that is, begins with or holds the words comes before a table with such a column.
+    const rank = (id) => {
+      const name = tables.get(id).dataset.table.toLowerCase();
+      return name === words ? 0 : name.startsWith(words) ? 1 : name.includes(words) ? 2 : 3;
+    };
+    hits.sort((a, b) => rank(a) - rank(b));
     picture.classList.toggle("searching", Boolean(words));
     found.textContent = words ? (hits.length === 1 ? "1 table" : hits.length + " tables") : "";
     hit = -1;
