@@ -46,6 +46,16 @@ def test_names_that_imply_a_reference(column: str, is_implied: bool) -> None:
     assert bool(diagram.references) is is_implied
 
 
+def test_only_a_key_of_one_column_can_be_implied() -> None:
+    meta = type("Meta", (), {"table_name": "logs", "primary_key": False})
+    keyless = type("Drawn", (pw.Model,), {"n": pw.IntegerField(), "Meta": meta})
+    meta = type("Meta", (), {"table_name": "pairs", "primary_key": pw.CompositeKey("a", "b")})
+    pair = type("Drawn", (pw.Model,), {"a": pw.IntegerField(), "b": pw.IntegerField(), "Meta": meta})
+    assert not drawn(
+        [pair, keyless, model("owns", {"pair_id": pw.IntegerField(), "log_id": pw.IntegerField()})]
+    ).references
+
+
 def test_a_declared_reference_is_not_implied_too() -> None:
     target = model("sessions", {})
     diagram = drawn([target, model("events", {"session": pw.ForeignKeyField(target, unique=True, null=True)})])

@@ -101,6 +101,19 @@ def test_drift_has_the_sql_of_verify(place: Place) -> None:
     assert "drift column_type books.pages: declared integer, live text" in diagram.script
 
 
+def test_accepted_drift_is_drawn_as_such(place: Place) -> None:
+    compared(place, rows=False)
+    db = place.connect()
+    with db.bind_ctx(MODELS):
+        drift = [d.to_json() for d in MigrationRunner(db, MODELS).verify_schema().drift if d.name == "pages"]
+        runner = MigrationRunner(db, MODELS, accepted_drift=drift)
+        diagram = of_both(runner.comparison(), place.driver)
+    db.close()
+    accepted = by_place(diagram)["books.pages", "column_type"]
+    assert (accepted.state, accepted.declared, accepted.live) == ("accepted", "integer", "text")
+    assert "accepted type: integer → live text" in FORMATS["svg"](diagram)
+
+
 def test_columns_and_references_of_both_sides_are_drawn(place: Place) -> None:
     diagram = compared(place, rows=False)
     assert [column.name for column in diagram.tables["", "authors"].columns] == ["id", "name", "nickname"]

@@ -135,7 +135,7 @@ def _implied(table: Table, column: Column, schema: Schema) -> Reference | None:
     for each in filter(None, wanted):
         key = by_name.get(each)
         primary = _primary_key(schema.tables[key]) if key else ()
-        if key and len(primary) == 1 and _are_alike(column, schema.tables[key].columns.get(primary[0])):
+        if key and len(primary) == 1 and _are_alike(column, schema.tables[key].columns[primary[0]]):
             return (
                 None
                 if key == table.key and primary[0] == column.name
@@ -144,10 +144,10 @@ def _implied(table: Table, column: Column, schema: Schema) -> Reference | None:
     return None
 
 
-def _are_alike(column: Column, key: Column | None) -> bool:
+def _are_alike(column: Column, key: Column) -> bool:
     """Tell whether both columns are numbers, or neither is; a type that is not known fits each."""
-    if key is None or column.type is None or key.type is None:
-        return key is not None
+    if column.type is None or key.type is None:
+        return True
     return any(word in column.type.lower() for word in _NUMERIC) == any(word in key.type.lower() for word in _NUMERIC)
 
 
