@@ -56,7 +56,7 @@ def models_from_hell() -> list[Model]:
     for name in NAMES_FROM_HELL:
         columns = {f"f{n}": pw.TextField(null=True, column_name=each) for n, each in enumerate(NAMES_FROM_HELL)}
         if models:
-            columns["before"] = pw.ForeignKeyField(models[-1], column_name=f"{name} before", backref="+")
+            columns["before"] = pw.ForeignKeyField(models[-1], column_name=f"before {name}"[:63], backref="+")
         models.append(model(name, columns))
     twice = [model("orders", {"number": pw.TextField()}, schema) for schema in ("north", "south")]
     return [*models, *twice]

@@ -9,10 +9,13 @@ import peewee as pw
 import pytest
 
 from tests.conftest import Place
-from tests.diagram.schemas import model
+from tests.diagram.schemas import NAMES_FROM_HELL, model, models_from_hell
 from whatspire_db import MigrationRunner
+from whatspire_db.diagram.building import keys_alone
 from whatspire_db.diagram.drawing import FORMATS, of_both
+from whatspire_db.diagram.mermaid import mermaid
 from whatspire_db.diagram.values import SIGNS, Diagram, Difference
+from whatspire_db.migrate.schema import folded_ascii
 
 AUTHOR = model("authors", {"name": pw.TextField()})
 BOOK = model(
@@ -162,3 +165,25 @@ def test_database_in_sync_has_no_differences(place: Place) -> None:
     assert diagram.verdict == "in sync"
     assert not diagram.differences
     assert not diagram.script
+
+
+def test_names_from_hell_are_compared_and_drawn(place: Place) -> None:
+    """One of two schemas with the same table is left out on SQLite, which has no schemas of its own."""
+    models = [m for m in models_from_hell() if not (place.is_sqlite and m._meta.schema)]
+    db = place.connect()
+    with db.bind_ctx(models):
+        for schema in () if place.is_sqlite else ("north", "south"):
+            db.execute_sql(f"CREATE SCHEMA {schema}")
+        runner = MigrationRunner(db, models)
+        pending = of_both(runner.comparison(), place.driver)
+        assert {d.state for d in pending.differences} == {"pending"}
+        runner.up()
+        live = of_both(runner.comparison(), place.driver)
+    assert live.verdict == "in sync"
+    folded = set(map(folded_ascii, NAMES_FROM_HELL)) if place.is_sqlite else set(NAMES_FROM_HELL)
+    assert {key[1] for key in live.tables} >= folded
+    for draw in (FORMATS["html"], FORMATS["svg"], FORMATS["dbml"]):
+        assert draw(live)
+        assert draw(pending)
+    assert mermaid(keys_alone(live))
+    db.close()
