@@ -41,6 +41,7 @@ def test_colours(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], is_
     expected = "\033[33mpending\033[0m: 3 steps" if is_coloured else "pending: 3 steps"
     assert coloured("pending: 3 steps") == expected
     assert coloured("  create table pending") == "  create table pending"
+    assert coloured("in sync         no") == "in sync         no"
 
 
 def on_terminal(place: Place, *arguments: str, module: str = "whatspire_db.migrate", **variables: str) -> str:
@@ -101,7 +102,7 @@ def test_verify_status_health_and_backups_are_tables_on_a_terminal(sqlite: Place
     assert sqlite.run("create", "--to", "b", "--test-restore", module=backup).returncode == 0
     listed = on_terminal(sqlite, "list", "--dir", "b", module=backup, COLUMNS="200").splitlines()
     assert columns_of(listed[1]) == ["name", "time", "size", "engine", "rows", "version", "proved"]
-    assert columns_of(listed[2])[3:5] == ["sqlite", "1"]
+    assert columns_of(listed[2])[3:5] == ["sqlite", "2"]
     assert listed[2].endswith("yes")
 
 
