@@ -79,6 +79,35 @@ def test_references_that_are_written_as_sql() -> None:
     }
 
 
+def test_unique_and_check_that_are_written_as_sql() -> None:
+    fields = {
+        "a": pw.IntegerField(constraints=[pw.SQL("UNIQUE")]),
+        "b": pw.IntegerField(constraints=[pw.SQL("DEFAULT 7")]),
+    }
+    own = model("own", fields)
+    own._meta.constraints = [pw.SQL('CONSTRAINT "pair" UNIQUE (a, "b")'), pw.SQL("CHECK (a < b)")]
+    table = drawn([own]).tables["", "own"]
+    assert [(column.name, column.keys) for column in table.columns] == [("id", ("PK",)), ("a", ("UQ",)), ("b", ())]
+    assert table.columns[2].column.default == "7"
+    assert [(part.kind, part.name, part.definition) for part in table.parts] == [
+        ("unique", "pair", "(a, b)"),
+        ("unique", "", "(a)"),
+        ("check", "", "(a < b)"),
+    ]
+
+
+def test_indexes_of_models_are_drawn_with_their_order_and_condition() -> None:
+    own = model("own", {"a": pw.IntegerField(), "b": pw.TextField()})
+    own.add_index(own.a, own.b.desc(), name="ordered")
+    own.add_index(own.a, where=own.b == "x", unique=True, name="some")
+    own.add_index(pw.SQL("CREATE UNIQUE INDEX raw ON own (lower(b), a)"))
+    parts = {part.name: part.text for part in drawn([own]).tables["", "own"].parts}
+    assert parts["ordered"] == "index (a, b DESC)"
+    assert parts["raw"] == "unique (lower(b), a)"
+    assert parts["some"].startswith("unique (a) WHERE ")
+    assert drawn([own]).tables["", "own"].columns[1].keys == ()  # unique among some rows alone
+
+
 def test_models_alone_are_drawn_as_the_database_stores_them(place: Place) -> None:
     """Types of PostgreSQL have other names there, so those alone are compared on SQLite."""
     db = place.connect()

@@ -8,6 +8,7 @@ from typing import Any
 
 import peewee
 
+from .. import peewee_compat
 from ..migrate.ddl import ModelType, indexes_of
 from ..migrate.schema import Column, Constraint, Index, IndexKey, Key, Schema, Table
 
@@ -46,10 +47,18 @@ def _table(model: ModelType, db: peewee.Database) -> Table:
     constraints = [Constraint("", "primary_key", f"PRIMARY KEY ({', '.join(keys)})", keys)] if keys else []
     constraints += _references(model)
     constraints += _written(model)
-    indexes = tuple(_index(index, db) for index in indexes_of(model))
-    return Table(
-        key_of(model), columns={c.name: c for c in columns}, indexes=indexes, constraints=tuple(_once(constraints))
-    )
+    unique = [_unique(each) for each in constraints if each.kind == "unique"]
+    indexes = (*(_index(index, db) for index in indexes_of(model)), *unique)
+    others = tuple(_once([each for each in constraints if each.kind != "unique"]))
+    return Table(key_of(model), columns={c.name: c for c in columns}, indexes=indexes, constraints=others)
+
+
+def _unique(constraint: Constraint) -> Index:
+    """Return the unique index that a constraint brings with it."""
+    found = re.search(_NAMES, constraint.definition)
+    columns = _names(found[1]) if found else constraint.columns
+    keys = tuple(IndexKey(name, column=name) for name in columns)
+    return Index(constraint.name, keys, unique=True, constraint="UNIQUE")
 
 
 def _once(constraints: Sequence[Constraint]) -> Iterator[Constraint]:
@@ -73,7 +82,7 @@ def _column(field: peewee.Field, db: peewee.Database) -> Column:
 
 def _references(model: ModelType) -> Iterator[Constraint]:
     for field in model._meta.sorted_fields:
-        if not isinstance(field, peewee.ForeignKeyField) or not getattr(field, "declare_backref", True):
+        if not isinstance(field, peewee.ForeignKeyField):
             continue
         target, there = field.rel_model, field.rel_field.column_name
         rules = "".join(f" ON {when} {rule}" for when, rule in _rules(field) if rule)
@@ -107,11 +116,10 @@ def _constraint(text: str, columns: tuple[str, ...], schema: str) -> Constraint:
         return _reference(definition, _names(found[1]), _target(found[2], schema), _names(found[3] or ""))
     if columns and (found := _REFERENCES.search(definition)):
         return _reference(definition, columns, _target(found[1], schema), _names(found[2] or ""))
-    word = definition.split("(")[0].strip().lower()
-    kinds = {"primary key": "primary_key", "check": "check", "exclude": "exclude"}
-    return Constraint(
-        name, kinds.get(word, "check" if word.startswith("check") else word or "rule"), definition, columns
-    )
+    kinds = {"primary key": "primary_key", "check": "check", "exclude": "exclude", "unique": "unique"}
+    words = " ".join(definition.lower().split())
+    kind = next((kind for begins, kind in kinds.items() if words.startswith(begins)), "rule")
+    return Constraint(name, kind, definition, columns)
 
 
 def _index(index: Any, db: peewee.Database) -> Index:
@@ -122,9 +130,9 @@ def _index(index: Any, db: peewee.Database) -> Index:
         return Index(
             _unquoted(found[2]), (IndexKey(found[3].strip().removeprefix("(").removesuffix(")")),), bool(found[1])
         )
-    keys = tuple(_key(part, db) for part in index._expressions)
-    where = _sql(index._where, db) if index._where is not None else None
-    return Index(index._name, keys, bool(index._unique), str(index._using or ""), predicate=where)
+    name, expressions, unique, method, where = peewee_compat.parts_of(index)
+    predicate = None if where is None else _sql(where, db)
+    return Index(name, tuple(_key(part, db) for part in expressions), unique, method, predicate=predicate)
 
 
 def _key(part: Any, db: peewee.Database) -> IndexKey:
