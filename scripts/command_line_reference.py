@@ -19,7 +19,8 @@ sys.path.insert(0, str(ROOT))
 PAGE = ROOT / "docs" / "reference" / "command-line.md"
 # The modules whose `parser_of()` returns a command's parser, in the order of the page.
 COMMANDS = tuple(
-    f"whatspire_db.cli.{name}" for name in ("migrate", "health", "backup", "data", "retain", "transfer", "settings")
+    f"whatspire_db.cli.{name}"
+    for name in ("migrate", "health", "backup", "data", "retain", "transfer", "diagram", "settings")
 )
 HEAD = """\
 # Command-line reference

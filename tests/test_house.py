@@ -20,6 +20,7 @@ ROOMS = {
     "errors": [],
     "peewee_compat": [],
     "files": [],
+    "letters": [],
     "sql": [],
     "interruption": [],
     "signals": [],
@@ -227,10 +228,15 @@ ROOMS = {
         "live",
         "transferring",
     ],
+    "diagram": [
+        *("", "values", "text", "models", "building", "differences", "placing", "layout", "sizes", "svg", "page"),
+        *("mermaid", "dbml", "drawing", "writing"),
+    ],
     "cli": [
         "",
         "starting",
         "terminal",
+        "tables",
         "options",
         "call",
         "loading",
@@ -249,6 +255,7 @@ ROOMS = {
         "data",
         "retain",
         "transfer",
+        "diagram",
         "verbs",
     ],
 }

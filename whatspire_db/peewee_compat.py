@@ -166,6 +166,10 @@ USED: tuple[Private, ...] = (
     ("peewee:SchemaManager._create_index", "(self, index, safe=True)", "renders CREATE INDEX", _DDL),
     ("peewee:ModelIndex._model", "attribute", _TABLE_OF_INDEX, _INHERITED),
     ("peewee:ModelIndex._table", "attribute", _TABLE_OF_INDEX, _INHERITED),
+    *(
+        (f"peewee:Index.{name}", "attribute", "what a picture of the models shows of an index", "it shows none")
+        for name in ("_name", "_expressions", "_unique", "_using", "_where")
+    ),
     ("peewee:Entity._path", "attribute", "the parts of a name, in which a % stands for itself", _PERCENT),
     (
         "playhouse.migrate:SchemaMigrator._table",
@@ -315,6 +319,11 @@ def index_of(model: Any, index: Any) -> Any:
     copy = index.clone()
     copy._model, copy._table = model, model._meta.table
     return copy
+
+
+def parts_of(index: Any) -> tuple[str, list[Any], bool, str, Any]:
+    """Return an index's name, its expressions, whether it is unique, its method and its condition."""
+    return index._name, list(index._expressions), bool(index._unique), str(index._using or ""), index._where
 
 
 def path_of(entity: peewee.Entity) -> tuple[str, ...]:

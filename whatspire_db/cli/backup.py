@@ -7,7 +7,7 @@ import logging
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from .. import backup as backups
@@ -22,6 +22,7 @@ from ..dsn.targets import PostgresTarget, SqliteTarget
 from ..errors import ConfigError, WhatspireDBError
 from ..settings import Settings
 from ..settings.durations import seconds_of
+from . import tables
 from .call import Answer, Call, configure_logging, progress_bar, run_command, symbol
 from .options import Parser, RawHelpFormatter, add_database_options
 
@@ -219,10 +220,35 @@ def _list(settings: Settings, call: Call, progress: Progress) -> Answer:
         "backups": [{**b.to_json(), "problem": b.missing} for b in found],
         "others": [{"path": str(o.path), "reason": o.reason} for o in others],
     }
-    lines = [_described(b) + (f"; PROBLEM: {b.missing}" if b.missing else "") for b in found]
+    if tables.is_terminal() and found:
+        lines = [f"backups in {options.dir or settings.backup_dir}", *_table(found)]
+    else:
+        lines = [_described(b) + (f"; PROBLEM: {b.missing}" if b.missing else "") for b in found]
     lines += [f"not a backup: {other.reason}" for other in others]
     lines = lines or [f"no backups in {options.dir or settings.backup_dir}"]
     return Answer(call.named(document), [*lines, call.line])
+
+
+def _table(found: Sequence[Backup]) -> list[str]:
+    rows = [
+        (
+            backup.manifest.file,
+            f"{backup.manifest.time:%Y-%m-%d %H:%M:%S} UTC",
+            _size(backup.manifest.size),
+            backup.manifest.content.engine,
+            f"{backup.manifest.content.rows:,}",
+            str(backup.manifest.content.schema_version),
+            "yes" if backup.manifest.tested_at else "no",
+            _remarks(backup),
+        )
+        for backup in found
+    ]
+    return tables.aligned(("name", "time", "size", "engine", "rows", "version", "proved", "remarks"), rows)
+
+
+def _remarks(backup: Backup) -> str:
+    problem = [f"PROBLEM: {backup.missing}"] if backup.missing else []
+    return "; ".join([*problem, *_torn(backup), *([backup.manifest.purpose] if backup.manifest.purpose else [])])
 
 
 def _verify(settings: Settings, call: Call, progress: Progress) -> Answer:
@@ -308,11 +334,15 @@ def _described(backup: Backup) -> str:
     facts = [_size(manifest.size), _holds(backup)]
     if manifest.tested_at:
         facts.append("restored and compared")
-    if torn := len(manifest.content.distributed):
-        facts.append(f"torn: {torn} distributed {'table' if torn == 1 else 'tables'}, not of one moment")
+    facts += _torn(backup)
     if manifest.purpose:
         facts.append(manifest.purpose)
     return f"{backup.file} ({', '.join(facts)})"
+
+
+def _torn(backup: Backup) -> list[str]:
+    torn = len(backup.manifest.content.distributed)
+    return [f"torn: {torn} distributed {'table' if torn == 1 else 'tables'}, not of one moment"] if torn else []
 
 
 def _holds(backup: Backup) -> str:

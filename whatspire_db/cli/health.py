@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,11 +16,15 @@ from ..errors import WhatspireDBError
 from ..health.check import check_health
 from ..health.values import Health, aligned, rows
 from ..settings.durations import seconds_of
+from . import tables
 from .call import FAILED, OK, Answer, Call, configure_logging, run_command
 from .loading import settings_and_models
 from .options import Parser, add_shared_options
 
 PROG = "python -m whatspire_db.health"
+# Lines of a check that are a sentence, and those that are a figure with more about it.
+TOLD = ("", "note", "times", "data migration")
+SPLIT = ("in sync", "pool", "pool waits", "connections", "file", "journal mode")
 
 
 def parser_of(prog: str = PROG) -> argparse.ArgumentParser:
@@ -48,10 +54,26 @@ def _failure_document(error: WhatspireDBError, code: int) -> dict[str, Any]:
 def _run(call: Call) -> Answer:
     health = _check(call)
     document = {"exit": OK if health.healthy else FAILED} | call.read | health.to_json()
-    lines = [aligned([*rows(health), *([("settings from", call.config)] if call.config else [])])]
+    found = [*rows(health), *([("settings from", call.config)] if call.config else [])]
+    lines = _table(found) if tables.is_terminal() else [aligned(found)]
     if health.error is None:
         return Answer(document, lines)
     return Answer(document, lines, FAILED, WhatspireDBError(health.error, health.hint or ""))
+
+
+def _table(found: Sequence[tuple[str, str]]) -> list[str]:
+    """Return what a check found as a table: each figure, and what there is to say about it."""
+    return tables.aligned(("check", "result", "detail"), [(name, *_result(name, text)) for name, text in found])
+
+
+def _result(name: str, text: str) -> tuple[str, str]:
+    """Split a text into its figure and the rest; what is only told about a database has no figure."""
+    if name in TOLD:
+        return "", text
+    if name not in SPLIT:
+        return text, ""
+    result, _, detail = re.sub(r": |, | \(", "\0", text, count=1).partition("\0")
+    return result, detail.removesuffix(")") if "(" not in detail else detail
 
 
 def _check(call: Call) -> Health:

@@ -6,11 +6,14 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import RightMissing, printable
+from ..light_stdlib import replace
+from ..migrate.added import in_words
 from ..migrate.diff import Changes, Drift
 from ..migrate.history import MigrationStatus
-from ..migrate.plan import Plan
+from ..migrate.plan import Plan, number_of_steps
 from ..migrate.runner import MigrationRunner
 from ..migrate.stamp import ForeignHistory
+from . import tables
 from .call import OK, Answer, Call
 from .migrate import PENDING, REFUSED, is_many
 from .undo import answer as undo
@@ -18,6 +21,7 @@ from .undo import outlook, refusals, said_of
 
 if TYPE_CHECKING:
     from ..data import DataState
+    from ..migrate.mending import Mending
     from ..transfer.fence import Fence
 
 
@@ -38,7 +42,8 @@ def _plan(runner: MigrationRunner, call: Call) -> Answer:
         shown = shown or refusals(call, plan.refused) or heading * bool(told)
         lines = [*shown, *(f"-- {line}" for line in told)]
     else:
-        lines = [*first[:1], call.line, *([str(plan)] if plan or not told else []), *told]  # the plan has the hint
+        shown = _plan_table(plan) if tables.is_terminal() and plan.pending else [str(plan)]
+        lines = [*first[:1], call.line, *(shown if plan or not told else []), *told]  # the plan has the hint
     code = REFUSED if plan.refused else PENDING if plan.pending or left else OK
     document = moved | plan.to_json() | _data_document(runner, left)
     return Answer(call.named(document), lines, code, wanted=call.options.sql)
@@ -50,7 +55,8 @@ def _data_document(runner: MigrationRunner, states: Sequence[DataState]) -> dict
 
 def _verify(runner: MigrationRunner, call: Call) -> Answer:
     wants_sql, wants_json = call.options.sql, call.options.json
-    mending = runner.mending() if wants_sql or wants_json else None
+    written = _pictured(runner, call) if call.options.html else None
+    mending = written or (runner.mending() if wants_sql or wants_json else None)
     changes = mending.changes if mending else runner.verify_schema()
     times = () if wants_sql and not wants_json else runner.time_notes()
     moved, first = _moved(runner.fence())
@@ -65,12 +71,27 @@ def _verify(runner: MigrationRunner, call: Call) -> Answer:
         "extra": [item.to_json() for item in changes.extra],
         "times": [note.to_json() for note in times],
         **({"renamed": [renaming.to_json() for renaming in changes.renamed]} if changes.renamed else {}),
+        **({"html": call.options.html} if written else {}),
     }
     code = REFUSED if changes.drift else PENDING if changes.missing else OK
-    lines = [*first, call.line, _shown(changes), *map(str, changes.renamed), *(f"note: {note}" for note in times)]
+    shown = _verify_table(changes) if tables.is_terminal() else [_shown(changes)]
+    lines = [*first, call.line, *shown, *map(str, changes.renamed), *(f"note: {note}" for note in times)]
     if wants_sql:
         lines = [*(f"-- {printable(line)}" for line in (*first, call.line)), str(mending)]
+    elif written:
+        lines.append(f"written: {call.options.html}")
     return Answer(call.named(document), lines, code, wanted=wants_sql)
+
+
+def _pictured(runner: MigrationRunner, call: Call) -> Mending:
+    """Write the picture of --html, and return what differs in it."""
+    from ..diagram.drawing import of_both  # not for a look without a picture
+    from ..diagram.page import page
+    from ..diagram.writing import write_whole
+
+    comparison = runner.comparison()
+    write_whole(call.options.html, page(of_both(comparison, f"{call.driver} {call.database}")))
+    return comparison.mending
 
 
 def _version_for(runner: MigrationRunner) -> int | None:
@@ -91,6 +112,47 @@ def _shown(changes: Changes) -> str:
     return "\n".join(["in sync", *lines])
 
 
+def _verify_table(changes: Changes) -> list[str]:
+    """Return the differences as a table, one a row, the state first."""
+    rows = [
+        *(("missing", m.kind, m.place, "", "") for m in changes.missing),
+        *(("drift", *_drift_cells(d)) for d in changes.drift),
+        *(("accepted", *_drift_cells(d)) for d in changes.accepted),
+        *(("extra", e.kind, e.place, "", "") for e in changes.extra),
+    ]
+    lines = tables.aligned(("state", "what", "where", "declared", "live"), rows) if rows else []
+    lines += [f"note: accepted, and not there: {Drift(*facts)}" for facts in changes.outdated]
+    return lines if changes else ["in sync", *lines]
+
+
+def _drift_cells(drift: Drift) -> tuple[str, str, str, str]:
+    return drift.kind.replace("_", " "), drift.place, drift.declared or "none", drift.live or "none"
+
+
+def _plan_table(plan: Plan) -> list[str]:
+    """Return a plan with its steps as a table, and their statements below it by the steps' numbers."""
+    steps = [(str(n), step.title, step.lock, str(step.cost)) for n, step in enumerate(plan.pending, 1)]
+    others = str(replace(plan, pending=())) if plan.refused or plan.drift or plan.renamed or plan.notes else ""
+    heading = f"pending: {number_of_steps(len(plan.pending))}"
+    table = tables.aligned(("step", "what", "lock", "cost"), steps, "  ")
+    sql = [f"  {n}. {sql};" for n, step in enumerate(plan.pending, 1) for sql in step.sql]
+    return [heading, *table, "statements", *sql, *([others] if others else [])]
+
+
+def _run_table(runs: Sequence[MigrationStatus]) -> list[str]:
+    rows = [
+        (
+            str(run.version),
+            f"{run.applied_at:%Y-%m-%d %H:%M:%S} UTC" if run.applied_at else "-",
+            run.name,
+            in_words(run.added) if run.added is not None else "",
+            str(run.undone_by or ""),
+        )
+        for run in runs
+    ]
+    return tables.aligned(("version", "applied at", "run", "added", "undone by"), rows)
+
+
 def _status(runner: MigrationRunner, call: Call) -> Answer:
     runs = runner.status()
     plan = runner.plan() if runner.check().missing else Plan(runner.engine.name, 0)  # a stamp saves the full look
@@ -104,7 +166,7 @@ def _status(runner: MigrationRunner, call: Call) -> Answer:
         **_data_document(runner, states := runner.data_states()),
         **outcome,
     }
-    lines = [*first, call.line, *_run_lines(runs)]
+    lines = [*first, call.line, *(_run_table(runs) if tables.is_terminal() and runs else _run_lines(runs))]
     lines += [f"data migration {state}" for state in states]
     lines += [f"pending: {step.title}" for step in plan.pending]
     if plan.refused:

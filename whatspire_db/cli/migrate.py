@@ -46,7 +46,7 @@ MANY = ("each_schema", "each_file", "dsn_file")  # options that name many databa
 # What the parser makes of no arguments.
 NOTHING_TYPED: dict[str, Any] = {
     "verb": "up",
-    **dict.fromkeys(("lock_timeout", "wait", "models", "driver", "dsn", "config", *MANY, "jobs", "to")),
+    **dict.fromkeys(("lock_timeout", "wait", "models", "driver", "dsn", "config", *MANY, "jobs", "to", "html")),
     **dict.fromkeys(("backup", "sql", "trust_source", "fail_fast", "only_models", "json", "quiet", "verbose"), False),
     **dict.fromkeys(("plan", "with_data"), False),
 }
@@ -55,6 +55,7 @@ _LOOKS = ("up", "plan", "verify", "status")
 USERS = {
     "backup": ("up",),
     "sql": ("plan", "verify", "undo"),
+    "html": ("verify",),
     "trust_source": (*_LOOKS, "undo"),
     **dict.fromkeys(MANY, _LOOKS),
     **dict.fromkeys(("to", "plan", "with_data"), ("undo",)),
@@ -86,6 +87,11 @@ def parser_of(prog: str = PROG) -> ArgumentParser:
         action="store_true",
         help="print statements alone, for psql or sqlite3: with plan what is pending, with verify what mends drift, "
         "with undo what it would run",
+    )
+    parser.add_argument(
+        "--html",
+        metavar="FILE",
+        help="with verify: write a picture of the schema, its differences and the SQL that fixes them to one file",
     )
     _add_undo_options(parser)
     add_trust_source(parser)
@@ -119,6 +125,8 @@ def _parse(prog: str, argv: list[str]) -> Any:
         if getattr(options, option) and options.verb not in verbs:
             flag = f"--{option.replace('_', '-')}"
             raise ConfigError(f"{options.verb} takes no {flag}", f"it is for {', '.join(verbs)}")
+    if options.html and is_many(options):
+        raise ConfigError("--html is for one database", "give it without --each-schema, --each-file and --dsn-file")
     for flag in ("--jobs", "--fail-fast"):
         if getattr(options, flag[2:].replace("-", "_")) and not is_many(options):
             raise ConfigError(f"{flag} is for many databases", "give it with --each-schema, --each-file or --dsn-file")

@@ -55,4 +55,6 @@ def coloured(line: str) -> str:
     if os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") == "dumb":
         return line
     beginning = next((word for word in COLOURS if line.startswith(word)), "")
+    if COLOURS.get(beginning) == GREEN and line.startswith(f"{beginning}  "):  # health asks it, and does not say it
+        return line
     return f"\033[{COLOURS[beginning]}m{beginning}\033[0m{line[len(beginning) :]}" if beginning else line

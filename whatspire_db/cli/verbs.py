@@ -21,6 +21,7 @@ COMMANDS = {
     "data": "run data migrations and see how they stand: run, status, retry, skip",
     "retain": "delete rows that are older than a rule says, a few at a time",
     "transfer": "bring every row from SQLite to PostgreSQL, or back, with proof",
+    "diagram": "draw the tables and their references as Mermaid, HTML, SVG or DBML; --live draws the database",
     "settings": "print every setting with its value and where that comes from, without secrets",
 }
 OWN = {

@@ -32,8 +32,13 @@ class Missing:
     name: str
     item: Table | Column | Index | Constraint | None = None
 
+    @property
+    def place(self) -> str:
+        """Return where it would be."""
+        return _place(label(self.table), self.name)
+
     def __str__(self) -> str:
-        return f"missing {self.kind} {_place(label(self.table), self.name)}"
+        return f"missing {self.kind} {self.place}"
 
     def to_json(self) -> dict[str, str]:
         return {"kind": self.kind, "table": label(self.table), "name": self.name}
@@ -60,9 +65,14 @@ class Drift:
     wanted: Table | Column | Index | Constraint | None = field(default=None, compare=False, repr=False)
     got: Table | Column | Index | Constraint | None = field(default=None, compare=False, repr=False)
 
+    @property
+    def place(self) -> str:
+        """Return where it is."""
+        return _place(self.table, self.name)
+
     def __str__(self) -> str:
         shown = f"declared {self.declared or 'none'}, live {self.live or 'none'}"
-        return f"drift {self.kind} {_place(self.table, self.name)}: {shown}"
+        return f"drift {self.kind} {self.place}: {shown}"
 
     @property
     def names(self) -> set[str]:
@@ -94,10 +104,15 @@ class Extra:
     key: Key | None = field(default=None, compare=False, repr=False)
     item: Column | Index | Constraint | None = field(default=None, compare=False, repr=False)
 
+    @property
+    def place(self) -> str:
+        """Return where it is."""
+        return _place(self.table, self.name)
+
     def __str__(self) -> str:
         why = ", of an undo that runs or was ended: it refuses values until undo is run, or it is dropped"
         why = why if self.is_proof else ""
-        return f"extra {self.kind} {_place(self.table, self.name)}{why}"
+        return f"extra {self.kind} {self.place}{why}"
 
     @property
     def is_proof(self) -> bool:

@@ -20,7 +20,7 @@ from .engines.references import with_references
 from .failures import can_be_of_a_change
 from .plan import Plan, Refusal
 from .renaming import renamings
-from .schema import Key, Schema, label
+from .schema import NOTES, Key, Schema, label
 from .stamp import Standing
 from .stamping import Stamping
 
@@ -44,6 +44,16 @@ class Look:
     @property
     def is_of_one_schema(self) -> bool:
         return bool(self.before and self.after and self.before.mark == self.after.mark)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Both schemas, what differs with what would mend it, and what a run would do; `live` is all that there is."""
+
+    declared: Schema
+    live: Schema
+    mending: Mending
+    plan: Plan
 
 
 @dataclass(frozen=True)
@@ -160,14 +170,32 @@ class Looking:
 
     def mending(self) -> tuple[Schema, Mending]:
         """Return the declared schema, what the live one differs in, and what would mend the drift."""
+        declared = self.declared()
+        return declared, self._mending(declared, self._judged())
+
+    def _mending(self, declared: Schema, live: Schema) -> Mending:
         from .mending import Mending, drifted_tables  # only for verify --sql
 
-        declared, live = self.declared(), self._judged()
         changes = self._asked_for(self.changes(declared, live))
         order = [self.engine.key(model) for model in with_references(self.all_models)]
         tables = drifted_tables(changes, declared, live, order)
         found = self.engine.fixes(tables, self.by_key, live) if tables else []
-        return declared, Mending.of_changes(changes, found, self.engine.script_settings())
+        return Mending.of_changes(changes, found, self.engine.script_settings())
+
+    def comparison(self) -> Comparison:
+        """Return both schemas, the live one with the tables that no model stands for, and all that follows of them."""
+        declared, live = self.declared(), self._judged()
+        mending, plan = self._mending(declared, live), self.plan(declared, version=0)
+        asked = {key: declared.tables[key] for key in map(self.engine.key, self.models) if key in declared.tables}
+        return Comparison(replace(declared, tables=asked), self._whole(live), mending, plan)
+
+    def whole(self) -> Schema:
+        """Return the live schema with all of its tables, but for those in which the package notes its own runs."""
+        return self._whole(self._judged())
+
+    def _whole(self, live: Schema) -> Schema:
+        keys = [key for key in (*live.tables, *live.others) if key[1] not in NOTES[1:]]
+        return self.engine.snapshot(keys)
 
     @property
     def by_key(self) -> dict[Key, ModelType]:

@@ -36,8 +36,9 @@ if TYPE_CHECKING:
     from ..transfer.fence import Fence
     from .applying import Applying
     from .diff import Changes
-    from .full_look import Looking
+    from .full_look import Comparison, Looking
     from .mending import Mending
+    from .schema import Schema
     from .times import TimeNote
     from .undo_plan import UndoPlan, UndoReport
     from .undoing import Undoing
@@ -190,6 +191,18 @@ class MigrationRunner:
             declared, mending = self._looking.mending()
             warn_of_names(declared)
             return mending
+
+    @_patient
+    def comparison(self) -> Comparison:
+        """Return both schemas, how they differ, what would mend that, and what `up` would do; changes nothing."""
+        with self._connection(), self._looking.reading():
+            return self._looking.comparison()
+
+    @_patient
+    def live_schema(self) -> Schema:
+        """Return the live schema with all of its tables, also those that no model stands for."""
+        with self._connection(), self._looking.reading():
+            return self._looking.whole()
 
     def time_notes(self, newest: int | None = None) -> tuple[TimeNote, ...]:
         """Return what the rows say of times that are not UTC, which no difference of the schema shows.
