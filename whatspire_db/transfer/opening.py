@@ -65,13 +65,8 @@ def ends_of(source: Settings, to: str) -> Ends:
     return ends
 
 
-@contextmanager
-def sqlite_source(settings: Settings, may_be_fenced: bool = False) -> Iterator[sqlite3.Connection]:
-    """Open a SQLite file read-only, in a transaction that sees one state of it until the end.
-
-    :raises ConnectionFailed: when there is no such file, or it cannot be read.
-    :raises DatabaseMoved: when its rows were moved before.
-    """
+def _to_read(settings: Settings) -> str:
+    """Return the DSN that opens a SQLite file for reading alone."""
     target = settings.target
     assert isinstance(target, SqliteTarget)
     assert target.path is not None
@@ -81,8 +76,17 @@ def sqlite_source(settings: Settings, may_be_fenced: bool = False) -> Iterator[s
         raise ConnectionFailed(f"{target.path} is a directory", "name the database file in --from")
     if os.path.isfile(target.path) and not os.path.getsize(target.path):
         raise ConnectionFailed(f"{target.path} is empty", "name the database file in --from")
-    dsn = settings.dsn if target.read_only else f"file:{quote(os.path.abspath(target.path))}?mode=ro"
-    db: Any = connect(replace(settings, dsn=dsn, replica_dsn=None), bind=False, read_only=True)
+    return settings.dsn if target.read_only else f"file:{quote(os.path.abspath(target.path))}?mode=ro"
+
+
+@contextmanager
+def sqlite_source(settings: Settings, may_be_fenced: bool = False) -> Iterator[sqlite3.Connection]:
+    """Open a SQLite file read-only, in a transaction that sees one state of it until the end.
+
+    :raises ConnectionFailed: when there is no such file, or it cannot be read.
+    :raises DatabaseMoved: when its rows were moved before.
+    """
+    db: Any = connect(replace(settings, dsn=_to_read(settings), replica_dsn=None), bind=False, read_only=True)
     with ExitStack() as stack:
         try:
             stack.enter_context(db.connection_context())
