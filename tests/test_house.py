@@ -70,6 +70,11 @@ ROOMS = {
         "engines.postgres.database",
         "connecting",
     ],
+    "copy_in": [],
+    "bulk": [],
+    "vectors": [
+        *("", "codec", "metrics", "engines", "engines.sqlite", "engines.postgres", "distances", "field", "nearest"),
+    ],
     "transfer.fence": [],  # which the others ask
     "migrate": [
         "schema",

@@ -2,47 +2,19 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from typing import Any
 
 from peewee import sqlite3
 
+from ..copy_in import copy_in, lines_of
 from .chunks import Chunk, chunks
 from .kinds import Kind, TextKind
 from .tables import Column, TransferTable
 
 KEYS = 200  # rows that one query asks for
 Tell = Callable[[str, int], None]  # a table, and how many of its rows are done
-
-
-class _Stream(io.RawIOBase):
-    """What COPY reads: the chunks that an iterator makes. `error` is what it raised, which the driver puts in words."""
-
-    def __init__(self, chunks: Iterable[bytes]) -> None:
-        self._chunks = iter(chunks)
-        self._rest = b""
-        self.error: BaseException | None = None
-
-    def readable(self) -> bool:
-        return True
-
-    def read(self, size: int = -1) -> bytes:
-        while not self._rest:
-            try:
-                chunk = next(self._chunks, None)
-            except BaseException as error:
-                self.error = error
-                raise
-            if chunk is None:
-                return b""
-            self._rest = chunk
-        if size < 0 or len(self._rest) <= size:
-            part, self._rest = self._rest, b""
-        else:
-            part, self._rest = self._rest[:size], self._rest[size:]
-        return part
 
 
 def copy_table(sqlite: sqlite3.Connection, postgres: Any, table: TransferTable, tell: Tell) -> int:
@@ -106,14 +78,7 @@ def _copy(postgres: Any, table: TransferTable, rows: Any, tell: Tell) -> int:
 
 
 def _send(cursor: Any, place: str, columns: Sequence[Column], lines: Iterable[bytes]) -> None:
-    names = ", ".join(column.quoted for column in columns)
-    stream = _Stream(lines)
-    try:
-        cursor.copy_expert(f"COPY {place} ({names}) FROM STDIN WITH (ENCODING 'UTF8')", stream, 1 << 20)
-    except Exception:
-        if stream.error is not None:
-            raise stream.error from None
-        raise
+    copy_in(cursor, place, [column.quoted for column in columns], lines)
 
 
 def _lines(columns: Sequence[Column], mended: frozenset[str], some: Iterable[Chunk]) -> Iterator[bytes]:
@@ -123,7 +88,7 @@ def _lines(columns: Sequence[Column], mended: frozenset[str], some: Iterable[Chu
             column.kind.texts(mend(column.kind, values) if column.name in mended else values)
             for column, values in zip(columns, zip(*chunk, strict=True), strict=True)
         ]
-        yield ("\n".join(map("\t".join, zip(*texts, strict=True))) + "\n").encode()
+        yield lines_of(texts)
 
 
 def mend(kind: Kind, values: Sequence[Any]) -> list[Any]:
