@@ -213,6 +213,7 @@ ROOMS = {
         "json_values",
         "kinds",
         "time_kinds",
+        "vector_kinds",
         "columns",
         "tables",
         "checking",

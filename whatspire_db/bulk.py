@@ -167,7 +167,7 @@ class _Load:
     def _place(self, plain: Row, number: int) -> str:
         keys = {key.name for key in self.model._meta.get_primary_keys()}
         pairs = zip(self.columns, plain, strict=True)
-        known = [f"{field.column_name} {ascii(value)}" for field, value in pairs if field.name in keys]
+        known = [f"{field.column_name} {value!a}" for field, value in pairs if field.name in keys]
         return f"in the row with {', '.join(known)}" if known else f"in row {number:,} of those given"
 
     def insert(self, batch: Sequence[Row]) -> None:

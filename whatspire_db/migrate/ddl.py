@@ -230,6 +230,13 @@ def index_on(index_sql: str, table: str) -> str:
     return index_sql[: match.start("place")] + table + index_sql[match.end("place") :]
 
 
+def table_of_index(index_sql: str) -> str:
+    """Return the table that CREATE INDEX names, as it stands in SQL."""
+    match = _INDEXED.search(index_sql)
+    assert match is not None
+    return match["place"].removeprefix("ONLY ")
+
+
 def referenced_tables(sql: str) -> Iterator[str]:
     """Yield the names of the tables that SQL refers to by REFERENCES, without their schemas."""
     return map(_unquoted, _REFERENCES.findall(sql) if "references" in sql.lower() else ())
