@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import threading
+from contextlib import closing
 from typing import Any
 
 import peewee as pw
+import psycopg2
 import pytest
 
 from tests.conftest import Place
@@ -169,3 +172,42 @@ def test_index_of_a_filled_table_is_built_online_with_memory_and_leaves_the_sess
         assert not runner(db, model).verify_schema()
         (given,) = {int(text.split("kB")[0].rsplit("'", 1)[1]) for text in ran if "kB" in text}
         assert 2 * 1200 * 384 * 4 // 1024 < given < 16 * 1024  # twice the table
+
+
+LOCKED = """
+SELECT l.mode, l.granted, a.application_name FROM pg_locks AS l JOIN pg_stat_activity AS a USING (pid)
+WHERE l.relation = 'item'::regclass AND a.datname = current_database()
+"""
+UNDISTURBED = {"ShareUpdateExclusiveLock", "AccessShareLock", "RowExclusiveLock"}  # none of which stops a writer
+
+
+def test_writers_go_on_while_an_index_is_built(postgres: Place) -> None:
+    with opened(postgres) as db:
+        model = filled(db, 3000, 128)
+        seen: set[tuple[str, bool]] = set()
+        written = {"before": 0, "during": 0}
+        is_building = ended = False
+
+        def write() -> None:
+            nonlocal is_building
+            with closing(psycopg2.connect(postgres.dsn)) as connection, connection.cursor() as cursor:
+                connection.autocommit = True
+                while not ended:
+                    cursor.execute("UPDATE item SET label = 'x' WHERE id = 1")
+                    cursor.execute(LOCKED)
+                    found = cursor.fetchall()
+                    seen.update((mode, granted) for mode, granted, _ in found)
+                    is_building = any(mode == "ShareUpdateExclusiveLock" for mode, *_ in found)
+                    written["during" if is_building else "before"] += 1
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        try:
+            runner(db, model).up()
+        finally:
+            ended = True
+            writer.join()
+        assert written["during"] > 10
+        assert {mode for mode, _ in seen} <= UNDISTURBED
+        assert {granted for _, granted in seen} == {True}
+        assert not runner(db, model).verify_schema()
