@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 import sys
 from array import array
@@ -112,7 +113,7 @@ class Codec:
             found.frombytes(stored)
             return _little_endian(found)
         if isinstance(stored, str):
-            return array("f", map(float, stored[1:-1].split(",")))  # json.loads would make 0 of -0
+            return array("f", json.loads(stored, parse_int=float))  # an integer would make 0 of -0
         return _floats(stored)
 
 

@@ -40,8 +40,7 @@ def nearest(
         raise ValueRefused(f"k is {k!r}, which is not a number of rows", "give the number of rows to find, from 1 on")
     is_exact = exact or not found.has_index
     distance = found.distance(found.metric, vector, is_exact).alias(DISTANCE)
-    kind: Any = type(model.select())
-    query = _searching(kind)(model, model._meta.sorted_fields, is_default=True)
+    query = _searching(model)(model, model._meta.sorted_fields, is_default=True)
     query.distance = distance
     conditions = list(where) if isinstance(where, Sequence) else [where] if where is not None else []
     order = [distance.asc(nulls="last"), *model._meta.get_primary_keys()]
@@ -86,9 +85,9 @@ class _Search:
 
 
 @cache
-def _searching(kind: Any) -> Any:
+def _searching(model: Any) -> Any:
     """Return the select of a search, of the kind that a model has."""
-    return type("Nearest", (_Search, kind), {})
+    return type("Nearest", (_Search, type(model.select())), {})
 
 
 class _Hnsw:
