@@ -182,33 +182,41 @@ def on_postgres(dsn: str, data: Matrix, asked: Matrix) -> None:
         rows = [(n % 100, text_of(vector)) for n, vector in enumerate(part)]
         inserted("PostgreSQL, executemany by hand (2,000 rows)", len(part), lambda: cursor.executemany(many, rows))
         cursor.execute("TRUNCATE item RESTART IDENTITY")
-        inserted("PostgreSQL, COPY by hand", len(data), lambda: copied(cursor, data))
+        inserted("PostgreSQL, COPY by hand (2,000 rows)", len(part), lambda: copied(cursor, part))
         cursor.execute("TRUNCATE item RESTART IDENTITY")
         inserted("PostgreSQL, bulk_insert()", len(data), lambda: bulk_insert(model, rows_of(data)))
         cursor.execute("ANALYZE item")
 
-        def by_hand(where: str = "", settings: str = "") -> Search:
-            sql = f"{settings} SELECT id, embedding <=> %s AS d FROM item WHERE embedding IS NOT NULL {where}"
+        searches(db, dsn, cursor, (model, indexed), (data, asked))
 
-            def run(vector: Matrix) -> list[int]:
-                cursor.execute(f"{sql} ORDER BY d, id LIMIT 10", [text_of(vector)])
-                return [row[0] for row in cursor.fetchall()]
 
-            return run
+def by_driver(cursor: Any, where: str = "", settings: str = "") -> Search:
+    """Return the same search as SQL by hand."""
+    sql = f"{settings} SELECT id, embedding <=> %s AS d FROM item WHERE embedding IS NOT NULL {where}"
 
-        peewees = [in_peewee(model, operator, filtered, text_of) for filtered in (False, True)]
-        shown("PostgreSQL, exact", asked, by_model(model), peewees[0], by_hand())
-        few = by_model(model, where=model.part == 3)
-        shown("PostgreSQL, exact, 1 % by an index", asked, few, peewees[1], by_hand("AND part = 3"))
-        building(db, dsn, indexed, len(data))
-        settings = "SET LOCAL hnsw.ef_search = 100; SET LOCAL hnsw.iterative_scan = strict_order;"
-        cursor.execute("ANALYZE item")
-        tuned = [within(db, settings, one) for one in peewees]
-        shown("PostgreSQL, HNSW", asked, by_model(indexed), tuned[0], by_hand(settings=settings))
-        few = by_model(indexed, where=indexed.part == 3)
-        shown("PostgreSQL, HNSW, 1 % by an index", asked, few, tuned[1], by_hand("AND part = 3", settings))
-        print(f"\nrecall at 10 of HNSW: {recall(indexed, asked, None):.3f}", end="; ")
-        print(f"with a filter that keeps 1 %: {recall(indexed, asked, indexed.part == 3):.3f}")
+    def run(vector: Matrix) -> list[int]:
+        cursor.execute(f"{sql} ORDER BY d, id LIMIT 10", [text_of(vector)])
+        return [row[0] for row in cursor.fetchall()]
+
+    return run
+
+
+def searches(db: Any, dsn: str, cursor: Any, models: tuple[Any, Any], vectors: tuple[Matrix, Matrix]) -> None:
+    """Measure searches on PostgreSQL, without an index and with one."""
+    (model, indexed), (data, asked) = models, vectors
+    peewees = [in_peewee(model, operator, filtered, text_of) for filtered in (False, True)]
+    shown("PostgreSQL, exact", asked, by_model(model), peewees[0], by_driver(cursor))
+    few = by_model(model, where=model.part == 3)
+    shown("PostgreSQL, exact, 1 % by an index", asked, few, peewees[1], by_driver(cursor, "AND part = 3"))
+    building(db, dsn, indexed, len(data))
+    settings = "SET LOCAL hnsw.ef_search = 100; SET LOCAL hnsw.iterative_scan = strict_order;"
+    cursor.execute("ANALYZE item")
+    tuned = [within(db, settings, one) for one in peewees]
+    shown("PostgreSQL, HNSW", asked, by_model(indexed), tuned[0], by_driver(cursor, settings=settings))
+    few = by_model(indexed, where=indexed.part == 3)
+    shown("PostgreSQL, HNSW, 1 % by an index", asked, few, tuned[1], by_driver(cursor, "AND part = 3", settings))
+    print(f"\nrecall at 10 of HNSW: {recall(indexed, asked, None):.3f}", end="; ")
+    print(f"with a filter that keeps 1 %: {recall(indexed, asked, indexed.part == 3):.3f}")
 
 
 def within(db: Any, settings: str, one: Search) -> Search:

@@ -50,7 +50,7 @@ class Pair(BaseModel):
 
 
 class Plain(pw.Model):
-    embedding = VectorField(3)
+    embedding = VectorField(3, index="hnsw")
 
 
 MODELS = [Topic, Passage, Short, Indexed, Pair]

@@ -236,4 +236,7 @@ def test_plain_models_of_peewee_have_vectors(place: Place) -> None:
         assert [(row.id, row.embedding) for row in found] == [(1, [1.0, 0.0, 0.0]), (2, [1.0, 1.0, 0.0])]
         Plain.update(embedding=[0, 0, 1]).where(Plain.id == 1).execute()
         assert [row.id for row in nearest(Plain, "embedding", (1, 0.1, 0), 2, where=Plain.id < 4)] == [2, 3]
+        if not place.is_sqlite:
+            assert db.execute_sql("SHOW hnsw.ef_search").fetchone() == ("40",)
+            assert not db.connection().info.transaction_status
     db.close()

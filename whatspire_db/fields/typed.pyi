@@ -5,7 +5,6 @@ from typing import Any, Generic, Literal, TypeVar, overload
 
 from typing_extensions import Self
 
-from ..vectors.field import VectorField
 from . import FlagField, InstantField, Int64Field, TextField
 
 V = TypeVar("V")
@@ -43,8 +42,4 @@ class TypedText(_Typed[V]):
     @overload
     def __new__(cls, *args: Any, null: Literal[False] = ..., **kwargs: Any) -> TextField[str]: ...
 
-class TypedVector(_Typed[V]):
-    @overload
-    def __new__(cls, *args: Any, null: Literal[True], **kwargs: Any) -> VectorField[list[float] | None]: ...
-    @overload
-    def __new__(cls, *args: Any, null: Literal[False] = ..., **kwargs: Any) -> VectorField[list[float]]: ...
+class TypedVector(_Typed[V]): ...

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import peewee
 from peewee import SQL, Context, Entity, Node
@@ -70,6 +70,26 @@ class VectorField(TypedVector[V], peewee.Field):
     field_type = "vector"
     accessor_class = _Accessor
 
+    @overload
+    def __init__(
+        self: VectorField[list[float]],
+        dimensions: int,
+        metric: str = ...,
+        index: str | None = ...,
+        *,
+        null: Literal[False] = ...,
+        **kwargs: Any,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: VectorField[list[float] | None],
+        dimensions: int,
+        metric: str = ...,
+        index: str | None = ...,
+        *,
+        null: Literal[True],
+        **kwargs: Any,
+    ) -> None: ...
     def __init__(
         self,
         dimensions: int,
