@@ -161,6 +161,7 @@ USED: tuple[Private, ...] = (
         "the classes that a joined row is made of",
         "instances of joined rows do not remember what was read",
     ),
+    ("peewee:Query._where", "attribute", "whether a search filters", "filtered searches find less exactly"),
     ("peewee:Query._limit", "attribute", "how many rows a query asks for", "searches find fewer rows than there are"),
     ("peewee:Query._offset", "attribute", "how many rows a query leaves out", "the second page of a search lacks rows"),
     (
@@ -283,6 +284,11 @@ def wrap_constructors(rows: Any, wrap: Callable[[Any, Any, bool], Any]) -> None:
     :param wrap: takes the source that an instance is of, its constructor and whether that is a model.
     """
     rows._constructor_list = [(key, wrap(key, made, model), model) for key, made, model in rows._constructor_list]
+
+
+def condition_of(query: Any) -> Any:
+    """Return the condition of a query, the same object in its copies."""
+    return query._where
 
 
 def limit_of(query: Any) -> tuple[int | None, int | None]:

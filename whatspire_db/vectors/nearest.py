@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
 import peewee
 
 from ..errors import ValueRefused
-from ..peewee_compat import limit_of
+from ..peewee_compat import condition_of, limit_of
 from .distances import EXACT, Distance
 from .engines import postgres
 from .field import VectorField
@@ -44,7 +44,9 @@ def nearest(
     query.distance = distance
     conditions = list(where) if isinstance(where, Sequence) else [where] if where is not None else []
     order = [distance.asc(nulls="last"), *model._meta.get_primary_keys()]
-    return query.select_extend().where(found.is_null(False), *conditions).order_by(*order).limit(k)
+    query = query.select_extend().where(found.is_null(False)).order_by(*order).limit(k)
+    query.bare = condition_of(query)
+    return query.where(*conditions) if conditions else query
 
 
 def _field(model: Any, field: VectorField[Any] | str) -> VectorField[Any]:
@@ -67,7 +69,7 @@ class _Search:
     """A select of the nearest rows: whatever is selected, the distance is too."""
 
     distance: Any
-    select_columns: Any
+    bare: Any  # the condition that every search has
 
     def select(self, *columns: Any) -> Any:
         return super().select(*columns, self.distance) if columns else self  # type: ignore[misc]
@@ -80,7 +82,9 @@ class _Search:
         limit, offset = limit_of(self)
         real = database.obj if isinstance(database, peewee.Proxy) else database
         if isinstance(real, peewee.PostgresqlDatabase) and not inner.exact and limit is not None:
-            database = _Hnsw(real, limit + (offset or 0), limit)
+            rows = limit + (offset or 0)
+            settings = postgres.extension_of(real).settings(rows, condition_of(self) is not self.bare)
+            database = _Hnsw(real, settings, limit)
         return super()._execute(database)  # type: ignore[misc]
 
 
@@ -93,8 +97,8 @@ def _searching(model: Any) -> Any:
 class _Hnsw:
     """A database as a query sees it that searches an HNSW index: with the settings for it, or without the index."""
 
-    def __init__(self, database: Any, rows: int, limit: int) -> None:
-        self.database, self.rows, self.limit = database, rows, limit
+    def __init__(self, database: Any, settings: Mapping[str, str], limit: int) -> None:
+        self.database, self.settings, self.limit = database, settings, limit
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.database, name)
@@ -107,8 +111,7 @@ class _Hnsw:
         return cursor
 
     def _by_index(self, query: Any, options: Any) -> Any:
-        db = self.database
-        settings = postgres.extension_of(db).settings(self.rows)
+        db, settings = self.database, self.settings
         sql, params = db.get_sql_context(**options).sql(query).query()
         if postgres.is_inside_transaction(db):
             with postgres.kept_settings(db, settings):
