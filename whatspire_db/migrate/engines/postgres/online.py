@@ -129,12 +129,19 @@ def run_online(
         watch.finish(thread)
 
 
-def _memory(db: peewee.PostgresqlDatabase, sql: str) -> dict[str, str]:
-    """Return the settings for the memory of a build, where the usual ones make it slow."""
+def memory_for(sql: str, ask: Callable[[str, list[str]], int | None]) -> dict[str, str]:
+    """Return the settings for the memory of a build, where the usual ones make it slow.
+
+    :param ask: runs a query and returns its one value.
+    """
     if not _HNSW.search(sql):
         return {}
-    kilobytes = execute(db, _MEMORY, [table_of_index(sql)]).fetchone()[0]
+    kilobytes = ask(_MEMORY, [table_of_index(sql)])
     return {"maintenance_work_mem": f"{kilobytes}kB", "max_parallel_maintenance_workers": "0"} if kilobytes else {}
+
+
+def _memory(db: peewee.PostgresqlDatabase, sql: str) -> dict[str, str]:
+    return memory_for(sql, lambda query, params: execute(db, query, params).fetchone()[0])
 
 
 @contextmanager
