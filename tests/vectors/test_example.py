@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import Place
 
 PAGE = (Path(__file__).parent.parent.parent / "docs" / "vectors.md").read_text()
@@ -21,6 +23,7 @@ sys.addaudithook(refuse)
 """
 
 
+@pytest.mark.soak  # tests/test_readme.py runs the page's examples by default
 def test_question_is_answered_by_the_nearest_message_of_its_session(place: Place) -> None:
     example = re.findall(r"^```python\n(.*?)^```", PAGE, re.M | re.S)[0]
     assert "disable_download=True" in example

@@ -54,6 +54,18 @@ def test_index_is_made_on_postgres_alone(place: Place, db: pw.Database) -> None:
     assert made == ([] if place.is_sqlite else [f'CREATE INDEX "item_embedding_hnsw" ON "item" {written}'])
 
 
+def test_subclass_has_an_index_of_its_own(postgres: Place) -> None:
+    base = model_of(VectorField(3, index="hnsw"))
+    meta = type("Meta", (), {"table_name": "special", "legacy_table_names": False})
+    special = type("Special", (base,), {"Meta": meta})
+    with opened(postgres) as db, db.bind_ctx([base, special]):
+        runner = MigrationRunner(db, [base, special])
+        runner.up()
+        assert not runner.verify_schema()
+        found = db.execute_sql("SELECT indexname FROM pg_indexes WHERE indexdef LIKE '%%USING hnsw%%' ORDER BY 1")
+        assert found.fetchall() == [("item_embedding_hnsw",), ("special_embedding_hnsw",)]
+
+
 def test_peewees_own_create_tables_makes_the_same(place: Place, db: pw.Database) -> None:
     model = model_of(VectorField(3, index="hnsw"), half=VectorField(2, type="halfvec", null=True))
     if not place.is_sqlite:
