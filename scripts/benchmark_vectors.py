@@ -209,12 +209,14 @@ def searches(db: Any, dsn: str, cursor: Any, models: tuple[Any, Any], vectors: t
     few = by_model(model, where=model.part == 3)
     shown("PostgreSQL, exact, 1 % by an index", asked, few, peewees[1], by_driver(cursor, "AND part = 3"))
     building(db, dsn, indexed, len(data))
-    settings = "SET LOCAL hnsw.ef_search = 100; SET LOCAL hnsw.iterative_scan = strict_order;"
+    tuning = "SET LOCAL hnsw.ef_search = {}; SET LOCAL hnsw.iterative_scan = strict_order;"
     cursor.execute("ANALYZE item")
-    tuned = [within(db, settings, one) for one in peewees]
-    shown("PostgreSQL, HNSW", asked, by_model(indexed), tuned[0], by_driver(cursor, settings=settings))
+    tuned = [within(db, tuning.format(ef), one) for ef, one in zip((200, 400), peewees, strict=True)]
+    shown("PostgreSQL, HNSW", asked, by_model(indexed), tuned[0], by_driver(cursor, settings=tuning.format(200)))
     few = by_model(indexed, where=indexed.part == 3)
-    shown("PostgreSQL, HNSW, 1 % by an index", asked, few, tuned[1], by_driver(cursor, "AND part = 3", settings))
+    shown(
+        "PostgreSQL, HNSW, 1 % by an index", asked, few, tuned[1], by_driver(cursor, "AND part = 3", tuning.format(400))
+    )
     print(f"\nrecall at 10 of HNSW: {recall(indexed, asked, None):.3f}", end="; ")
     print(f"with a filter that keeps 1 %: {recall(indexed, asked, indexed.part == 3):.3f}")
 
@@ -240,7 +242,7 @@ def building(db: Any, dsn: str, model: Any, rows: int) -> None:
     """Build the index beside a writer, and print how long that took and how long the writer waited."""
     progress("building the index")
     with writing(dsn, rows) as alone:
-        time.sleep(5)
+        time.sleep(30)
     with writing(dsn, rows) as beside:
         model.bind(db)
         started = time.perf_counter()

@@ -7,9 +7,9 @@ import logging
 import math
 import os
 import struct
-from array import array
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cache, lru_cache, partial
 from importlib import import_module
 from operator import mul
@@ -100,7 +100,7 @@ def add_functions(connection: Any) -> None:
 
 @cache
 def _say_slow() -> None:
-    logger.warning("distances are computed in plain Python, some ten times slower than by sqlite-vec: %s", INSTALL)
+    logger.warning("distances are computed in plain Python, about eight times slower than by sqlite-vec: %s", INSTALL)
 
 
 def _numpy() -> ModuleType | None:
@@ -110,59 +110,64 @@ def _numpy() -> ModuleType | None:
         return None
 
 
-Read = Callable[[bytes], Any]
-# What reads a stored vector, the products of two, and the length of their difference.
-Arithmetic = tuple[Read, Callable[[Any, Any], float], Callable[[Any, Any], float]]
+@dataclass(frozen=True, eq=False)  # compared as one object: a row in a search asks for it each time
+class _Arithmetic:
+    """What computes with stored vectors, in double precision."""
+
+    read: Callable[[bytes], Any]
+    dot: Callable[[Any, Any], float]
+    length: Callable[[Any], float]
+    apart: Callable[[Any, Any], float]
 
 
-def _distance(arithmetic: Arithmetic, metric: str, stored: Any, given: Any) -> float | None:
+def _distance(by: _Arithmetic, metric: str, stored: Any, given: Any) -> float | None:
     """Return a distance in double precision; None for NULL, and where it has no value."""
     if not isinstance(stored, bytes) or not isinstance(given, bytes):
         return None
     if len(stored) != len(given):
         raise ValueError("different dimensions")
-    read, dot, apart = arithmetic
-    one, other = read(stored), _kept(read, given)
+    one, (other, length) = by.read(stored), _kept(by, given)
     if metric == L2.name:
-        return apart(one, other)
-    product = dot(one, other)
+        return by.apart(one, other)
+    product = by.dot(one, other)
     if metric == INNER_PRODUCT.name:
         return -product
-    lengths = math.sqrt(dot(one, one)) * math.sqrt(dot(other, other))
+    lengths = by.length(one) * length
     return 1.0 - max(-1.0, min(1.0, product / lengths)) if lengths else None
 
 
 @lru_cache(maxsize=4)
-def _kept(read: Read, given: bytes) -> Any:
-    """Return the vector that is searched for, which every row is compared with, read once."""
-    return read(given)
+def _kept(by: _Arithmetic, given: bytes) -> tuple[Any, float]:
+    """Return the vector that is searched for, which every row is compared with, and its length."""
+    vector = by.read(given)
+    return vector, by.length(vector)
 
 
 @cache
-def _by_numpy(numpy: Any, is_half: bool) -> Arithmetic:
-    stored, double = numpy.dtype("<f2" if is_half else "<f4"), numpy.dtype("f8")
+def _by_numpy(numpy: Any, is_half: bool) -> _Arithmetic:
+    stored, double, dot = numpy.dtype("<f2" if is_half else "<f4"), numpy.dtype("f8"), numpy.dot
 
-    def read(value: bytes) -> Any:
-        return numpy.frombuffer(value, stored).astype(double)
+    def length(one: Any) -> float:
+        return math.sqrt(dot(one, one))
 
-    def dot(one: Any, other: Any) -> float:
-        return float(numpy.dot(one, other))
-
-    def apart(one: Any, other: Any) -> float:
-        difference = one - other
-        return math.sqrt(dot(difference, difference))
-
-    return read, dot, apart
+    return _Arithmetic(
+        read=lambda value: numpy.frombuffer(value, stored).astype(double),
+        dot=lambda one, other: float(dot(one, other)),
+        length=length,
+        apart=lambda one, other: length(one - other),
+    )
 
 
 @cache
-def _by_python(is_half: bool) -> Arithmetic:
+def _by_python(is_half: bool) -> _Arithmetic:
     letter, size = ("e", 2) if is_half else ("f", 4)
-
-    def read(value: bytes) -> Sequence[float]:
-        return array("d", struct.unpack(f"<{len(value) // size}{letter}", value))
 
     def dot(one: Sequence[float], other: Sequence[float]) -> float:
         return sum(map(mul, one, other))
 
-    return read, dot, math.dist
+    return _Arithmetic(
+        read=lambda value: struct.unpack(f"<{len(value) // size}{letter}", value),
+        dot=getattr(math, "sumprod", dot),  # from Python 3.12 on
+        length=lambda one: math.hypot(*one),
+        apart=math.dist,
+    )
