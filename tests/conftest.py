@@ -90,7 +90,7 @@ STARTS_PROGRAMS = {
     for name in (
         *("bounds", "command_line", "commands", "health", "holders", "kill", "loading", "many", "neighbours"),
         *("one_sqlite", "readme", "signals", "sqlite_faults", "sqlite_holders", "sqlite_restore"),
-        *("storm", "storms", "time_notes", "undo", "diagram_command", "diagram_docs"),
+        *("storm", "storms", "time_notes", "undo", "kept", "example", "diagram_command", "diagram_docs"),
     )
 }
 

@@ -7,7 +7,19 @@ from typing import Any
 
 from typing_extensions import assert_type
 
-from whatspire_db import ApiKey, BaseModel, Event, MigrationRunner, PoolStats, Session, Settings, connect, readable
+from whatspire_db import (
+    ApiKey,
+    BaseModel,
+    Event,
+    MigrationRunner,
+    PoolStats,
+    Session,
+    Settings,
+    VectorField,
+    bulk_insert,
+    connect,
+    readable,
+)
 from whatspire_db.fields import FlagField, InstantField, Int64Field, JSONTextField, TextField
 
 
@@ -18,6 +30,8 @@ class Customer(BaseModel):
     visits = Int64Field(default=0)
     seen_at = InstantField(null=True)
     tags = JSONTextField(null=True)
+    face = VectorField(128, index="hnsw")
+    voice = VectorField(64, "l2", null=True)
 
 
 def reading() -> None:
@@ -43,6 +57,14 @@ def own_models(customer: Customer) -> None:
     customer.note = None
     customer.name = None  # type: ignore[assignment]
     customer.save()
+
+
+def vectors(customer: Customer) -> None:
+    assert_type(customer.face, list[float])
+    assert_type(customer.voice, list[float] | None)
+    for row in Customer.nearest(Customer.face, customer.face, k=3, where=Customer.vip == True, exact=True):  # noqa: E712
+        assert_type(row, Customer)
+    assert_type(bulk_insert(Customer, [{"face": [1.0] * 128}], progress=True), int)
 
 
 def connecting() -> None:

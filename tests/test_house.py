@@ -71,6 +71,11 @@ ROOMS = {
         "engines.postgres.database",
         "connecting",
     ],
+    "copy_in": [],
+    "bulk": [],
+    "vectors": [
+        *("", "codec", "metrics", "engines", "engines.sqlite", "engines.postgres", "distances", "field", "nearest"),
+    ],
     "transfer.fence": [],  # which the others ask
     "migrate": [
         "schema",
@@ -210,6 +215,7 @@ ROOMS = {
         "json_values",
         "kinds",
         "time_kinds",
+        "vector_kinds",
         "columns",
         "tables",
         "checking",

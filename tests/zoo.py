@@ -16,6 +16,7 @@ from playhouse.postgres_ext import (
 from playhouse.postgres_ext import JSONField as PostgresJSONField
 from playhouse.sqlite_ext import FTS5Model, SearchField
 
+from whatspire_db import VectorField as OwnVectorField
 from whatspire_db import fields
 
 
@@ -160,9 +161,17 @@ class LongNamesThatPostgresqlHasToCutBecauseTheyAreLongerThanSixtyThree(Base):
     a_rather_long_column_name_that_makes_the_index_too_long = pw.TextField(index=True)
 
 
+class Embedded(Base):
+    """This package's own vectors; those of pgvector's Python package are in Vectors."""
+
+    cosine = OwnVectorField(3, index="hnsw", m=8)
+    far = OwnVectorField(3, "l2", null=True, index="hnsw", type="halfvec", ef_construction=99)
+    product = OwnVectorField(2000, "inner_product", null=True)
+
+
 BOTH = [
     *(Plain, BigAuto, TextKey, UuidKey, NoKey, Composite, Node, User, Tweet, Author, Book, Student, Course),
-    *(Course.students.get_through_model(), Generated, Mixed),
+    *(Course.students.get_through_model(), Generated, Mixed, Embedded),
     LongNamesThatPostgresqlHasToCutBecauseTheyAreLongerThanSixtyThree,
 ]
 

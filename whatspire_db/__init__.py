@@ -33,6 +33,7 @@ from .models.queries import readable
 from .settings import Settings
 
 if TYPE_CHECKING:
+    from .bulk import bulk_insert
     from .connection.pool_stats import PoolStats
     from .migrate import MigrationRunner
     from .models.data_migrations import data_migration
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
         Session,
         WebhookConfig,
     )
+    from .vectors.field import VectorField
+    from .vectors.nearest import nearest
 
 __version__ = "0.1.0"
 
@@ -79,12 +82,15 @@ __all__ = [
     "TransferRefused",
     "UndoRefused",
     "ValueRefused",
+    "VectorField",
     "VerificationFailed",
     "WebhookConfig",
     "WhatspireDBError",
     "WrongNode",
+    "bulk_insert",
     "connect",
     "data_migration",
+    "nearest",
     "readable",
 ]
 
@@ -93,7 +99,10 @@ __all__ = [
 _LOADED_LATER = {
     "MigrationRunner": ".migrate",
     "PoolStats": ".connection.pool_stats",
+    "VectorField": ".vectors.field",
+    "bulk_insert": ".bulk",
     "data_migration": ".models.data_migrations",
+    "nearest": ".vectors.nearest",
 }
 
 

@@ -57,6 +57,12 @@ HOOKS: tuple[Private, ...] = (
         "save() writes every column, and an unreadable value does not name its row",
     ),
     (
+        "peewee:BaseQuery._execute",
+        "(self, database)",
+        "sends a query to its database; a search by an HNSW index sends its settings along",
+        "such a search finds too few rows",
+    ),
+    (
         "peewee:ColumnBase._converter",
         "value",
         "reads the value of an expression; those within JSON columns are decoded by it",
@@ -155,6 +161,9 @@ USED: tuple[Private, ...] = (
         "the classes that a joined row is made of",
         "instances of joined rows do not remember what was read",
     ),
+    ("peewee:Query._where", "attribute", "whether a search filters", "filtered searches find less exactly"),
+    ("peewee:Query._limit", "attribute", "how many rows a query asks for", "searches find fewer rows than there are"),
+    ("peewee:Query._offset", "attribute", "how many rows a query leaves out", "the second page of a search lacks rows"),
     (
         "peewee:Model._schema",
         "attribute",
@@ -279,6 +288,16 @@ def wrap_constructors(rows: Any, wrap: Callable[[Any, Any, bool], Any]) -> None:
     :param wrap: takes the source that an instance is of, its constructor and whether that is a model.
     """
     rows._constructor_list = [(key, wrap(key, made, model), model) for key, made, model in rows._constructor_list]
+
+
+def condition_of(query: Any) -> Any:
+    """Return the condition of a query, the same object in its copies."""
+    return query._where
+
+
+def limit_of(query: Any) -> tuple[int | None, int | None]:
+    """Return the LIMIT and the OFFSET of a query."""
+    return query._limit, query._offset
 
 
 # DDL

@@ -32,10 +32,11 @@ from whatspire_db import (
     Settings,
     TransferRefused,
     WhatspireDBError,
+    copy_in,
 )
 from whatspire_db.fields import InstantField
 from whatspire_db.models.data_migrations import DataMigration
-from whatspire_db.transfer import Watcher, copying, transfer
+from whatspire_db.transfer import Watcher, transfer
 
 
 @pytest.fixture
@@ -69,7 +70,7 @@ def test_a_signal_before_a_read_is_an_interrupt(
     def read(self: Any, size: int = -1) -> bytes:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(copying._Stream, "read", read)
+    monkeypatch.setattr(copy_in._Stream, "read", read)
     with pytest.raises(KeyboardInterrupt):
         transfer(service.dsn, postgres.dsn)
 

@@ -67,6 +67,10 @@ def plain(number: int) -> dict[str, Any]:
 def fill(db: peewee.Database) -> None:
     """Put rows into every table of the zoo, some with references in a circle or to themselves."""
     zoo.Plain.insert_many([plain(number) for number in range(12)]).execute()
+    for vector in ([3.4028234663852886e38, -0.0, 1.401298464324817e-45], [0.1, -1e-30, 7]):
+        long = [number * 0.1 for number in range(2000)]
+        zoo.Embedded.create(cosine=[0.1, 1 / 3, -0.0], far=None, product=[*vector, *long[3:]])
+        zoo.Embedded.create(cosine=[1e-7, 2, 3], far=[0.1, -65504, 6e-8], product=None)
     for _ in range(3):
         zoo.BigAuto.create()
     for number, text in enumerate(TEXTS):

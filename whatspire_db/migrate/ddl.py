@@ -168,7 +168,7 @@ def create_indexes(
     """Yield each index of a model as its name and its statement."""
     if peewee_compat.is_virtual(_manager(db, model, names)):
         return
-    indexes = [own_index(db, model, index) for index in indexes_of(model)]
+    indexes = [own_index(db, model, index) for index in indexes_of(model) if _is_for(db, index)]
     for sql in _rendered(db, model, names, lambda m: [peewee_compat.index_context(m, index) for index in indexes]):
         head, name, rest = [*sql.split('"', 2), "", ""][:3]
         if head in _PEEWEES and name and rest.startswith(" ON "):  # no need to look for what others write
@@ -181,6 +181,11 @@ def create_indexes(
         sql = _PLAIN.sub(r"\1", sql, count=1)  # whether it is built concurrently is for the plan to say
         # Both engines take a name without quotes in lower case, or compare it so.
         yield quoted.replace('""', '"') if quoted else backticked or bracketed or bare.lower(), sql
+
+
+def _is_for(db: peewee.Database, index: Any) -> bool:
+    """Return whether an engine has an index: one of vectors says so itself."""
+    return not hasattr(index, "is_for") or bool(index.is_for(db))
 
 
 def indexes_of(model: ModelType) -> list[Any]:
@@ -223,6 +228,13 @@ def index_on(index_sql: str, table: str) -> str:
     match = _INDEXED.search(index_sql)
     assert match is not None
     return index_sql[: match.start("place")] + table + index_sql[match.end("place") :]
+
+
+def table_of_index(index_sql: str) -> str:
+    """Return the table that CREATE INDEX names, as it stands in SQL."""
+    match = _INDEXED.search(index_sql)
+    assert match is not None
+    return match["place"].removeprefix("ONLY ")
 
 
 def referenced_tables(sql: str) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -20,6 +21,26 @@ def comment(text: str) -> str:
 def is_comment(sql: str) -> bool:
     """Tell whether a line of a fix is a comment that `comment` made."""
     return sql.startswith("-- ")
+
+
+_VECTORS = re.compile(r"(?:.*\.)?(?P<kind>vector|halfvec)\((?P<dimensions>\d+)\)")
+
+
+def loses_vectors(wanted: Column, got: Column) -> bool:
+    """Return whether a column of vectors gets another dimension, which no cast of a vector gives it."""
+    new, old = (_VECTORS.fullmatch(str(column.type)) for column in (wanted, got))
+    return new is not None and old is not None and new["dimensions"] != old["dimensions"]
+
+
+def vectors_in_the_way(column: str, wanted: Column, got: Column) -> str:
+    """Return why a column of vectors that may not be NULL cannot get another dimension."""
+    what = f"the vectors of {column} are {got.type} and cannot become {wanted.type}, and the column is NOT NULL"
+    return f"{what}; declare it null=True and fill it afterwards, or delete the rows"
+
+
+def vectors_lost(column: str, wanted: Column, got: Column) -> str:
+    """Return the remark about a column of vectors that gets another dimension."""
+    return f"all vectors of {column} are lost, and NULL afterwards: {got.type} cannot become {wanted.type}"
 
 
 @dataclass(frozen=True)

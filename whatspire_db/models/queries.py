@@ -114,6 +114,15 @@ class Queries(_Model):
         """Return an UPDATE of the rows that where() names."""
         return Update(cls, by_field(cls, data, values))
 
+    @classmethod
+    def nearest(
+        cls, field: Any, vector: Any, k: int = 10, *, where: Any = None, exact: bool = False
+    ) -> peewee.ModelSelect[Self]:
+        """Return a SELECT of the k rows nearest to a vector; they carry `.distance`. See whatspire_db.nearest()."""
+        from ..vectors.nearest import nearest  # only where vectors are searched
+
+        return nearest(cls, field, vector, k, where=where, exact=exact)
+
     @peewee.classmethod_only  # type: ignore[untyped-decorator]
     def delete(cls) -> Delete:
         """Return a DELETE of the rows that where() names."""

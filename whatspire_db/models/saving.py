@@ -143,7 +143,10 @@ class SavesChanges(_Model):
                 "use update() with where(), or save(force_insert=True) to insert another row",
             )
         self._require_key()
-        rows: int = self.update(**values).where(self._meta.primary_key == self.get_id()).execute()
+        try:
+            rows: int = self.update(**values).where(self._meta.primary_key == self.get_id()).execute()
+        except ValueRefused as error:
+            raise self._named(error) from None
         if rows:
             self._note_saved(values)
         return rows
@@ -163,11 +166,20 @@ class SavesChanges(_Model):
         names = set(self.__data__) if chosen is None else {field.name for field in chosen}
         names |= {field.name for field in self._meta.get_primary_keys()}  # Peewee would make another default
         values = {n: v for n, v in self.__data__.items() if n in names and not (counted and n == key.name)}
-        made = self.insert(**values).execute()
+        try:
+            made = self.insert(**values).execute()
+        except ValueRefused as error:
+            raise self._named(error) from None
         self._note_saved(values)
         if key is not False and made is not None and self.get_id() is None:
             self._take_key(made)
         return 1
+
+    def _named(self, error: ValueRefused) -> ValueRefused:
+        """Return the error for a value with the key of the row that it is for, where there is one."""
+        from .unreadable import named_key
+
+        return ValueRefused(error.fact + named_key(self), error.hint)
 
     def _take_key(self, value: Any) -> None:
         """Set the key that the database made."""

@@ -67,3 +67,10 @@ def _shown(key: Any) -> str:
     """Return a key as it may stand in a message: printable, and not too long."""
     text = ascii(bytes(key) if isinstance(key, memoryview) else key)
     return text if len(text) <= LONGEST_KEY else text[: LONGEST_KEY - 3] + "..."
+
+
+def named_key(instance: Any) -> str:
+    """Return how a message names the key of an instance: nothing where it has none yet."""
+    keys = [(key.column_name, instance.__data__.get(key.name)) for key in instance._meta.get_primary_keys()]
+    given = [f"{name} {_shown(value)}" for name, value in keys if value is not None]
+    return f", in the row with {', '.join(given)}" if given else ""

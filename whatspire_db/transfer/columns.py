@@ -8,6 +8,7 @@ import peewee
 
 from ..errors import ModelError
 from ..fields import InstantField
+from ..vectors.codec import Codec
 from .kinds import (
     INTEGERS,
     BooleanKind,
@@ -21,6 +22,9 @@ from .kinds import (
     UuidKind,
 )
 from .time_kinds import InstantKind, MomentKind
+from .vector_kinds import VectorKind
+
+VECTORS = ("vector", "halfvec")  # behind the schema of the extension, where search_path does not lead there
 
 _MODIFIERS = re.compile(r"(?P<name>[^()]+?) ?(?:\((?P<first>-?\d+)(?:,(?P<second>-?\d+))?\))?(?P<rest> [a-z ]+)?")
 
@@ -49,6 +53,8 @@ def kind_of(field: peewee.Field, type_: str, not_null: bool) -> Kind:
         modifiers = tuple(int(number) for number in (match["first"], match["second"]) if number is not None)
         if name in ("timestamp with time zone", "timestamp without time zone"):
             found = InstantKind if isinstance(field, InstantField) else MomentKind
+        elif name.rpartition(".")[2] in VECTORS and isinstance(getattr(field, "codec", None), Codec):
+            name, found = name.rpartition(".")[2], VectorKind
         else:
             found = _KINDS.get(name)
     if found is None:

@@ -2,45 +2,19 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from typing import Any
 
 from peewee import sqlite3
 
+from ..copy_in import copy_in, lines_of
 from .chunks import Chunk, chunks
 from .kinds import TextKind
 from .tables import Column, TransferTable
 
 KEYS = 200  # rows that one query asks for
 Tell = Callable[[str, int], None]  # a table, and how many of its rows are done
-
-
-class _Stream(io.RawIOBase):
-    """What COPY reads: the chunks that an iterator makes. `error` is what it raised, which the driver puts in words."""
-
-    def __init__(self, chunks: Iterable[bytes]) -> None:
-        self._chunks = iter(chunks)
-        self._chunk, self._at = b"", 0
-        self.error: BaseException | None = None
-
-    def readable(self) -> bool:
-        return True
-
-    def read(self, size: int = -1) -> bytes:
-        while self._at >= len(self._chunk):
-            try:
-                chunk = next(self._chunks, None)
-            except BaseException as error:
-                self.error = error
-                raise
-            if chunk is None:
-                return b""
-            self._chunk, self._at = chunk, 0
-        end = len(self._chunk) if size < 0 else self._at + size
-        part, self._at = self._chunk[self._at : end], end
-        return part
 
 
 def copy_table(sqlite: sqlite3.Connection, postgres: Any, table: TransferTable, tell: Tell) -> int:
@@ -104,16 +78,7 @@ def _copy(postgres: Any, table: TransferTable, rows: Any, tell: Tell) -> int:
 
 
 def _send(cursor: Any, place: str, columns: Sequence[Column], lines: Iterable[bytes]) -> None:
-    names = ", ".join(column.quoted for column in columns)
-    stream = _Stream(lines)
-    try:
-        cursor.copy_expert(f"COPY {place} ({names}) FROM STDIN WITH (ENCODING 'UTF8')", stream, 1 << 20)
-    except Exception as error:
-        if stream.error is not None:
-            raise stream.error from None
-        if "KeyboardInterrupt" in str(error):  # a signal just before a read, of which the driver keeps the words alone
-            raise KeyboardInterrupt from None
-        raise
+    copy_in(cursor, place, [column.quoted for column in columns], lines)
 
 
 def _lines(columns: Sequence[Column], table: TransferTable, some: Iterable[Chunk]) -> Iterator[bytes]:
@@ -123,7 +88,7 @@ def _lines(columns: Sequence[Column], table: TransferTable, some: Iterable[Chunk
             column.kind.texts(mend(table, column, values))
             for column, values in zip(columns, zip(*chunk, strict=True), strict=True)
         ]
-        yield ("\n".join(map("\t".join, zip(*texts, strict=True))) + "\n").encode()
+        yield lines_of(texts)
 
 
 def mend(table: TransferTable, column: Column, values: Sequence[Any]) -> Sequence[Any]:

@@ -17,14 +17,13 @@ from typing import Any
 
 import peewee
 
+from ..copy_in import ESCAPES, NULL_TEXT
 from ..fields import UNREADABLE
 from . import faults
 from .json_values import json_doubt, json_fault, levelled
 
 # A byte that is no UTF-8 becomes a lone surrogate, which no valid text holds.
 TEXTS = partial(str, encoding="utf-8", errors="surrogateescape")
-NULL_TEXT = "\\N"
-ESCAPES = str.maketrans({"\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"})
 ALL_DIGITS = Context(prec=131072 + 16383)  # as many as a numeric has; Python's own context rounds to 28
 INTEGERS = {"smallint": 15, "integer": 31, "bigint": 63}
 

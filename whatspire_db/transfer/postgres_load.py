@@ -11,6 +11,7 @@ from peewee import sqlite3
 
 from ..migrate.ddl import quote
 from ..migrate.engines.postgres.limits import lock_limit
+from ..migrate.engines.postgres.online import memory_for
 from ..sql import pinned
 from .tables import TransferTable
 
@@ -109,6 +110,8 @@ def _without_indexes(postgres: Any, table: TransferTable) -> tuple[str, ...]:
 def bring_back_indexes(postgres: Any, removed: Removed) -> None:
     """Make the indexes again that were dropped for the load."""
     for sql in removed.indexes:
+        for name, value in memory_for(sql, lambda query, params: statement(postgres, query, params)[0][0]).items():
+            statement(postgres, "SELECT pg_catalog.set_config(%s, %s, true)", [name, value])
         statement(postgres, sql)
 
 

@@ -8,7 +8,14 @@ from dataclasses import dataclass
 
 from whatspire_db.migrate.ddl import execute, quote
 from whatspire_db.migrate.diff import Drift
-from whatspire_db.migrate.mending import Fix, comment, unsafe
+from whatspire_db.migrate.mending import (
+    Fix,
+    comment,
+    loses_vectors,
+    unsafe,
+    vectors_in_the_way,
+    vectors_lost,
+)
 from whatspire_db.migrate.schema import Column, Key
 from whatspire_db.sql import pinned
 
@@ -247,6 +254,8 @@ def _type(site: Site, wanted: Column, got: Column, kinds: set[str]) -> _Part:
     if users := [user for (user,) in execute(site.engine.db, _USERS, where).fetchall()]:
         what = f"PostgreSQL changes no type that other things name: {', '.join(users)}"
         return _Part(why_not=f"{what}; drop them, change the type, and make them again")
+    if loses_vectors(wanted, got):
+        return _other_dimension(site, wanted, got)
     collation = f" COLLATE {wanted.collation}" if wanted.collation else ""
     plain = f"ALTER {name} TYPE {wanted.type}{collation}"
     zoned = all(_ZONES.match(str(c.type)) for c in (wanted, got)) and wanted.type != got.type
@@ -263,6 +272,18 @@ def _type(site: Site, wanted: Column, got: Column, kinds: set[str]) -> _Part:
     if got.is_serial and wanted.is_serial and wanted.type in _SIZES and (own := _Sequences(site, wanted, got)._own()):
         sql.append(f"ALTER SEQUENCE {own} AS {wanted.type}")
     return _Part(sql, remarks)
+
+
+def _other_dimension(site: Site, wanted: Column, got: Column) -> _Part:
+    name = quote(wanted.name)
+    column = f"{site.name}.{name}"
+    has_vectors = site.engine.ask(f"SELECT EXISTS (SELECT FROM {site.name} WHERE {name} IS NOT NULL)")
+    if wanted.not_null and has_vectors:
+        return _Part(why_not=vectors_in_the_way(column, wanted, got))
+    lost = [vectors_lost(column, wanted, got)] if has_vectors else []
+    nullable = "" if wanted.not_null or not got.not_null else f"ALTER {name} DROP NOT NULL, "
+    remarks = [*lost, "rewrites the table; readers and writers wait meanwhile (ACCESS EXCLUSIVE)"]
+    return _Part([site.alter(f"{nullable}ALTER {name} TYPE {wanted.type} USING NULL")], remarks)
 
 
 def _widens(old: str, new: str) -> bool:

@@ -6,14 +6,14 @@ import json
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 
 import peewee
 
 from whatspire_db.errors import LockTimeout
 from whatspire_db.light_stdlib import Any, dataclass, field
-from whatspire_db.migrate.ddl import execute
+from whatspire_db.migrate.ddl import execute, table_of_index
 from whatspire_db.migrate.progress import Progress
 from whatspire_db.sql import pinned
 
@@ -28,7 +28,14 @@ WHERE locktype = 'virtualxid' AND pid = ANY (%s) AND (%s::text[] IS NULL OR virt
 
 
 _FOR_A_BUILD = {"lock_timeout": "0", "client_connection_check_interval": "1000"}
-_BUILD_SETTINGS = pinned(f"SELECT {', '.join(f'current_setting({name!r}, true)' for name in _FOR_A_BUILD)}")
+# Of an HNSW index: one whose graph does not fit into this memory takes several times as long. Without workers the
+# graph needs no shared memory, of which a container has little, and other sessions keep their processors.
+_HNSW = re.compile(r"\bUSING\s+hnsw\b", re.IGNORECASE)
+_MOST_MEMORY = 512 << 20  # bytes, or half of shared_buffers where that is more
+_MEMORY = pinned(f"""
+SELECT greatest(pg_size_bytes(current_setting('maintenance_work_mem')), least(pg_table_size(to_regclass(%s)) * 2,
+    greatest({_MOST_MEMORY}, pg_size_bytes(current_setting('shared_buffers')) / 2))) / 1024
+""")
 
 _STATEMENT = pinned("""
 SELECT a.pid, a.wait_event_type = 'Lock', pg_blocking_pids(a.pid), p.phase,
@@ -107,7 +114,7 @@ def run_online(
     thread = threading.Thread(target=watch.run, name="whatspire_db progress", daemon=True)
     try:
         # Behind a pooler a session's settings are not ours to change.
-        with nullcontext() if pid is None else _set_for_a_build(db):
+        with nullcontext() if pid is None else _set_for_a_build(db, _FOR_A_BUILD | _memory(db, sql)):
             thread.start()
             execute(db, sql)
     except peewee.PeeweeException as error:
@@ -122,20 +129,36 @@ def run_online(
         watch.finish(thread)
 
 
+def memory_for(sql: str, ask: Callable[[str, list[str]], int | None]) -> dict[str, str]:
+    """Return the settings for the memory of a build, where the usual ones make it slow.
+
+    :param ask: runs a query and returns its one value.
+    """
+    if not _HNSW.search(sql):
+        return {}
+    kilobytes = ask(_MEMORY, [table_of_index(sql)])
+    return {"maintenance_work_mem": f"{kilobytes}kB", "max_parallel_maintenance_workers": "0"} if kilobytes else {}
+
+
+def _memory(db: peewee.PostgresqlDatabase, sql: str) -> dict[str, str]:
+    return memory_for(sql, lambda query, params: execute(db, query, params).fetchone()[0])
+
+
 @contextmanager
-def _set_for_a_build(db: peewee.PostgresqlDatabase) -> Iterator[None]:
+def _set_for_a_build(db: peewee.PostgresqlDatabase, settings: Mapping[str, str]) -> Iterator[None]:
     """Set what a build needs in this session, and what was set before behind it.
 
     A lock timeout in its middle would leave an INVALID index, and a session whose client is gone would build on, or
     wait for others, while it holds the migration lock.
     """
-    before = execute(db, _BUILD_SETTINGS).fetchone()
-    pairs = [(name, value) for name, value in zip(_FOR_A_BUILD, before, strict=False) if value is not None]
+    names = ", ".join(f"current_setting({name!r}, true)" for name in settings)
+    before = execute(db, pinned(f"SELECT {names}")).fetchone()
+    pairs = [(name, value) for name, value in zip(settings, before, strict=False) if value is not None]
     meaning = session.current(db)
     try:
         limits.set_all(db, session.PINNED)
         for name, _ in pairs:
-            _set_if_possible(db, name, _FOR_A_BUILD[name])
+            _set_if_possible(db, name, settings[name])
         yield
     finally:
         if not db.is_closed() and db.is_connection_usable():

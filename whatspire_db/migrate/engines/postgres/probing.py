@@ -15,6 +15,7 @@ from whatspire_db.migrate.schema import Column, Key
 from whatspire_db.sql import pinned
 
 from ..base import discarded
+from .extensions import create_extension, extensions_of
 
 if TYPE_CHECKING:
     from .engine import PostgresEngine
@@ -26,8 +27,11 @@ INTEGRITY_VIOLATION = "23"  # the class of NOT NULL, CHECK and the like
 
 def rewriting(engine: PostgresEngine, model: ModelType, columns: Sequence[Column]) -> set[str]:
     """Return the names of those columns whose addition rewrites the table."""
-    with _empty_copy(engine, engine.key(model)[0], model._meta.table_name) as rewrites:
-        return {c.name for c in columns if rewrites(add_canonical_column(engine.db, model, c, PROBE))}
+    with discarded(engine.db):
+        for extension in sorted(extensions_of(engine.db, model)):
+            create_extension(engine, extension, engine.strangers([model]))
+        with _empty_copy(engine, engine.key(model)[0], model._meta.table_name) as rewrites:
+            return {c.name for c in columns if rewrites(add_canonical_column(engine.db, model, c, PROBE))}
 
 
 def alters_by_rewriting(engine: PostgresEngine, key: Key, action: str) -> bool | str:

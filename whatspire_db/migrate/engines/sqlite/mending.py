@@ -11,7 +11,15 @@ from whatspire_db.light_stdlib import TYPE_CHECKING
 from whatspire_db.messages import first_line
 from whatspire_db.migrate.ddl import ModelType, execute, quote, quote_text
 from whatspire_db.migrate.diff import Drift
-from whatspire_db.migrate.mending import RUN_UP_FIRST, DriftedTable, Fix, unsafe
+from whatspire_db.migrate.mending import (
+    RUN_UP_FIRST,
+    DriftedTable,
+    Fix,
+    loses_vectors,
+    unsafe,
+    vectors_in_the_way,
+    vectors_lost,
+)
 from whatspire_db.migrate.schema import Column, Constraint, Index, Key, Schema, Table, label
 from whatspire_db.migrate.stamp import rendered
 
@@ -136,6 +144,8 @@ def _all_there(table: str, names: Sequence[str]) -> str:
 def _rebuild(engine: SqliteEngine, table: DriftedTable, model: ModelType, live: Schema) -> Fix:
     """Return what makes a table anew with all that belongs to it, or why that cannot be."""
     belongings = Belongings.of(engine, table.key[1])
+    if why := _vectors_in_the_way(engine, table, belongings):
+        return unsafe(table.drift, why)
     indexes = dict(belongings.indexes)
     for drift in table.of_kind("index"):
         sql = _declared_index(engine, table, model, drift)
@@ -154,6 +164,27 @@ def _rebuild(engine: SqliteEngine, table: DriftedTable, model: ModelType, live: 
         return unsafe(table.drift, f"the table cannot be made anew: {first}", hint)
     script = _Script(engine, table, belongings, indexes, sql, made, _free_name(engine, belongings.name, live))
     return Fix(table.drift, tuple(script.statements())).explained(*_remarks(engine, table, made, belongings))
+
+
+def _lost_vectors(table: DriftedTable) -> dict[str, tuple[Column, Column]]:
+    """Return the columns of vectors that get another dimension, as declared and as they are, by their names."""
+    pairs = ((d.name, d.wanted, d.got) for d in table.of_kind("column_type"))
+    return {
+        name: (wanted, got)
+        for name, wanted, got in pairs
+        if isinstance(wanted, Column) and isinstance(got, Column) and loses_vectors(wanted, got)
+    }
+
+
+def _vectors_in_the_way(engine: SqliteEngine, table: DriftedTable, belongings: Belongings) -> str | None:
+    for name, (wanted, got) in _lost_vectors(table).items():
+        if wanted.not_null and _has_values(engine, belongings.name, name):
+            return vectors_in_the_way(f"{quote(belongings.name)}.{quote(name)}", wanted, got)
+    return None
+
+
+def _has_values(engine: SqliteEngine, table: str, column: str) -> bool:
+    return bool(engine.ask(f"SELECT EXISTS (SELECT 1 FROM {quote(table)} WHERE {quote(column)} IS NOT NULL)"))
 
 
 def _free_name(engine: SqliteEngine, name: str, live: Schema) -> str:
@@ -239,8 +270,9 @@ class _Script:
         columns = [quote(c) for c in self.belongings.columns if not self.made.columns[fold(c)].generated]
         if rowid := self._rowid():
             columns.insert(0, rowid)
-        listed = ", ".join(columns)
-        return f"INSERT OR ROLLBACK INTO {name} ({listed}) SELECT {listed} FROM {old}"
+        lost = {quote(column) for column in _lost_vectors(self.table)}
+        values = ", ".join("NULL" if fold(column) in lost else column for column in columns)
+        return f"INSERT OR ROLLBACK INTO {name} ({', '.join(columns)}) SELECT {values} FROM {old}"
 
     def _rowid(self) -> str | None:
         """Return the name under which rows keep their rowid, where no column of the key is it."""
@@ -286,8 +318,13 @@ def _remarks(engine: SqliteEngine, table: DriftedTable, made: Table, belongings:
     """Yield what may be lost, and which rows may be in the way."""
     yield "the table is made anew under the database's write lock: all its rows are copied"
     name = quote(belongings.name)
+    lost = _lost_vectors(table)
+    for column, (wanted, got) in lost.items():
+        if _has_values(engine, belongings.name, column):
+            yield vectors_lost(f"{name}.{quote(column)}", wanted, got)
     for drift in table.drift:
-        yield from _remark(engine, name, drift)
+        if not (isinstance(drift.wanted, Constraint) and lost.keys() & set(drift.wanted.columns)):
+            yield from _remark(engine, name, drift)
     if "AUTOINCREMENT" in table.live.options and "AUTOINCREMENT" not in made.options:
         yield "without AUTOINCREMENT, the highest key that was ever used is forgotten: keys of deleted rows come again"
 

@@ -1,0 +1,157 @@
+"""Bulk inserts: what every other insert writes, in whole batches."""
+
+from __future__ import annotations
+
+import datetime
+import uuid
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+import peewee as pw
+import pytest
+from playhouse.postgres_ext import ArrayField
+
+from tests.conftest import Place
+from tests.servers import opened
+from tests.vectors.clusters import clustered
+from tests.vectors.models import MODELS, Pair, Passage, Topic
+from whatspire_db import BaseModel, MigrationRunner, ValueRefused, bulk_insert
+from whatspire_db.fields import FlagField, InstantField, JSONBytesField, JSONTextField
+
+
+class Everything(BaseModel):
+    key = pw.TextField(primary_key=True, default=lambda: str(uuid.uuid4()))
+    text = pw.TextField(null=True)
+    number = pw.IntegerField(default=7)
+    real = pw.DoubleField(null=True)
+    decimal = pw.DecimalField(12, 3, null=True)
+    blob = pw.BlobField(null=True)
+    flag = FlagField(null=True)
+    instant = InstantField(null=True)
+    date = pw.DateField(null=True)
+    time = pw.TimeField(null=True)
+    uuid = pw.UUIDField(null=True)
+    json = JSONTextField(null=True)
+    json_bytes = JSONBytesField(null=True)
+    peewees_json = pw.JSONField(null=True)
+    renamed = pw.TextField(column_name='Se"lect', null=True)
+    topic = pw.ForeignKeyField(Topic, null=True)
+
+    class Meta:
+        abstract = True
+
+
+AWKWARD = [
+    {},
+    {"text": "tab\t newline\n return\r backslash\\ \\N \\. ü€𝄞 'quote\" 100% %s"},
+    {"text": "", "number": -5, "real": 0.1, "decimal": Decimal("12.340"), "blob": b"\x00\xff\\x", "flag": True},
+    {"real": float("inf"), "flag": False, "json": {"a": [1, None, "\\"]}, "json_bytes": ["\t"], "renamed": "\\"},
+    {"instant": datetime.datetime(2026, 11, 28, 9, 5, 3, 123000, datetime.timezone.utc)},
+    {"date": datetime.date(2024, 2, 29), "time": datetime.time(23, 59, 1), "uuid": uuid.uuid4()},
+    {"peewees_json": {"deep": ["x"]}},
+]
+
+
+@pytest.fixture
+def tables(db: pw.Database) -> pw.Database:
+    MigrationRunner(db, [*MODELS, Everything]).up()
+    return db
+
+
+def contents() -> list[dict[str, Any]]:
+    return list(Everything.select().order_by(Everything.key).dicts())
+
+
+def test_rows_are_those_that_insert_many_makes(tables: pw.Database) -> None:
+    rows = [{"key": f"{n:03}", **row} for n, row in enumerate(AWKWARD * 3)]
+    complete = [dict.fromkeys(f.name for f in Everything._meta.sorted_fields if f.null) | row for row in rows]
+    for batch in (complete, [Everything(**row) for row in complete]):
+        Everything.delete().execute()
+        Everything.insert_many(complete).execute()
+        expected = contents()
+        Everything.delete().execute()
+        given = iter(batch)
+        names = [f.name for f in Everything._meta.sorted_fields]
+        assert bulk_insert(Everything, given, names if batch is not complete else None, batch_rows=4) == len(rows)
+        assert contents() == expected
+
+
+def test_defaults_are_the_models(tables: pw.Database) -> None:
+    assert bulk_insert(Everything, [{"text": "a"}, {"text": "b"}]) == 2
+    rows = list(Everything.select())
+    assert [row.number for row in rows] == [7, 7]
+    assert len({row.key for row in rows}) == 2
+
+
+def test_expressions_and_sequences_are_taken(tables: pw.Database) -> None:
+    topic = Topic.create(name="a")
+    rows = [("a", topic, pw.fn.UPPER("x")), ("b", topic, "y")]
+    assert bulk_insert(Everything, rows, [Everything.key, "topic", Everything.text]) == 2
+    assert [(r.key, r.topic_id, r.text) for r in Everything.select().order_by(Everything.key)] == [
+        ("a", topic.id, "X"),
+        ("b", topic.id, "y"),
+    ]
+    assert bulk_insert(Everything, []) == 0
+
+
+def test_kind_that_has_no_text_of_its_own_is_inserted(postgres: Place) -> None:
+    class Tagged(pw.Model):
+        tags = ArrayField(pw.TextField)
+        length = pw.IntegerField()
+
+    with opened(postgres) as db, db.bind_ctx([Tagged]):
+        db.create_tables([Tagged])
+        bulk_insert(Tagged, [{"tags": ["a", "b,c"], "length": 2}])
+        assert [row.tags for row in Tagged.select()] == [["a", "b,c"]]
+
+
+def test_vectors_arrive_bit_for_bit(tables: pw.Database) -> None:
+    data = clustered(250, 3)
+    told: list[int] = []
+    rows = ({"id": n, "embedding": vector} for n, vector in enumerate(data, 1))
+    assert bulk_insert(Passage, rows, batch_rows=100, progress=told.append) == 250
+    assert told == [100, 200, 250]
+    stored = np.array([row.embedding for row in Passage.select().order_by(Passage.id)], np.float32)
+    assert stored.tobytes() == data.tobytes()
+    assert {row.text for row in Passage.select()} == {""}
+
+
+def test_value_that_is_refused_leaves_the_batches_before_it(tables: pw.Database) -> None:
+    rows = [{"id": n, "embedding": [1, 2, 3] if n != 8 else [1, float("nan"), 3]} for n in range(1, 11)]
+    with pytest.raises(ValueRefused, match="passage.embedding takes finite numbers, .* in the row with id 8"):
+        bulk_insert(Passage, rows, batch_rows=5)
+    assert Passage.select().count() == 5
+    with pytest.raises(ValueRefused, match="in row 1 of those given"):
+        bulk_insert(Passage, [{"embedding": [1]}])
+    with pytest.raises(pw.IntegrityError):
+        bulk_insert(Pair, [{"first": 1, "second": "a", "product": [1, 2, 3]}] * 2)
+    assert Pair.select().count() == 0
+
+
+def test_rows_of_a_transaction_that_is_rolled_back_are_gone(tables: pw.Database) -> None:
+    with tables.atomic() as block:
+        bulk_insert(Passage, [{"embedding": [1, 2, 3]}] * 10, batch_rows=3)
+        block.rollback()
+    assert Passage.select().count() == 0
+
+
+def test_rows_that_do_not_fit_are_refused(tables: pw.Database) -> None:
+    cases: list[tuple[Any, Any, str]] = [
+        ([(1, 2)], None, "names no fields"),
+        ([{"nothing": 1}], None, "passage has no field 'nothing'"),
+        ([{"text": "a"}, {"text": "a", "topic": 1}], None, "row 2 for passage has a field topic"),
+        ([{"text": "a", "id": 1}, {"text": "a"}], None, "row 2 lacks id"),
+        ([("a", 1, 2)], ["text"], "row 1 has 3 values"),
+    ]
+    for rows, fields, fact in cases:
+        with pytest.raises(ValueRefused, match=fact):
+            bulk_insert(Passage, rows, fields)
+        with pytest.raises(ValueRefused, match="not a number of rows"):
+            bulk_insert(Passage, rows, fields, batch_rows=0)
+    assert Passage.select().count() == 0
+
+
+def test_bar_shows_the_rows(tables: pw.Database, capsys: pytest.CaptureFixture[str]) -> None:
+    bulk_insert(Passage, [{"embedding": [1, 2, 3]}] * 25, batch_rows=10, progress=True)
+    assert "25.0/25.0" in capsys.readouterr().err

@@ -1,0 +1,124 @@
+"""The rows that are nearest to a vector, as a normal select whose rows carry `.distance`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import peewee
+
+from ..errors import ValueRefused
+from ..peewee_compat import condition_of, limit_of
+from .distances import EXACT, Distance
+from .engines import postgres
+from .field import VectorField
+
+DISTANCE = "distance"
+
+
+def nearest(
+    model: Any,
+    field: VectorField[Any] | str,
+    vector: Any,
+    k: int = 10,
+    *,
+    where: Any = None,
+    exact: bool = False,
+) -> Any:
+    """Return a select of the k rows whose vectors are nearest to a vector, by the field's metric, nearest first.
+
+    Its rows carry `.distance`, lower is closer; rows at the same distance are in the order of their keys. Rows without
+    a vector are left out. The query can be extended like any other: where(), join(), select(), dicts().
+
+    :param where: a condition of Peewee's, or several of which all must hold.
+    :param exact: look at every row, also where there is an HNSW index.
+    :raises ValueRefused: for a vector that does not fit the field, and for a field that holds no vectors.
+    """
+    found = _field(model, field)
+    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+        raise ValueRefused(f"k is {k!r}, which is not a number of rows", "give the number of rows to find, from 1 on")
+    is_exact = exact or not found.has_index
+    distance = found.distance(found.metric, vector, is_exact).alias(DISTANCE)
+    query = _searching(model)(model, model._meta.sorted_fields, is_default=True)
+    query.distance = distance
+    conditions = list(where) if isinstance(where, Sequence) else [where] if where is not None else []
+    order = [distance.asc(nulls="last"), *model._meta.get_primary_keys()]
+    query = query.select_extend().where(found.is_null(False)).order_by(*order).limit(k)
+    query.bare = condition_of(query)
+    return query.where(*conditions) if conditions else query
+
+
+def _field(model: Any, field: VectorField[Any] | str) -> VectorField[Any]:
+    table = model._meta.table_name
+    if DISTANCE in model._meta.combined:
+        raise ValueRefused(
+            f"{table} has a column {DISTANCE}, and the rows found carry their distance under that name",
+            "write the query with cosine_distance(), l2_distance() or max_inner_product(), under another alias",
+        )
+    name = field if isinstance(field, str) else getattr(field, "name", None)
+    found = model._meta.combined.get(name)
+    if not isinstance(found, VectorField) or (not isinstance(field, str) and found is not field):
+        raise ValueRefused(
+            f"{name or field!r} is not a VectorField of {table}", "give a field of the model, or its name"
+        )
+    return found
+
+
+class _Search:
+    """A select of the nearest rows: whatever is selected, the distance is too."""
+
+    distance: Any
+    bare: Any  # the condition that every search has
+
+    def select(self, *columns: Any) -> Any:
+        return super().select(*columns, self.distance) if columns else self  # type: ignore[misc]
+
+    def select_extend(self, *columns: Any) -> Any:
+        return super().select_extend(*columns, self.distance)  # type: ignore[misc]
+
+    def _execute(self, database: Any) -> Any:
+        inner: Distance = self.distance.unwrap()
+        limit, offset = limit_of(self)
+        real = database.obj if isinstance(database, peewee.Proxy) else database
+        if isinstance(real, peewee.PostgresqlDatabase) and not inner.exact and limit is not None:
+            rows = limit + (offset or 0)
+            settings = postgres.extension_of(real).settings(rows, condition_of(self) is not self.bare)
+            database = _Hnsw(real, settings, limit)
+        return super()._execute(database)  # type: ignore[misc]
+
+
+@cache
+def _searching(model: Any) -> Any:
+    """Return the select of a search, of the kind that a model has."""
+    return type("Nearest", (_Search, type(model.select())), {})
+
+
+class _Hnsw:
+    """A database as a query sees it that searches an HNSW index: with the settings for it, or without the index."""
+
+    def __init__(self, database: Any, settings: Mapping[str, str], limit: int) -> None:
+        self.database, self.settings, self.limit = database, settings, limit
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.database, name)
+
+    def execute(self, query: Any, **options: Any) -> Any:
+        """Run a query; where the index gives fewer rows than asked for, look at every row."""
+        cursor = self._by_index(query, options)
+        if cursor.rowcount < self.limit:
+            cursor = self.database.execute(query, **options, **{EXACT: True})
+        return cursor
+
+    def _by_index(self, query: Any, options: Any) -> Any:
+        db, settings = self.database, self.settings
+        sql, params = db.get_sql_context(**options).sql(query).query()
+        if postgres.is_inside_transaction(db):
+            with postgres.kept_settings(db, settings):
+                db.execute_sql(postgres.settings_sql(settings))
+                return db.execute_sql(sql, params)
+        if postgres.in_one_message(db):  # which is a transaction
+            return db.execute_sql(postgres.settings_sql(settings) + sql, params)
+        with db.atomic():
+            db.execute_sql(postgres.settings_sql(settings))
+            return db.execute_sql(sql, params)
