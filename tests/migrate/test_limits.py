@@ -132,7 +132,7 @@ def test_table_whose_rows_a_policy_hides_counts_as_large(postgres: Place, hidden
         indexed = MigrationRunner(db, [table(x=pw.IntegerField(null=True, index=True))]).plan()
         (step,) = [step for step in indexed.pending if step.kind == "create_index"]
         assert "CONCURRENTLY" in step.sql[0]
-        assert ("about 20000 rows" if analyzed == "since" else "row level security") in str(step.cost)
+        assert ("about 20,000 rows" if analyzed == "since" else "row level security") in str(step.cost)
         rewriting = table(r=pw.DoubleField(constraints=[SQL("DEFAULT random()")]))
         assert "would rewrite" in MigrationRunner(db, [rewriting]).plan().refused[0].reason
         required = table(r=pw.IntegerField())
@@ -145,7 +145,7 @@ def test_superuser_counts_the_rows_that_a_policy_hides(postgres: Place, hidden: 
     with db.connection_context():
         required = table(r=pw.IntegerField())
         runner = MigrationRunner(db, [required], trust_source=True)
-        assert "20000 rows" in runner.plan().refused[0].reason
+        assert "20,000 rows" in runner.plan().refused[0].reason
     db.close_all()
 
 
