@@ -189,11 +189,11 @@ def _unique_indexes(db: peewee.SqliteDatabase, table: str) -> list[Index]:
         db,
         """
         SELECT i.name, i.origin = 'pk', k.name, k.coll, CASE WHEN c."notnull" THEN c.dflt_value END
-        FROM pragma_index_list(?1, 'main') AS i, pragma_index_xinfo(i.name, 'main') AS k
-        LEFT JOIN pragma_table_xinfo(?1, 'main') AS c ON c.cid = k.cid
+        FROM pragma_index_list(?, 'main') AS i, pragma_index_xinfo(i.name, 'main') AS k
+        LEFT JOIN pragma_table_xinfo(?, 'main') AS c ON c.cid = k.cid
         WHERE i."unique" AND NOT i.partial AND k.key ORDER BY i.seq, k.seqno
         """,
-        (table,),
+        (table, table),
     )
     indexes: dict[str, list[tuple[str, str, str]]] = {}
     is_key = {}
