@@ -88,6 +88,22 @@ def test_search_is_a_normal_select(rows: pw.Database) -> None:
     assert first.save() == 1
 
 
+def test_search_within_a_query_has_the_columns_that_were_asked_for(rows: pw.Database) -> None:
+    for model in (Passage, Indexed):
+        query = model.nearest("embedding", QUERY, k=7)
+        found = sorted(keys(query))
+        for inner in (query, query.select(model.id)):
+            assert keys(model.select().where(model.id.in_(inner)).order_by(model.id)) == found
+            assert model.select().where(model.id.not_in(inner)).count() == 60 - 7
+        assert model.get(model.id == query.select(model.id).limit(1)).id == keys(query)[0]
+        best = query.select(model.id).limit(1).alias("best")
+        assert set(model.select(best).tuples()) == {(keys(query)[0],)}
+        model.insert_from(query.select(model.embedding), [model.embedding]).execute()
+        assert model.delete().where(model.id > 60).execute() == 7
+        assert model.delete().where(model.id.in_(query.select(model.id))).execute() == 7
+        assert not model.select().where(model.id.in_(found)).exists()
+
+
 def test_rows_at_the_same_distance_are_in_the_order_of_their_keys(db: pw.Database) -> None:
     MigrationRunner(db, MODELS).up()
     for number in (3, 1, 2):
@@ -141,7 +157,10 @@ def test_search_for_what_is_no_vector_is_refused(rows: pw.Database) -> None:
     for field in ("text", "nothing", Passage.text, Indexed.embedding):
         with pytest.raises(ValueRefused, match="is not a VectorField of passage"):
             Passage.nearest(field, QUERY)
-    for k in (0, -1, 2.5, True):
+    with pytest.raises(ValueRefused, match="takes a model, not an alias of passage"):
+        search(Passage.alias(), "embedding", QUERY)
+    assert len(Passage.nearest("embedding", QUERY, np.int64(3))) == 3
+    for k in (0, -1, 2.5, True, np.int64(0), "3"):
         with pytest.raises(ValueRefused, match="not a number of rows"):
             Passage.nearest("embedding", QUERY, k)
 
@@ -221,6 +240,29 @@ def test_filtered_search_by_the_index_finds_every_row_there_is(postgres: Place) 
             assert "indexed_embedding_hnsw" in plan_of(query)
             assert len(query) == 10
             assert len(Indexed.nearest("embedding", QUERY, k=20, where=Indexed.topic == 3)) == 12
+
+
+def test_search_without_its_settings_loses_no_rows(postgres: Place) -> None:
+    with opened(postgres) as db:
+        MigrationRunner(db, [Indexed]).up()
+        Indexed.insert_many([{"embedding": vector} for vector in clustered(500, 3)]).execute()
+        db.execute_sql("ANALYZE indexed")
+        query = Indexed.nearest("embedding", QUERY, k=100)
+        ids = query.select(Indexed.id)
+        expected = sorted(keys(Indexed.nearest("embedding", QUERY, k=100, exact=True)))
+        with db.atomic():
+            db.execute_sql(NOTHING_BUT_INDEXES)  # of which one ends after hnsw.ef_search rows, 40
+            assert "indexed_embedding_hnsw" in plan_of(query)
+            source, common = ids.alias("source"), ids.cte("common")
+            queries = [
+                Indexed.select().where(Indexed.id.in_(ids)),
+                Indexed.select().join(source, on=source.c.id == Indexed.id),
+                Indexed.select().join(common, on=common.c.id == Indexed.id).with_cte(common),
+                query | query,
+            ]
+            for one in queries:
+                assert sorted(keys(one)) == expected
+            assert len(query.limit(None)) == 500
 
 
 def test_older_pgvector_without_iterative_scans_finds_every_row(postgres: Place) -> None:
