@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import peewee
@@ -12,7 +13,7 @@ from ..errors import ModelError, ValueRefused
 from ..fields import UNREADABLE, Unreadable, V, column_of, on_postgres
 from ..light_stdlib import Generic
 from .codec import Codec, NotAVector
-from .distances import Distance, StoredVector, database_of
+from .distances import Distance, NoVector, StoredVector, database_of
 from .metrics import COSINE, INNER_PRODUCT, L2, METRICS, Metric
 
 if TYPE_CHECKING:
@@ -109,7 +110,14 @@ class VectorField(TypedVector[V], peewee.Field):
         self.has_index = index == "hnsw"
         options = {"m": m, "ef_construction": ef_construction}
         self.index_options = {name: value for name, value in options.items() if value is not None}
+        if kwargs.get("default") is not None:
+            kwargs["default"] = partial(self._fresh, kwargs["default"])
         super().__init__(**kwargs)
+
+    def _fresh(self, default: Any) -> Any:
+        """Return a default as a list of a row's own, which may be changed in place."""
+        value = default() if callable(default) else default
+        return value if value is None or isinstance(value, Node) else self.as_list(value)
 
     def bind(self, model: Any, name: str, set_attribute: bool = True) -> None:
         super().bind(model, name, set_attribute)
@@ -138,8 +146,11 @@ class VectorField(TypedVector[V], peewee.Field):
 
     def case_value(self, value: Any) -> Any:
         """Return a value for a CASE, which does not tell PostgreSQL its type."""
+        if isinstance(value, Node):
+            return value
         db = database_of(self)
-        return self._stored(value, db if isinstance(db, peewee.PostgresqlDatabase) else None)
+        named = db if isinstance(db, peewee.PostgresqlDatabase) else None
+        return NoVector(self.codec, named) if value is None else self._stored(value, named)
 
     def python_value(self, value: Any) -> Any:
         if value is None or isinstance(value, Node):
@@ -169,6 +180,13 @@ class VectorField(TypedVector[V], peewee.Field):
         :raises ValueRefused: for a vector that has no such distance.
         """
         if isinstance(vector, Node):
+            other = getattr(vector, "codec", None)
+            if isinstance(other, Codec) and other.declared != self.codec.declared:
+                mine = self.codec.declared
+                raise ValueRefused(
+                    f"the distance from {column_of(self)} takes a column of {mine}, not {other.declared}",
+                    "compare columns of one type and dimension",
+                )
             return Distance(self, metric, vector, exact)
         codec = replace(self.codec, refuses_zero=metric is COSINE)
         try:
