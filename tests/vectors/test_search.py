@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import peewee as pw
 import pytest
+from playhouse.postgres_ext import ServerSide
 
 from tests.conftest import Place
 from tests.servers import opened
@@ -277,6 +278,7 @@ def test_search_without_its_settings_loses_no_rows(postgres: Place) -> None:
             ]
             for one in queries:
                 assert sorted(keys(one)) == expected
+            assert sorted(keys(ServerSide(query))) == expected
             assert len(query.limit(None)) == 500
 
 

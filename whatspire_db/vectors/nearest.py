@@ -12,12 +12,13 @@ from peewee import SCOPE_VALUES, Alias, Context
 
 from ..errors import ValueRefused
 from ..peewee_compat import condition_of, limit_of
-from .distances import EXACT, Distance
+from .distances import EXACT, Distance, database_of
 from .engines import postgres
 from .field import VectorField
 
 DISTANCE = "distance"
-_OPERAND = "whatspire_operand"  # in a context's state: the distance is not among the columns
+# In a context's state: the query is sent with the settings for an HNSW index; the distance is not among its columns.
+_BY_INDEX, _OPERAND = "whatspire_by_index", "whatspire_operand"
 
 
 def nearest(
@@ -108,8 +109,9 @@ class _Search:
 
     def __sql__(self, ctx: Context) -> Context:
         state = ctx.state
-        # Another query sends no settings along, and an index without them ends after 40 rows; so it does without LIMIT.
-        is_exact = getattr(state, EXACT) or bool(ctx.stack) or limit_of(self)[0] is None
+        # Without the settings an index ends after 40 rows: within another query, in a cursor of the server's, and also
+        # without a LIMIT, for which there are no settings.
+        is_exact = not getattr(state, _BY_INDEX) or bool(ctx.stack) or limit_of(self)[0] is None
         # A value of another query, or the rows that it inserts: such have the columns that were asked for alone.
         is_operand = state.in_expr or state.in_projection or state.in_function or ctx.scope == SCOPE_VALUES
         with ctx(**{EXACT: is_exact, _OPERAND: bool(is_operand)}):
@@ -119,6 +121,10 @@ class _Search:
         model: Any = self.model  # type: ignore[attr-defined]
         query = super().select(*(self.asked or model._meta.get_primary_keys()))  # type: ignore[misc]
         return super(_Search, query).__sql__(ctx)  # type: ignore[misc]
+
+    def sql(self) -> tuple[str, Sequence[Any]]:
+        """Return the query as it is sent, and its parameters."""
+        return database_of(self.distance.unwrap().field).get_sql_context(**{_BY_INDEX: True}).parse(self)
 
     def _execute(self, database: Any) -> Any:
         inner: Distance = self.distance.unwrap()
@@ -150,12 +156,12 @@ class _Hnsw:
         """Run a query; where the index gives fewer rows than asked for, look at every row."""
         cursor = self._by_index(query, options)
         if cursor.rowcount < self.limit:
-            cursor = self.database.execute(query, **options, **{EXACT: True})
+            cursor = self.database.execute(query, **options)
         return cursor
 
     def _by_index(self, query: Any, options: Any) -> Any:
         db, settings = self.database, self.settings
-        sql, params = db.get_sql_context(**options).sql(query).query()
+        sql, params = db.get_sql_context(**options, **{_BY_INDEX: True}).sql(query).query()
         if postgres.is_inside_transaction(db):
             with postgres.kept_settings(db, settings):
                 db.execute_sql(postgres.settings_sql(settings))
