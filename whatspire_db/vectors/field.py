@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -22,6 +23,7 @@ else:
     TypedVector = Generic
 
 TYPES = {"vector": 16_000, "halfvec": 16_000}  # and the most dimensions of each
+LONGEST_NAME = 63  # in bytes
 MOST_INDEXED = {"vector": 2_000, "halfvec": 4_000}
 
 
@@ -34,11 +36,19 @@ class _Accessor(peewee.FieldAccessor):
         super().__set__(instance, value)
 
 
+def _short(name: str) -> str:
+    """Return a name of which PostgreSQL cuts nothing off: two that are cut could be the same."""
+    if len(name.encode()) <= LONGEST_NAME:
+        return name
+    start = name.encode()[: LONGEST_NAME - 9].decode(errors="ignore")
+    return f"{start}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
 class HnswIndex(peewee.ModelIndex):
     """An HNSW index of a field; SQLite has none, and nothing is created there."""
 
     def __init__(self, model: Any, field: VectorField[Any]) -> None:
-        name = f"{model._meta.table_name}_{field.column_name}_hnsw"
+        name = _short(f"{model._meta.table_name}_{field.column_name}_hnsw")
         key = peewee.NodeList((Entity(field.column_name), SQL(f"{field.codec.type}_{field.metric.opclass}")))
         super().__init__(model, (key,), safe=False, using="hnsw", name=name)
         self.field = field
