@@ -201,6 +201,15 @@ def test_default_is_a_list_of_each_rows_own(db: pw.Database) -> None:
     assert Defaults(label="b").given == [rounded, 2.0, 3.0]
 
 
+def test_lists_are_compared_as_vectors(tables: pw.Database) -> None:
+    for value in ([0.1, 2, 3], (0.1, 2, 3), np.array([0.1, 2, 3])):
+        row, _ = Passage.get_or_create(embedding=value)
+        assert Passage.get(Passage.embedding == value) == row
+        assert Passage.select().where(Passage.embedding != value).count() == 0
+    assert Passage.select().count() == 1
+    assert len({Passage.embedding, Passage.text}) == 2
+
+
 def test_bulk_update_stores_null(tables: pw.Database) -> None:
     Passage.bulk_create([Passage(embedding=(1, 2, number)) for number in range(3)])
     rows = list(Passage.select().order_by(Passage.id))

@@ -154,6 +154,19 @@ class VectorField(TypedVector[V], peewee.Field):
     def db_value(self, value: Any) -> Any:
         return value if value is None or isinstance(value, Node) else self._stored(value)
 
+    # Of a list Peewee makes several values, each for itself.
+
+    def __eq__(self, other: object) -> Any:
+        return super().__eq__(self._whole(other))
+
+    def __ne__(self, other: object) -> Any:
+        return super().__ne__(self._whole(other))
+
+    __hash__ = peewee.Field.__hash__
+
+    def _whole(self, value: Any) -> Any:
+        return self.to_value(value) if isinstance(value, (list, tuple)) else value
+
     def case_value(self, value: Any) -> Any:
         """Return a value for a CASE, which does not tell PostgreSQL its type."""
         if isinstance(value, Node):
