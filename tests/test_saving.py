@@ -457,6 +457,28 @@ def test_bits_that_are_looked_at_are_not_written(rows: peewee.Database) -> None:
     assert Flags.get().bits.is_set(3)
 
 
+def test_blocks_of_the_models_own_database_say_how_they_end(rows: peewee.Database) -> None:
+    author, is_new = Author.get_or_create(name="a")
+    assert is_new
+    assert Author.get_or_create(name="a") == (author, False)
+    own = Author._meta.database
+    assert own is not rows  # but what stands for it
+    for block in (own.atomic(), own.transaction()):
+        with block as entered:
+            author.name = "b"
+            assert author.save() == 1
+            entered.rollback()
+        assert author.save() == 1
+        assert Author.get().name == "b"
+        Author.update(name="a").execute()
+        author = Author.get()
+    with own.atomic(), own.savepoint() as inner:
+        author.name = "c"
+        author.save()
+        inner.rollback()
+    assert author.save() == 1
+
+
 # All the ways of reading
 
 

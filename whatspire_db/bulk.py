@@ -19,6 +19,7 @@ from .errors import ValueRefused
 from .peewee_compat import peewee_errors
 
 BATCH_ROWS = 1000
+MOST_PARAMETERS = 32_000  # of a statement: SQLite takes 32,766, and PostgreSQL 65,535
 Row = Sequence[Any]
 Progress = Callable[[int], object]
 
@@ -37,7 +38,8 @@ def bulk_insert(
     the caller's, it all depends on that one. Instances get no keys.
 
     :param rows: dicts by field, or instances, or sequences of values in the order of `fields`; a generator will do.
-    :param fields: the fields, or their names; default: those of the first row.
+    :param fields: the fields, or their names; default: those of the first row. What a dict or an instance has beside
+        them is refused.
     :param batch_rows: how many rows a transaction has.
     :param progress: True draws a bar on stderr; a function is called with the number of rows done after each batch.
     :raises ValueRefused: for a value that its column cannot hold; names column and row. Batches before it stay.
@@ -85,11 +87,14 @@ def _columns(model: Any, first: Any, fields: Sequence[Any] | None) -> list[peewe
             f"a row for {model._meta.table_name} is a {type(first).__name__}, which names no fields",
             "give dicts by field, or instances, or the list of fields",
         )
-    combined, found = model._meta.combined, []
+    combined = model._meta.combined
+    found: list[peewee.Field] = []
     for name in named:
         field = combined.get(name if isinstance(name, str) else getattr(name, "name", None))
         if field is None:
             raise ValueRefused(f"{model._meta.table_name} has no field {name!r}", "name the fields of the model")
+        if any(field is one for one in found):
+            raise ValueRefused(f"{model._meta.table_name} is given {field.name} twice", "name each field once")
         found.append(field)
     given = {field.name for field in found}
     return found + [f for f in model._meta.sorted_fields if f.default is not None and f.name not in given]
@@ -97,7 +102,8 @@ def _columns(model: Any, first: Any, fields: Sequence[Any] | None) -> list[peewe
 
 def _named(row: Any) -> Iterable[Any]:
     if isinstance(row, peewee.Model):
-        return [name for name, value in row.__data__.items() if value is not None]
+        fields = row._meta.fields
+        return [name for name, value in row.__data__.items() if value is not None or fields[name].null]
     return row if isinstance(row, Mapping) else ()
 
 
@@ -138,12 +144,14 @@ class _Load:
 
     def _by_name(self, row: Any, number: int) -> dict[str, Any]:
         """Return the values of a row by the names of their fields."""
-        if isinstance(row, peewee.Model):
-            return dict(row.__data__)
         combined, found = self.model._meta.combined, {}
-        for key, value in row.items():
-            field = combined.get(key if isinstance(key, str) else getattr(key, "name", None))
-            found[key if field is None else field.name] = value
+        if isinstance(row, peewee.Model):
+            known = {field.name for field in self.columns}
+            found = {name: value for name, value in row.__data__.items() if value is not None or name in known}
+        else:
+            for key, value in row.items():
+                field = combined.get(key if isinstance(key, str) else getattr(key, "name", None))
+                found[key if field is None else field.name] = value
         if more := found.keys() - {field.name for field in self.columns}:
             raise ValueRefused(
                 f"row {number:,} for {self.model._meta.table_name} has a field {min(map(str, more))}, and the first "
@@ -184,7 +192,9 @@ class _Load:
 
     def _by_query(self, batch: Sequence[Row]) -> None:
         rows = [[value if isinstance(value, Node) else _AsIs(value) for value in row] for row in batch]
-        self.model.insert_many(rows, fields=self.columns).as_rowcount().execute()
+        at_once = max(1, MOST_PARAMETERS // len(self.columns))
+        for start in range(0, len(rows), at_once):
+            self.model.insert_many(rows[start : start + at_once], fields=self.columns).as_rowcount().execute()
 
     def _by_copy(self, batch: Sequence[Row]) -> None:
         with peewee_errors, closing(self.db.cursor()) as cursor:

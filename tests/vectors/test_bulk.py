@@ -152,6 +152,33 @@ def test_rows_that_do_not_fit_are_refused(tables: pw.Database) -> None:
     assert Passage.select().count() == 0
 
 
+def test_instances_that_set_more_than_the_first_are_not_cut_short(tables: pw.Database) -> None:
+    rows = [Passage(text="a", embedding=None), Passage(text="b", embedding=[1, 2, 3])]
+    assert bulk_insert(Passage, rows) == 2
+    assert [row.embedding for row in Passage.select().order_by(Passage.text)] == [None, [1.0, 2.0, 3.0]]
+    for more in (Passage(embedding=[1, 2, 3]), Passage(id=77)):
+        with pytest.raises(ValueRefused, match="row 2 for passage has a field (embedding|id), and the first row does"):
+            bulk_insert(Passage, [Passage(text="a"), more])
+    assert bulk_insert(Passage, [Passage(text="c"), Passage(embedding=[1, 2, 3])], ["text", "embedding"]) == 2
+    assert Passage.select().where(Passage.embedding.is_null(False)).count() == 2
+
+
+def test_field_that_is_named_twice_is_refused(tables: pw.Database) -> None:
+    topic = Topic.create(name="a")
+    for rows, fields in (([("a", "b")], ["text", "text"]), ([{"topic": topic, "topic_id": 5}], None)):
+        with pytest.raises(ValueRefused, match="passage is given (text|topic) twice"):
+            bulk_insert(Passage, rows, fields)
+
+
+def test_statement_with_expressions_has_no_more_values_than_sqlite_takes(tables: pw.Database) -> None:
+    sizes: list[int] = []
+    tables.query_hooks.append(lambda event: sizes.append(len(event.params or ())))
+    rows = [{"text": pw.fn.UPPER("x"), "embedding": [1, 2, n], "topic": None} for n in range(1, 12_001)]
+    assert bulk_insert(Passage, rows, batch_rows=12_000) == 12_000
+    assert 1_000 < max(sizes) <= 32_766
+    assert Passage.select().where(Passage.text == "X").count() == 12_000
+
+
 def test_bar_shows_the_rows(tables: pw.Database, capsys: pytest.CaptureFixture[str]) -> None:
     bulk_insert(Passage, [{"embedding": [1, 2, 3]}] * 25, batch_rows=10, progress=True)
     assert "25.0/25.0" in capsys.readouterr().err

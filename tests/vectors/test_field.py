@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from tests.conftest import Place
 from tests.servers import opened
 from tests.vectors.models import MODELS, Pair, Passage, Plain, Short, Topic
-from whatspire_db import MigrationRunner, ModelError, ValueRefused, VectorField, nearest
+from whatspire_db import BaseModel, MigrationRunner, ModelError, ValueRefused, VectorField, nearest
 from whatspire_db.dsn.postgres import parse_postgres
 from whatspire_db.vectors.codec import Codec
 
@@ -174,6 +174,77 @@ def test_instance_holds_what_was_assigned_as_a_list(tables: pw.Database) -> None
     assert row.embedding == np.array([0.1, 0.2, 0.3], np.float32).tolist()
     row.save()
     assert row.embedding == Passage.get().embedding
+
+
+class Defaults(BaseModel):
+    given = VectorField(3, default=[0.1, 2, 3])
+    made = VectorField(3, default=lambda: np.array([1, 2, 3]))
+    label = pw.TextField(default="")
+
+    class Meta:
+        abstract = True
+
+
+def test_default_is_a_list_of_each_rows_own(db: pw.Database) -> None:
+    MigrationRunner(db, [Defaults]).up()
+    first = Defaults()
+    first.given[0] = 9
+    assert (first.save(), first.save()) == (1, 0)
+    first.label = "changed"
+    assert first.save() == 1
+    Defaults.insert_many([{"label": "a"}]).execute()
+    rounded = np.float32(0.1).item()
+    assert [(row.given, row.made) for row in Defaults.select().order_by(Defaults.id)] == [
+        ([9.0, 2.0, 3.0], [1.0, 2.0, 3.0]),
+        ([rounded, 2.0, 3.0], [1.0, 2.0, 3.0]),
+    ]
+    assert Defaults(label="b").given == [rounded, 2.0, 3.0]
+
+
+def test_lists_are_compared_as_vectors(tables: pw.Database) -> None:
+    for value in ([0.1, 2, 3], (0.1, 2, 3), np.array([0.1, 2, 3])):
+        row, _ = Passage.get_or_create(embedding=value)
+        assert Passage.get(Passage.embedding == value) == row
+        assert Passage.select().where(Passage.embedding != value).count() == 0
+    assert Passage.select().count() == 1
+    assert len({Passage.embedding, Passage.text}) == 2
+
+
+def test_bulk_update_stores_null(tables: pw.Database) -> None:
+    Passage.bulk_create([Passage(embedding=(1, 2, number)) for number in range(3)])
+    rows = list(Passage.select().order_by(Passage.id))
+    for stored in ([None, [4, 5, 6], None], [None, None, None]):
+        for row, value in zip(rows, stored, strict=True):
+            row.embedding = value
+        Passage.bulk_update(rows, [Passage.embedding])
+        assert [row.embedding for row in Passage.select().order_by(Passage.id)] == stored
+
+
+class Series:
+    """What a column of pandas looks like: numbers of 32 bits without numpy's methods."""
+
+    dtype, ndim = "float32", 1
+
+    def __init__(self, *numbers: float) -> None:
+        self.numbers = list(numbers)
+
+    def tolist(self) -> list[float]:
+        return self.numbers
+
+
+class OfPgvector:
+    """What a vector of pgvector's Python package looks like."""
+
+    def to_list(self) -> list[float]:
+        return [1.0, 2.0, math.nan]
+
+
+def test_vectors_of_other_packages_are_taken_or_refused_like_lists() -> None:
+    assert Passage(embedding=Series(1, 2, 3)).embedding == [1.0, 2.0, 3.0]
+    masked: Any = np.ma.array(np.array([1, 2, 3], "f4"), mask=[0, 1, 0])
+    for value, what in ((OfPgvector(), "one is NaN"), (masked, "holds something else"), (Series(1e39, 0, 0), "larger")):
+        with pytest.raises(ValueRefused, match=what):
+            Passage(embedding=value)
 
 
 def test_bulk_create_and_bulk_update_store_vectors(tables: pw.Database) -> None:

@@ -6,6 +6,7 @@ import threading
 from contextlib import closing
 from typing import Any
 
+import numpy as np
 import peewee as pw
 import psycopg2
 import pytest
@@ -108,6 +109,27 @@ def test_other_dimension_is_drift_with_a_way_out(place: Place, db: pw.Database, 
         [(str(n), None) for n in range(5)] if null else []
     )
     new.insert(embedding=[1, 2, 3, 4]).execute()
+
+
+def test_other_type_of_numbers_is_drift_with_a_way_out(place: Place, db: pw.Database) -> None:
+    old, new = (model_of(VectorField(3, type=type_, null=True)) for type_ in ("vector", "halfvec"))
+    runner(db, old).up()
+    old.create(embedding=[1, 2, 0.1])
+    assert "column_type" in drift_of(db, new)
+    script = str(runner(db, new).mending())
+    assert ("are lost, and NULL afterwards" in script) == place.is_sqlite  # which has no casts of vectors
+    run(place, script)
+    assert not runner(db, new).verify_schema()
+    assert [row.embedding for row in new.select()] == [None if place.is_sqlite else [1.0, 2.0, np.float16(0.1).item()]]
+
+
+def test_indexes_with_long_names_are_told_apart(postgres: Place) -> None:
+    fields = {f"embedding_{'ü' * 25}{n}": VectorField(3, index="hnsw") for n in (1, 2)}
+    with opened(postgres) as db:
+        model = model_of(None, **fields)
+        runner(db, model).up()
+        assert not runner(db, model).verify_schema()
+        assert not runner(db, model).plan()
 
 
 def test_column_that_may_be_null_now_gets_its_other_dimension(place: Place, db: pw.Database) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import struct
 import subprocess
 import sys
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import numpy as np
 import peewee as pw
 import pytest
+from playhouse.postgres_ext import ServerSide
 
 from tests.conftest import Place
 from tests.servers import opened
@@ -17,9 +20,21 @@ from tests.vectors.clusters import assert_same, clustered, nearest
 from tests.vectors.models import MODELS, Indexed, Pair, Passage, Short, Topic
 from whatspire_db import BaseModel, MigrationRunner, ModelError, ValueRefused, VectorField
 from whatspire_db import nearest as search
+from whatspire_db.models.queries import readable
 from whatspire_db.vectors.engines import sqlite as on_sqlite
 
 QUERY = [1.0, 0.5, 0.2]
+COLUMNS = ["cosine", "l2", "product", "half"]
+
+
+class Loose(BaseModel):
+    cosine = VectorField(3)
+    l2 = VectorField(3, "l2")
+    product = VectorField(3, "inner_product")
+    half = VectorField(3, type="halfvec")
+
+    class Meta:
+        abstract = True
 
 
 @pytest.fixture
@@ -88,6 +103,23 @@ def test_search_is_a_normal_select(rows: pw.Database) -> None:
     assert first.save() == 1
 
 
+def test_search_within_a_query_has_the_columns_that_were_asked_for(rows: pw.Database) -> None:
+    for model in (Passage, Indexed):
+        query = model.nearest("embedding", QUERY, k=7)
+        found = sorted(keys(query))
+        for inner in (query, query.select(model.id)):
+            assert keys(model.select().where(model.id.in_(inner)).order_by(model.id)) == found
+            assert model.select().where(model.id.not_in(inner)).count() == 60 - 7
+        assert model.get(model.id == query.select(model.id).limit(1)).id == keys(query)[0]
+        best = query.select(model.id).limit(1).alias("best")
+        assert set(model.select(best).tuples()) == {(keys(query)[0],)}
+        others = [field for field in model._meta.sorted_fields if field is not model.id]
+        model.insert_from(query.select(*others), others).execute()
+        assert model.delete().where(model.id > 60).execute() == 7
+        assert model.delete().where(model.id.in_(query.select(model.id))).execute() == 7
+        assert not model.select().where(model.id.in_(found)).exists()
+
+
 def test_rows_at_the_same_distance_are_in_the_order_of_their_keys(db: pw.Database) -> None:
     MigrationRunner(db, MODELS).up()
     for number in (3, 1, 2):
@@ -141,7 +173,10 @@ def test_search_for_what_is_no_vector_is_refused(rows: pw.Database) -> None:
     for field in ("text", "nothing", Passage.text, Indexed.embedding):
         with pytest.raises(ValueRefused, match="is not a VectorField of passage"):
             Passage.nearest(field, QUERY)
-    for k in (0, -1, 2.5, True):
+    with pytest.raises(ValueRefused, match="takes a model, not an alias of passage"):
+        search(Passage.alias(), "embedding", QUERY)
+    assert len(Passage.nearest("embedding", QUERY, np.int64(3))) == 3
+    for k in (0, -1, 2.5, True, np.int64(0), "3"):
         with pytest.raises(ValueRefused, match="not a number of rows"):
             Passage.nearest("embedding", QUERY, k)
 
@@ -223,6 +258,30 @@ def test_filtered_search_by_the_index_finds_every_row_there_is(postgres: Place) 
             assert len(Indexed.nearest("embedding", QUERY, k=20, where=Indexed.topic == 3)) == 12
 
 
+def test_search_without_its_settings_loses_no_rows(postgres: Place) -> None:
+    with opened(postgres) as db:
+        MigrationRunner(db, [Indexed]).up()
+        Indexed.insert_many([{"embedding": vector} for vector in clustered(500, 3)]).execute()
+        db.execute_sql("ANALYZE indexed")
+        query = Indexed.nearest("embedding", QUERY, k=100)
+        ids = query.select(Indexed.id)
+        expected = sorted(keys(Indexed.nearest("embedding", QUERY, k=100, exact=True)))
+        with db.atomic():
+            db.execute_sql(NOTHING_BUT_INDEXES)  # of which one ends after hnsw.ef_search rows, 40
+            assert "indexed_embedding_hnsw" in plan_of(query)
+            source, common = ids.alias("source"), ids.cte("common")
+            queries = [
+                Indexed.select().where(Indexed.id.in_(ids)),
+                Indexed.select().join(source, on=source.c.id == Indexed.id),
+                Indexed.select().join(common, on=common.c.id == Indexed.id).with_cte(common),
+                query | query,
+            ]
+            for one in queries:
+                assert sorted(keys(one)) == expected
+            assert sorted(keys(ServerSide(query))) == expected
+            assert len(query.limit(None)) == 500
+
+
 def test_older_pgvector_without_iterative_scans_finds_every_row(postgres: Place) -> None:
     with opened(postgres) as db:
         MigrationRunner(db, [Indexed]).up()
@@ -276,6 +335,43 @@ print(json.dumps([accelerator(db), found]))
 """
 
 
+def store_what_is_no_vector(db: pw.Database, table: str, columns: list[str], dimensions: int) -> None:
+    """Store what a program can that ignores the CHECK of a column, in rows from 1001 on."""
+    full, half = (struct.pack(f"<{dimensions}{letter}", math.nan, *[1] * (dimensions - 1)) for letter in "fe")
+    with db.atomic():
+        db.execute_sql("PRAGMA ignore_check_constraints = 1")
+        for key, value in enumerate([b"", b"12", "text", "x" * 32, 5, full + b"1234", full, half], 1001):
+            marks = ", ".join(["?"] * (1 + len(columns)))
+            db.execute_sql(
+                f"INSERT INTO {table} (id, {', '.join(columns)}) VALUES ({marks})", [key, *[value] * len(columns)]
+            )
+        db.execute_sql("PRAGMA ignore_check_constraints = 0")
+
+
+def test_row_that_holds_no_vector_comes_last_and_hides_no_other(sqlite: Place) -> None:
+    with opened(sqlite) as db:
+        MigrationRunner(db, [Loose]).up()
+        Loose.insert_many([{key: [1, n, 0] for key in COLUMNS} for n in range(5)]).execute()
+        store_what_is_no_vector(db, "loose", COLUMNS, 3)
+        for column in COLUMNS:
+            found = list(Loose.nearest(column, [1, 0, 0], k=20).select(Loose.id))
+            assert sorted(keys(found[:5])) == [1, 2, 3, 4, 5]
+            assert [(row.id, row.distance) for row in found[5:]] == [(key, None) for key in range(1001, 1009)]
+            left_out: list[ValueRefused] = []
+            query = Loose.nearest(column, [1, 0, 0], k=20).select(Loose.id, getattr(Loose, column))
+            assert len(list(readable(query, left_out.append))) + len(left_out) == 13
+            assert {1001, 1002, 1003, 1004, 1005} <= {int(str(error.fact).rsplit(" ", 1)[1]) for error in left_out}
+        other = Loose.alias()
+        pairs = Loose.select(Loose.l2.l2_distance(other.l2)).join(other, on=other.id == Loose.id).order_by(Loose.id)
+        assert list(pairs.tuples()) == [(0.0,)] * 5 + [(None,)] * 8
+
+
+def test_columns_of_different_types_have_no_distance() -> None:
+    for other in (Short.place, Short.alias().place):
+        with pytest.raises(ValueRefused, match=r"passage.embedding takes a column of vector\(3\), not halfvec\(3\)"):
+            Passage.embedding.l2_distance(other)
+
+
 def test_sqlite_finds_the_same_by_extension_by_numpy_and_in_plain_python(sqlite: Place) -> None:
     fields = [(f"{m}_{t}", m, t) for m in ("cosine", "l2", "inner_product") for t in ("vector", "halfvec")]
     members: dict[str, Any] = {name: VectorField(8, metric, type=type_) for name, metric, type_ in fields}
@@ -285,6 +381,7 @@ def test_sqlite_finds_the_same_by_extension_by_numpy_and_in_plain_python(sqlite:
         MigrationRunner(db, [model]).up()
         model.insert_many([dict.fromkeys(members, vector) for vector in data]).execute()
         stored = {name: np.array([r[0] for r in model.select(getattr(model, name)).tuples()], "f4") for name in members}
+        store_what_is_no_vector(db, "t", list(members), 8)
     results = {}
     for blocked in ("nothing", "sqlite_vec", "sqlite_vec,numpy"):
         arguments = [sqlite.dsn, blocked, json.dumps(fields), json.dumps(queries.tolist())]

@@ -26,10 +26,15 @@ def is_comment(sql: str) -> bool:
 _VECTORS = re.compile(r"(?:.*\.)?(?P<kind>vector|halfvec)\((?P<dimensions>\d+)\)")
 
 
-def loses_vectors(wanted: Column, got: Column) -> bool:
-    """Return whether a column of vectors gets another dimension, which no cast of a vector gives it."""
+def loses_vectors(wanted: Column, got: Column, casts: bool = True) -> bool:
+    """Return whether a column of vectors gets another dimension, which no cast of a vector gives it.
+
+    :param casts: the database can make vector of halfvec, and back.
+    """
     new, old = (_VECTORS.fullmatch(str(column.type)) for column in (wanted, got))
-    return new is not None and old is not None and new["dimensions"] != old["dimensions"]
+    if new is None or old is None:
+        return False
+    return new["dimensions"] != old["dimensions"] or (not casts and new["kind"] != old["kind"])
 
 
 def vectors_in_the_way(column: str, wanted: Column, got: Column) -> str:

@@ -30,6 +30,18 @@ class _Unconnected(peewee.DatabaseProxy):
     def __enter__(self) -> Any:
         return self.__getattr__("connection_context") and self.obj.__enter__()
 
+    # The blocks of the database: Peewee's proxy makes blocks of its own, which do not say how they end. A decorator may
+    # ask for one before connect(), and enters it later.
+
+    def atomic(self, *args: Any, **kwargs: Any) -> Any:
+        return super().atomic(*args, **kwargs) if self.obj is None else self.obj.atomic(*args, **kwargs)
+
+    def transaction(self, *args: Any, **kwargs: Any) -> Any:
+        return super().transaction(*args, **kwargs) if self.obj is None else self.obj.transaction(*args, **kwargs)
+
+    def savepoint(self) -> Any:
+        return super().savepoint() if self.obj is None else self.obj.savepoint()
+
 
 # connect() points it at a database; until then the models only describe tables.
 database = _Unconnected()

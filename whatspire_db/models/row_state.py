@@ -159,7 +159,7 @@ def outcomes(db: Any) -> tuple[Outcome, ...] | None:
     blocks = open_blocks(db)
     if not blocks:
         return None if _is_in_transaction(db) else ()
-    if not hasattr(db, "task_state"):
+    if not hasattr(db, "task_state") or not all(hasattr(block, "outcome") for block in blocks):
         return None
     savepoint = db.task_state.savepoint
     while savepoint is not None:

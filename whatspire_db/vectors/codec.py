@@ -128,15 +128,21 @@ def _floats(value: Any) -> array[float]:
     """Return numbers in 32 bits each; a number that does not fit becomes infinite."""
     if isinstance(value, (str, bytes, bytearray, memoryview, dict, set, frozenset)):
         raise TypeError
-    if str(getattr(value, "dtype", "")) == "float32" and getattr(value, "ndim", 0) == 1:
+    kind = type(value)
+    if (kind.__module__, kind.__name__) == ("numpy", "ndarray") and str(value.dtype) == "float32" and value.ndim == 1:
         return array("f", value.tobytes())
-    for name in ("tolist", "to_list"):  # of numpy and of array, of pgvector
-        if hasattr(value, name):
-            value = getattr(value, name)()
-            break
-    if not isinstance(value, Sequence):
+    found = _plain(value)
+    if not isinstance(found, Sequence):
         raise TypeError
-    return array("f", value)
+    return array("f", found)
+
+
+def _plain(value: Any) -> Any:
+    """Return the list of numbers of numpy, of array and their like, or of pgvector."""
+    for name in ("tolist", "to_list"):
+        if hasattr(value, name):
+            return getattr(value, name)()
+    return value
 
 
 def _not_numbers(value: Any) -> NotAVector:
@@ -148,8 +154,7 @@ def _not_numbers(value: Any) -> NotAVector:
 
 
 def _not_finite(value: Any, bits: str) -> NotAVector:
-    numbers = value.tolist() if hasattr(value, "tolist") else value
-    if all(map(isfinite, numbers)):
+    if all(map(isfinite, _plain(value))):
         largest = "3.4e38" if bits == "32" else "65504"
         hint = "scale the vector" + ("" if bits == "32" else ', or declare the field with type="vector"')
         return NotAVector(f"numbers of {bits} bits, up to {largest}, and one is larger", hint)

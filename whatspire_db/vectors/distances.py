@@ -30,11 +30,24 @@ class StoredVector(Node):
     def __sql__(self, ctx: Context) -> Context:
         if not on_postgres(ctx):
             return ctx.value(self.codec.packed(self.numbers), converter=False)
-        text = self.codec.text(self.numbers)
-        if self.db is None:
-            return ctx.value(text, converter=False)
-        type_ = f"{extension_of(self.db).quoted_schema}.{self.codec.type}"
-        return ctx.literal("CAST(").value(text, converter=False).literal(f" AS {type_})")
+        return _typed(ctx, self.codec, self.codec.text(self.numbers), self.db)
+
+
+class NoVector(Node):
+    """NULL, with the type of the column where a database of PostgreSQL is named."""
+
+    def __init__(self, codec: Codec, db: peewee.Database | None = None) -> None:
+        self.codec, self.db = codec, db
+
+    def __sql__(self, ctx: Context) -> Context:
+        return _typed(ctx, self.codec, None, self.db)
+
+
+def _typed(ctx: Context, codec: Codec, value: str | None, db: peewee.Database | None) -> Context:
+    if db is None:
+        return ctx.value(value, converter=False)
+    type_ = f"{extension_of(db).quoted_schema}.{codec.type}"
+    return ctx.literal("CAST(").value(value, converter=False).literal(f" AS {type_})")
 
 
 class Distance(ColumnBase):
@@ -65,10 +78,19 @@ class Distance(ColumnBase):
     def _sqlite(self, ctx: Context) -> Context:
         function = function_for(database_of(self.field), self.metric, self.field.codec.is_half)
         other = _operand(self.other)
-        ctx.literal("CASE WHEN ").sql(self.field).literal(" IS NOT NULL")  # of which sqlite-vec makes an error
+        # Of anything else, NULL included, the functions make an error, and one row would stop the search of all.
+        _fits(ctx.literal("CASE WHEN "), self.field, self.field.codec)
         if not isinstance(other, StoredVector):
-            ctx.literal(" AND ").sql(other).literal(" IS NOT NULL")
+            _fits(ctx.literal(" AND "), other, getattr(other, "codec", None))
         return ctx.literal(f" THEN {function}(").sql(self.field).literal(", ").sql(other).literal(") END")
+
+
+def _fits(ctx: Context, value: Node, codec: Codec | None) -> Context:
+    """Write the condition that a value of SQLite's is a vector; of an expression, that there is one."""
+    if codec is None:
+        return ctx.sql(value).literal(" IS NOT NULL")
+    ctx.literal("typeof(").sql(value).literal(") = 'blob' AND length(").sql(value)
+    return ctx.literal(f") = {codec.length}")
 
 
 def database_of(field: Any) -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import peewee
@@ -12,7 +14,7 @@ from ..errors import ModelError, ValueRefused
 from ..fields import UNREADABLE, Unreadable, V, column_of, on_postgres
 from ..light_stdlib import Generic
 from .codec import Codec, NotAVector
-from .distances import Distance, StoredVector, database_of
+from .distances import Distance, NoVector, StoredVector, database_of
 from .metrics import COSINE, INNER_PRODUCT, L2, METRICS, Metric
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ else:
     TypedVector = Generic
 
 TYPES = {"vector": 16_000, "halfvec": 16_000}  # and the most dimensions of each
+LONGEST_NAME = 63  # in bytes
 MOST_INDEXED = {"vector": 2_000, "halfvec": 4_000}
 
 
@@ -33,11 +36,19 @@ class _Accessor(peewee.FieldAccessor):
         super().__set__(instance, value)
 
 
+def _short(name: str) -> str:
+    """Return a name of which PostgreSQL cuts nothing off: two that are cut could be the same."""
+    if len(name.encode()) <= LONGEST_NAME:
+        return name
+    start = name.encode()[: LONGEST_NAME - 9].decode(errors="ignore")
+    return f"{start}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
 class HnswIndex(peewee.ModelIndex):
     """An HNSW index of a field; SQLite has none, and nothing is created there."""
 
     def __init__(self, model: Any, field: VectorField[Any]) -> None:
-        name = f"{model._meta.table_name}_{field.column_name}_hnsw"
+        name = _short(f"{model._meta.table_name}_{field.column_name}_hnsw")
         key = peewee.NodeList((Entity(field.column_name), SQL(f"{field.codec.type}_{field.metric.opclass}")))
         super().__init__(model, (key,), safe=False, using="hnsw", name=name)
         self.field = field
@@ -109,7 +120,14 @@ class VectorField(TypedVector[V], peewee.Field):
         self.has_index = index == "hnsw"
         options = {"m": m, "ef_construction": ef_construction}
         self.index_options = {name: value for name, value in options.items() if value is not None}
+        if kwargs.get("default") is not None:
+            kwargs["default"] = partial(self._fresh, kwargs["default"])
         super().__init__(**kwargs)
+
+    def _fresh(self, default: Any) -> Any:
+        """Return a default as a list of a row's own, which may be changed in place."""
+        value = default() if callable(default) else default
+        return value if value is None or isinstance(value, Node) else self.as_list(value)
 
     def bind(self, model: Any, name: str, set_attribute: bool = True) -> None:
         super().bind(model, name, set_attribute)
@@ -136,10 +154,26 @@ class VectorField(TypedVector[V], peewee.Field):
     def db_value(self, value: Any) -> Any:
         return value if value is None or isinstance(value, Node) else self._stored(value)
 
+    # Of a list Peewee makes several values, each for itself.
+
+    def __eq__(self, other: object) -> Any:
+        return super().__eq__(self._whole(other))
+
+    def __ne__(self, other: object) -> Any:
+        return super().__ne__(self._whole(other))
+
+    __hash__ = peewee.Field.__hash__
+
+    def _whole(self, value: Any) -> Any:
+        return self.to_value(value) if isinstance(value, (list, tuple)) else value
+
     def case_value(self, value: Any) -> Any:
         """Return a value for a CASE, which does not tell PostgreSQL its type."""
+        if isinstance(value, Node):
+            return value
         db = database_of(self)
-        return self._stored(value, db if isinstance(db, peewee.PostgresqlDatabase) else None)
+        named = db if isinstance(db, peewee.PostgresqlDatabase) else None
+        return NoVector(self.codec, named) if value is None else self._stored(value, named)
 
     def python_value(self, value: Any) -> Any:
         if value is None or isinstance(value, Node):
@@ -169,6 +203,13 @@ class VectorField(TypedVector[V], peewee.Field):
         :raises ValueRefused: for a vector that has no such distance.
         """
         if isinstance(vector, Node):
+            other = getattr(vector, "codec", None)
+            if isinstance(other, Codec) and other.declared != self.codec.declared:
+                mine = self.codec.declared
+                raise ValueRefused(
+                    f"the distance from {column_of(self)} takes a column of {mine}, not {other.declared}",
+                    "compare columns of one type and dimension",
+                )
             return Distance(self, metric, vector, exact)
         codec = replace(self.codec, refuses_zero=metric is COSINE)
         try:

@@ -133,7 +133,8 @@ def _distance(by: _Arithmetic, metric: str, stored: Any, given: Any) -> float | 
     if metric == INNER_PRODUCT.name:
         return -product
     lengths = by.length(one) * length
-    return 1.0 - max(-1.0, min(1.0, product / lengths)) if lengths else None
+    cosine = product / lengths if lengths else math.nan
+    return None if math.isnan(cosine) else 1.0 - max(-1.0, min(1.0, cosine))  # NaN is neither more nor less than 1
 
 
 @lru_cache(maxsize=4)

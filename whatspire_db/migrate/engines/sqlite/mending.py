@@ -167,12 +167,12 @@ def _rebuild(engine: SqliteEngine, table: DriftedTable, model: ModelType, live: 
 
 
 def _lost_vectors(table: DriftedTable) -> dict[str, tuple[Column, Column]]:
-    """Return the columns of vectors that get another dimension, as declared and as they are, by their names."""
+    """Return the columns whose vectors cannot be kept, as declared and as they are, by their names."""
     pairs = ((d.name, d.wanted, d.got) for d in table.of_kind("column_type"))
     return {
         name: (wanted, got)
         for name, wanted, got in pairs
-        if isinstance(wanted, Column) and isinstance(got, Column) and loses_vectors(wanted, got)
+        if isinstance(wanted, Column) and isinstance(got, Column) and loses_vectors(wanted, got, casts=False)
     }
 
 
