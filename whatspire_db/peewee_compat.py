@@ -162,6 +162,7 @@ USED: tuple[Private, ...] = (
         "instances of joined rows do not remember what was read",
     ),
     ("peewee:Query._where", "attribute", "whether a search filters", "filtered searches find less exactly"),
+    ("peewee:Query._order_by", "attribute", "whether a search has its own order", "older servers use no HNSW index"),
     ("peewee:Query._limit", "attribute", "how many rows a query asks for", "searches find fewer rows than there are"),
     ("peewee:Query._offset", "attribute", "how many rows a query leaves out", "the second page of a search lacks rows"),
     (
@@ -293,6 +294,11 @@ def wrap_constructors(rows: Any, wrap: Callable[[Any, Any, bool], Any]) -> None:
 def condition_of(query: Any) -> Any:
     """Return the condition of a query, the same object in its copies."""
     return query._where
+
+
+def order_of(query: Any) -> Any:
+    """Return the ORDER BY of a query, the same object in its copies."""
+    return query._order_by
 
 
 def limit_of(query: Any) -> tuple[int | None, int | None]:

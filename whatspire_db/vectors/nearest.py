@@ -11,7 +11,7 @@ import peewee
 from peewee import SCOPE_VALUES, Alias, Context
 
 from ..errors import ValueRefused
-from ..peewee_compat import condition_of, limit_of
+from ..peewee_compat import condition_of, limit_of, order_of
 from .distances import EXACT, Distance, database_of
 from .engines import postgres
 from .field import VectorField
@@ -47,7 +47,7 @@ def nearest(
     conditions = list(where) if isinstance(where, Sequence) else [where] if where is not None else []
     order = [distance.asc(nulls="last"), *model._meta.get_primary_keys()]
     query = query.select(*model._meta.sorted_fields).where(found.is_null(False)).order_by(*order).limit(rows)
-    query.asked, query.bare = (), condition_of(query)
+    query.asked, query.bare, query.by_key = (), condition_of(query), order_of(query)
     return query.where(*conditions) if conditions else query
 
 
@@ -95,6 +95,7 @@ class _Search:
     distance: Any
     asked: tuple[Any, ...]  # the columns that select() was given
     bare: Any  # the condition that every search has
+    by_key: Any  # the order of every search: rows at one distance by their keys
 
     def select(self, *columns: Any) -> Any:
         if not columns:
@@ -115,7 +116,19 @@ class _Search:
         # A value of another query, or the rows that it inserts: such have the columns that were asked for alone.
         is_operand = state.in_expr or state.in_projection or state.in_function or ctx.scope == SCOPE_VALUES
         with ctx(**{EXACT: is_exact, _OPERAND: bool(is_operand)}):
-            return self._operand(ctx) if is_operand else super().__sql__(ctx)  # type: ignore[misc]
+            if is_operand:
+                return self._operand(ctx)
+            query = self if is_exact or self.distance.unwrap().exact else self._by_index()
+            return super(_Search, query).__sql__(ctx)  # type: ignore[misc]
+
+    def _by_index(self) -> Any:
+        """Return the query in an order for which its server uses the index."""
+        database = database_of(self.distance.unwrap().field)
+        keeps = not isinstance(database, peewee.PostgresqlDatabase) or postgres.extension_of(database).sorts_ties
+        if keeps or order_of(self) is not self.by_key:
+            return self
+        by_distance, *_ = self.by_key
+        return self.order_by(by_distance)  # type: ignore[attr-defined]
 
     def _operand(self, ctx: Context) -> Context:
         model: Any = self.model  # type: ignore[attr-defined]

@@ -15,13 +15,13 @@ from whatspire_db.errors import ModelError
 from whatspire_db.sql import pinned
 
 _EXTENSION = pinned("""
-SELECT n.nspname, e.extversion FROM pg_extension AS e JOIN pg_namespace AS n ON n.oid = e.extnamespace
-WHERE e.extname = 'vector'
+SELECT n.nspname, e.extversion, current_setting('server_version_num')::int
+FROM pg_extension AS e JOIN pg_namespace AS n ON n.oid = e.extnamespace WHERE e.extname = 'vector'
 """)
 # Of pgvector, in case the session has not loaded it yet.
 _DEFAULTS = {"hnsw.ef_search": "40", "hnsw.iterative_scan": "off", "hnsw.max_scan_tuples": "20000"}
 _DEFAULTS |= {"hnsw.scan_mem_multiplier": "1"}
-ITERATIVE_SINCE = (0, 8)
+ITERATIVE_SINCE, SORTS_TIES_SINCE = (0, 8), 170000
 LEAST_EF, LEAST_EF_FILTERED, MOST_EF = 200, 400, 1000
 EF_PER_ROW = 4
 ALL_TUPLES = 2**31 - 1
@@ -30,10 +30,16 @@ MEMORY = 16  # times work_mem
 
 @dataclass(frozen=True)
 class Extension:
-    """The extension of a database: the schema of its types and operators, and its version."""
+    """The extension of a database: the schema of its types and operators, its version, and that of the server."""
 
     schema: str
     version: tuple[int, ...]
+    server: int
+
+    @property
+    def sorts_ties(self) -> bool:
+        """Whether a query keeps an index of distances if it sorts rows at one distance; earlier servers leave it."""
+        return self.server >= SORTS_TIES_SINCE
 
     @property
     def quoted_schema(self) -> str:
@@ -74,7 +80,7 @@ def extension_of(db: peewee.Database) -> Extension:
                 "the database does not have the extension vector",
                 "run up, which creates it; or let a superuser run: CREATE EXTENSION vector;",
             )
-        known = place, Extension(row[0], tuple(map(int, re.findall(r"\d+", row[1]))))
+        known = place, Extension(row[0], tuple(map(int, re.findall(r"\d+", row[1]))), row[2])
         _found[db] = known
     return known[1]
 
