@@ -138,6 +138,11 @@ class DrawnTable:
         return gravest([d.state for d in self.differences if d.is_of_table])
 
     @property
+    def more(self) -> str:
+        """How many columns are left out, in words; "" for none."""
+        return _many(self.hidden, "more column") if self.hidden else ""
+
+    @property
     def all_differences(self) -> tuple[Difference, ...]:
         """Its own differences, and those of its columns and parts."""
         of_columns = [d for column in self.columns for d in column.differences]
