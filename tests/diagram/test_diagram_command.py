@@ -6,6 +6,7 @@ import json
 import os
 import stat
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -118,12 +119,26 @@ def test_document_has_the_text_or_names_the_file(sqlite: Place) -> None:
         (["--tables", "nonsense"], "no table matches nonsense"),
         (["--format", "png"], "invalid choice"),
         (["--output", "no/folder/a.svg"], "no/folder/a.svg cannot be written"),
+        (["--output", "a.svg/", "--format", "svg"], "a.svg/ names a folder"),
         (["--live", "--only-models"], "--only-models is given without models"),
     ],
 )
 def test_wrong_usage_is_refused(sqlite: Place, arguments: list[str], words: str) -> None:
     assert sqlite.run("-q").returncode == 0
     fails(draw(sqlite, *arguments), 2, words)
+
+
+def test_stdout_gets_utf_8_whatever_the_locale_is(sqlite: Place) -> None:
+    """As a page and an XML file say that they are; a dash for the file is stdout."""
+    (sqlite.folder / "shop.py").write_text(SHOP.replace("title", "prix_é"), encoding="utf-8")
+    usual = ["diagram", "--models", "shop", "--only-models"]
+    for format_, options in (("html", {}), ("svg", {"PYTHONIOENCODING": "latin1"})):
+        locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+        place = replace(sqlite, environment=locale | options)
+        arguments = [*usual, "--format", format_, "--output", "-"]
+        done = place.run(*arguments, module="whatspire_db", encoding="utf-8")
+        assert "prix_é" in done.stdout, done.stderr
+    assert not (sqlite.folder / "-").exists()
 
 
 @pytest.mark.soak

@@ -19,6 +19,8 @@ def write_whole(path: str, text: str) -> None:
     :raises ConfigError: when the file cannot be written there.
     """
     target = Path(path)
+    if path.endswith(os.sep):  # which a Path leaves out
+        raise ConfigError(f"{path} names a folder", "name a file in it")
     try:
         _replace(target, text.encode("utf-8", "backslashreplace"))
     except NotRegular as error:
