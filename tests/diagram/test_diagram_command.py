@@ -201,6 +201,8 @@ def test_verify_html_writes_the_differences_and_keeps_its_exit_codes(sqlite: Pla
 def test_verify_html_is_for_one_database(sqlite: Place) -> None:
     fails(sqlite.run("verify", "--html", "a.html", "--each-file", "*.db"), 2, "--html is for one database")
     fails(sqlite.run("plan", "--html", "a.html"), 2, "plan takes no --html")
+    fails(sqlite.run("verify", "--html", "-"), 2, "- stands for stdout")
+    assert not (sqlite.folder / "-").exists()
 
 
 @pytest.mark.soak

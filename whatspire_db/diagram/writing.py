@@ -21,6 +21,8 @@ def write_whole(path: str, text: str) -> None:
     target = Path(path)
     if path.endswith(os.sep):  # which a Path leaves out
         raise ConfigError(f"{path} names a folder", "name a file in it")
+    if path == "-":
+        raise ConfigError("- stands for stdout, which this cannot go to", "name a file; ./- is one of that name")
     try:
         _replace(target, text.encode("utf-8", "backslashreplace"))
     except NotRegular as error:
