@@ -7,14 +7,18 @@ import os
 import stat
 import subprocess
 from dataclasses import replace
+from datetime import datetime, timezone
 from pathlib import Path
 
+import peewee
 import pytest
 
 from tests.conftest import PASSWORD, Place, Server
 from tests.migrate.test_command_line import fails
 from whatspire_db.diagram.drawing import SUFFIXES
 from whatspire_db.diagram.text import escaped
+from whatspire_db.dsn.postgres import parse_postgres
+from whatspire_db.transfer.fence import put_up
 
 pytestmark = pytest.mark.sampled
 
@@ -166,6 +170,30 @@ def test_file_is_replaced_whole_and_never_through_a_link(sqlite: Place) -> None:
     os.mkfifo(sqlite.folder / "pipe.svg")
     fails(draw(sqlite, "--output", "pipe.svg"), 2, "it is a pipe")
     assert not list(sqlite.folder.glob(".*partial"))
+
+
+def test_a_database_is_never_replaced_by_a_picture(sqlite: Place) -> None:
+    assert sqlite.run("-q").returncode == 0
+    before = Path(sqlite.dsn).read_bytes()
+    fails(sqlite.run("verify", "--html", sqlite.dsn), 2, f"{sqlite.dsn} is a SQLite database")
+    fails(draw(sqlite, "--live", "--format", "svg", "--output", sqlite.dsn), 2, f"{sqlite.dsn} is a SQLite database")
+    assert Path(sqlite.dsn).read_bytes() == before
+
+
+@pytest.mark.soak
+def test_pictures_of_a_database_whose_rows_were_moved_say_so(sqlite: Place) -> None:
+    assert sqlite.run("-q").returncode == 0
+    db = sqlite.connect()
+    assert isinstance(db, peewee.SqliteDatabase)
+    with db.atomic():
+        fence = put_up(db, ["sessions"], parse_postgres("host=db.example dbname=new"), datetime.now(timezone.utc))
+    db.close()
+    assert f"note: {fence.fact}" in draw(sqlite, "--live").stdout
+    assert f"note: {fence.fact}" in draw(sqlite, "--compare", "--output", "a.svg").stdout
+    assert fence.fact in (sqlite.folder / "a.svg").read_text()
+    assert json.loads(draw(sqlite, "--live", "--json").stdout)["notes"] == [fence.fact]
+    assert sqlite.run("verify", "--html", "v.html").returncode == 0
+    assert fence.fact in (sqlite.folder / "v.html").read_text()
 
 
 def test_verify_html_writes_the_differences_and_keeps_its_exit_codes(sqlite: Place) -> None:

@@ -91,7 +91,8 @@ def _run(call: Call) -> Answer:
         _let_stdout_take_all_letters()
         return Answer(call.named(document | {"text": text}), text.removesuffix("\n").split("\n"), wanted=True)
     write_whole(options.output, text)
-    lines = [call.line, f"drawn from: {diagram.sources}", *([diagram.verdict] if diagram.verdict else [])]
+    notes = [f"note: {note}" for note in diagram.notes]
+    lines = [call.line, *notes, f"drawn from: {diagram.sources}", *([diagram.verdict] if diagram.verdict else [])]
     return Answer(call.named(document), [*lines, f"written: {options.output} ({wanted}, {diagram.counts})"])
 
 
@@ -128,14 +129,14 @@ def _drawn(call: Call) -> Diagram:
     if options.compare or options.models or call.settings().models:
         settings, models = settings_and_models(call)
         with _running(settings, models) as runner:
-            return of_both(runner.comparison(), _named(call))
+            return of_both(runner.comparison(), _named(call), runner.fence())
     if options.only_models:
         raise ConfigError("--only-models is given without models", "name their modules: --models")
     settings = call.settings()
     if has_no_file(settings):
         raise ConnectionFailed(f"{call.database} holds no database", "check the path; without --live, models are drawn")
     with _running(settings, []) as runner:
-        return of_database(runner.live_schema(), _named(call))
+        return of_database(runner.live_schema(), _named(call), runner.fence())
 
 
 def _named(call: Call) -> str:

@@ -251,6 +251,7 @@ class Diagram:
         differences = {"differences": [d.to_json() for d in self.differences]} if self.is_compared else {}
         return {
             "sources": self.sources,
+            **({"notes": list(self.notes)} if self.notes else {}),
             "tables": [table.to_json() for table in self.tables.values()],
             "references": [reference.to_json() for reference in self.references],
             **differences,
