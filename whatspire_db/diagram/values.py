@@ -246,6 +246,8 @@ class Diagram:
         if self.verdict:
             yield f"differences: {self.verdict}"
         yield from (f"note: {note}" for note in self.notes)
+        for difference in self.others:  # they have no place in the picture
+            yield f"{difference}: {difference.note}" if difference.note else str(difference)
 
     def to_json(self) -> dict[str, Any]:
         differences = {"differences": [d.to_json() for d in self.differences]} if self.is_compared else {}
