@@ -91,6 +91,7 @@ def test_both_sources_of_a_database_that_is_not_there_yet(sqlite: Place) -> None
     assert not Path(sqlite.dsn).exists()
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(("suffix", "format_"), SUFFIXES.items())
 def test_suffix_of_the_file_chooses_the_format(sqlite: Place, suffix: str, format_: str) -> None:
     done = draw(sqlite, "--output", f"s{suffix}")
@@ -132,6 +133,7 @@ def test_wrong_usage_is_refused(sqlite: Place, arguments: list[str], words: str)
     fails(draw(sqlite, *arguments), 2, words)
 
 
+@pytest.mark.soak
 def test_stdout_gets_utf_8_whatever_the_locale_is(sqlite: Place) -> None:
     """As a page and an XML file say that they are; a dash for the file is stdout."""
     (sqlite.folder / "shop.py").write_text(SHOP.replace("title", "prix_é"), encoding="utf-8")
