@@ -11,7 +11,10 @@ from whatspire_db import ConfigError, MigrationRunner
 from whatspire_db.diagram.building import chosen, diagram_of, keys_alone
 from whatspire_db.diagram.models import schema_of_models
 from whatspire_db.diagram.values import Diagram
+from whatspire_db.migrate.schema import Column, Constraint, Schema, Table
 from whatspire_db.models.service import SERVICE_MODELS
+
+PRIMARY_KEY = Constraint("", "primary_key", "PRIMARY KEY (id)", ("id",))
 
 
 def references(diagram: Diagram) -> set[tuple[str, tuple[str, ...], str, bool]]:
@@ -54,6 +57,55 @@ def test_only_a_key_of_one_column_can_be_implied() -> None:
     assert not drawn(
         [pair, keyless, model("owns", {"pair_id": pw.IntegerField(), "log_id": pw.IntegerField()})]
     ).references
+
+
+@pytest.mark.parametrize(
+    ("key", "kind", "is_implied"),
+    [
+        ("interval", "integer", False),  # "int" is in it, and it is no number
+        ("point", "bigint", False),
+        ("integer[]", "integer", False),
+        ("int4range", "bigint", False),
+        ("numeric", "integer", True),
+        ("decimal(10, 0)", "integer", True),
+        ("bigserial", "integer", True),
+        ("unsigned big int", "int", True),
+        ("uuid", "text", True),
+        ("uuid", "integer", False),
+    ],
+)
+def test_numbers_imply_references_to_numbers_alone(key: str, kind: str, is_implied: bool) -> None:
+    boxes = Table(("", "boxes"), columns={"id": Column("id", key, True)}, constraints=(PRIMARY_KEY,))
+    own = Table(("", "own"), columns={"box_id": Column("box_id", kind, False)})
+    assert bool(diagram_of(Schema({t.key: t for t in (boxes, own)}), "", "").references) is is_implied
+
+
+@pytest.mark.parametrize("names", [("Users", "users", "USERS"), ("USERS", "users", "Users")])
+def test_of_tables_whose_names_differ_in_case_the_one_that_is_written_the_same_is_implied(names: list[str]) -> None:
+    tables = [Table(("", n), columns={"id": Column("id", "integer", True)}, constraints=(PRIMARY_KEY,)) for n in names]
+    tables.append(Table(("", "own"), columns={"user_id": Column("user_id", "integer", False)}))
+    (reference,) = diagram_of(Schema({t.key: t for t in tables}), "", "").references
+    assert reference.target == ("", "users")
+
+
+def test_references_to_tables_that_are_not_there_are_listed(place: Place) -> None:
+    """As to another schema, which a live picture leaves out."""
+    db = place.connect()
+    with db.connection_context():
+        if place.is_sqlite:
+            db.execute_sql("CREATE TABLE t (a integer REFERENCES nowhere (id), b integer)")
+        else:
+            db.execute_sql("CREATE SCHEMA nowhere")
+            db.execute_sql("CREATE TABLE nowhere.n (id integer PRIMARY KEY)")
+            db.execute_sql("CREATE TABLE t (a integer REFERENCES nowhere.n (id), b integer)")
+    diagram = diagram_of(MigrationRunner(db, []).live_schema(), "", "")
+    db.close()
+    for table in (diagram.tables["", "t"], keys_alone(diagram).tables["", "t"]):
+        assert table.columns[0].keys == ("FK",)
+        (part,) = table.parts
+        assert part.kind == "foreign key"
+        assert "nowhere" in part.definition
+    assert not diagram.references
 
 
 def test_a_declared_reference_is_not_implied_too() -> None:
@@ -153,6 +205,11 @@ def test_tables_are_chosen_by_pattern_with_their_neighbours() -> None:
     with pytest.raises(ConfigError, match="no table matches evnts") as failed:
         names("evnts")
     assert "events" in failed.value.hint
+
+
+def test_a_pattern_that_is_the_name_of_a_table_chooses_it() -> None:
+    diagram = drawn([model(name, {}) for name in ("old[1]", "old", "what?")])
+    assert list(chosen(diagram, ["old[1]"]).tables) == [("", "old[1]")]
 
 
 def test_tables_of_one_name_in_two_schemas_are_two() -> None:

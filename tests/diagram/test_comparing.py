@@ -146,6 +146,23 @@ def styles(text: str) -> Iterator[tuple[str, str, str]]:
         yield state, dashes[1] if dashes else "", width[1] if width else ""
 
 
+def test_mermaid_tells_of_differing_indexes_in_comments(place: Place) -> None:
+    """It has no place for them in its pictures."""
+    text = mermaid(compared(place, rows=False))
+    assert "%% * extra index authors.of_ours\n" in text
+    assert re.search(r"%% \+ pending index books\.\w+title\n", text)
+
+
+def test_differences_of_no_table_are_named_in_every_format(postgres: Place) -> None:
+    models = [model("orders", {"number": pw.TextField()}, "south")]
+    db = postgres.connect()
+    with db.bind_ctx(models):
+        diagram = of_both(MigrationRunner(db, models).comparison(), "postgres")
+    db.close()
+    assert diagram.others
+    assert all("pending schema south" in draw(diagram) for draw in FORMATS.values())
+
+
 def test_states_of_tables_differ_without_colour(sqlite: Place) -> None:
     text = FORMATS["svg"](compared(sqlite, rows=True))
     found = {state: (dashes, width) for state, dashes, width in styles(text)}

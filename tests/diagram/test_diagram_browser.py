@@ -193,6 +193,11 @@ def test_differences_link_to_their_tables(show: Show, place: Place) -> None:
     tab.send("Emulation.setEmulatedMedia", media="print")
     assert tab.run("getComputedStyle(document.querySelector('nav')).display") == "none"
     tab.send("Emulation.setEmulatedMedia", media="")
+    closed = "document.querySelectorAll('#differences details:not([open])').length"
+    before = tab.run(closed)
+    assert before > 0
+    assert tab.run(f"(dispatchEvent(new Event('beforeprint')), {closed})") == 0
+    assert tab.run(f"(dispatchEvent(new Event('afterprint')), {closed})") == before
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

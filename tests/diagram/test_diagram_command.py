@@ -6,14 +6,19 @@ import json
 import os
 import stat
 import subprocess
+from dataclasses import replace
+from datetime import datetime, timezone
 from pathlib import Path
 
+import peewee
 import pytest
 
 from tests.conftest import PASSWORD, Place, Server
 from tests.migrate.test_command_line import fails
 from whatspire_db.diagram.drawing import SUFFIXES
 from whatspire_db.diagram.text import escaped
+from whatspire_db.dsn.postgres import parse_postgres
+from whatspire_db.transfer.fence import put_up
 
 pytestmark = pytest.mark.sampled
 
@@ -86,6 +91,7 @@ def test_both_sources_of_a_database_that_is_not_there_yet(sqlite: Place) -> None
     assert not Path(sqlite.dsn).exists()
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(("suffix", "format_"), SUFFIXES.items())
 def test_suffix_of_the_file_chooses_the_format(sqlite: Place, suffix: str, format_: str) -> None:
     done = draw(sqlite, "--output", f"s{suffix}")
@@ -118,12 +124,27 @@ def test_document_has_the_text_or_names_the_file(sqlite: Place) -> None:
         (["--tables", "nonsense"], "no table matches nonsense"),
         (["--format", "png"], "invalid choice"),
         (["--output", "no/folder/a.svg"], "no/folder/a.svg cannot be written"),
+        (["--output", "a.svg/", "--format", "svg"], "a.svg/ names a folder"),
         (["--live", "--only-models"], "--only-models is given without models"),
     ],
 )
 def test_wrong_usage_is_refused(sqlite: Place, arguments: list[str], words: str) -> None:
     assert sqlite.run("-q").returncode == 0
     fails(draw(sqlite, *arguments), 2, words)
+
+
+@pytest.mark.soak
+def test_stdout_gets_utf_8_whatever_the_locale_is(sqlite: Place) -> None:
+    """As a page and an XML file say that they are; a dash for the file is stdout."""
+    (sqlite.folder / "shop.py").write_text(SHOP.replace("title", "prix_é"), encoding="utf-8")
+    usual = ["diagram", "--models", "shop", "--only-models"]
+    for format_, options in (("html", {}), ("svg", {"PYTHONIOENCODING": "latin1"})):
+        locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+        place = replace(sqlite, environment=locale | options)
+        arguments = [*usual, "--format", format_, "--output", "-"]
+        done = place.run(*arguments, module="whatspire_db", encoding="utf-8")
+        assert "prix_é" in done.stdout, done.stderr
+    assert not (sqlite.folder / "-").exists()
 
 
 @pytest.mark.soak
@@ -151,6 +172,30 @@ def test_file_is_replaced_whole_and_never_through_a_link(sqlite: Place) -> None:
     os.mkfifo(sqlite.folder / "pipe.svg")
     fails(draw(sqlite, "--output", "pipe.svg"), 2, "it is a pipe")
     assert not list(sqlite.folder.glob(".*partial"))
+
+
+def test_a_database_is_never_replaced_by_a_picture(sqlite: Place) -> None:
+    assert sqlite.run("-q").returncode == 0
+    before = Path(sqlite.dsn).read_bytes()
+    fails(sqlite.run("verify", "--html", sqlite.dsn), 2, f"{sqlite.dsn} is a SQLite database")
+    fails(draw(sqlite, "--live", "--format", "svg", "--output", sqlite.dsn), 2, f"{sqlite.dsn} is a SQLite database")
+    assert Path(sqlite.dsn).read_bytes() == before
+
+
+@pytest.mark.soak
+def test_pictures_of_a_database_whose_rows_were_moved_say_so(sqlite: Place) -> None:
+    assert sqlite.run("-q").returncode == 0
+    db = sqlite.connect()
+    assert isinstance(db, peewee.SqliteDatabase)
+    with db.atomic():
+        fence = put_up(db, ["sessions"], parse_postgres("host=db.example dbname=new"), datetime.now(timezone.utc))
+    db.close()
+    assert f"note: {fence.fact}" in draw(sqlite, "--live").stdout
+    assert f"note: {fence.fact}" in draw(sqlite, "--compare", "--output", "a.svg").stdout
+    assert fence.fact in (sqlite.folder / "a.svg").read_text()
+    assert json.loads(draw(sqlite, "--live", "--json").stdout)["notes"] == [fence.fact]
+    assert sqlite.run("verify", "--html", "v.html").returncode == 0
+    assert fence.fact in (sqlite.folder / "v.html").read_text()
 
 
 def test_verify_html_writes_the_differences_and_keeps_its_exit_codes(sqlite: Place) -> None:
@@ -186,6 +231,8 @@ def test_verify_html_writes_the_differences_and_keeps_its_exit_codes(sqlite: Pla
 def test_verify_html_is_for_one_database(sqlite: Place) -> None:
     fails(sqlite.run("verify", "--html", "a.html", "--each-file", "*.db"), 2, "--html is for one database")
     fails(sqlite.run("plan", "--html", "a.html"), 2, "plan takes no --html")
+    fails(sqlite.run("verify", "--html", "-"), 2, "- stands for stdout")
+    assert not (sqlite.folder / "-").exists()
 
 
 @pytest.mark.soak

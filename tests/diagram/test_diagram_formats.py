@@ -6,14 +6,15 @@ import re
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
+import peewee as pw
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydbml import PyDBML
 
-from tests.diagram.schemas import NAMES_FROM_HELL, pictures
+from tests.diagram.schemas import NAMES_FROM_HELL, drawn, model, pictures
 from whatspire_db import ConfigError
-from whatspire_db.diagram.building import keys_alone
+from whatspire_db.diagram.building import diagram_of, keys_alone
 from whatspire_db.diagram.dbml import dbml
 from whatspire_db.diagram.drawing import FORMATS
 from whatspire_db.diagram.mermaid import encoded, mermaid
@@ -22,6 +23,7 @@ from whatspire_db.diagram.svg import svg
 from whatspire_db.diagram.text import cut, plain
 from whatspire_db.diagram.values import Diagram
 from whatspire_db.letters import cells
+from whatspire_db.migrate.schema import Column, Constraint, Schema, Table
 
 PICTURES = pictures()
 SVG = "{http://www.w3.org/2000/svg}"
@@ -128,6 +130,44 @@ def test_dbml_is_read_back_with_every_table_and_reference(name: str) -> None:
         assert len(found.indexes) == len(indexes)
         assert [column.pk for column in found.columns] == ["PK" in column.keys for column in table.columns]
         assert [column.not_null for column in found.columns] == [c.column.not_null for c in table.columns]
+
+
+def test_dbml_has_no_two_tables_or_columns_of_one_name() -> None:
+    alike = ['a"b', "a''b", "a/b", "a\\b", " a ", "a", "_", " "]
+    fields = {f"f{n}": pw.TextField(column_name=name) for n, name in enumerate(alike)}
+    read = PyDBML(dbml(drawn([model(name, fields) for name in alike])))
+    assert len({table.name for table in read.tables}) == len(alike)
+    assert "a" in {table.name for table in read.tables}
+    for table in read.tables:
+        assert len({column.name for column in table.columns}) == len(alike) + 1
+
+
+def test_dbml_has_tables_of_which_no_column_is_shown() -> None:
+    """As a live view, or a table without a key of which keys alone are drawn; DBML takes no table without a column."""
+    meta = type("Meta", (), {"table_name": "logs", "primary_key": False})
+    keyless = type("Drawn", (pw.Model,), {"a": pw.IntegerField(), "b": pw.IntegerField(), "Meta": meta})
+    view = Table(("", "seen"), "view")
+    for diagram, shown in (
+        (keys_alone(drawn([keyless])), "2 more columns"),
+        (diagram_of(Schema({view.key: view}), "", ""), "no columns"),
+    ):
+        (table,) = PyDBML(dbml(diagram)).tables
+        assert [column.name for column in table.columns] == [shown]
+
+
+def test_dbml_has_one_reference_between_two_columns() -> None:
+    """A second one, and one from a column to itself, is what its readers refuse; it stays as a comment."""
+    columns = {name: Column(name, "integer", False) for name in ("id", "other_id")}
+    constraints = tuple(
+        Constraint("", "foreign_key", rule, (column,), references=("", "own"), referenced_columns=("id",))
+        for column, rule in (("other_id", "a"), ("other_id", "b"), ("id", "c"))
+    )
+    own = Table(("", "own"), columns=columns, constraints=constraints)
+    diagram = diagram_of(Schema({own.key: own}), "", "")
+    text = dbml(diagram)
+    assert len(diagram.references) == 3
+    assert len(PyDBML(text).refs) == 1
+    assert text.count("// Ref: ") == 2
 
 
 def test_dbml_keeps_names_where_it_can() -> None:

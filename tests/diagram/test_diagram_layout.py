@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import peewee as pw
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.diagram.schemas import pictures
+from tests.diagram.schemas import drawn, model, pictures
 from whatspire_db.diagram.layout import Layout, Rect, laid_out
 from whatspire_db.diagram.placing import Link, Size, settled
 from whatspire_db.diagram.svg import picture_of
@@ -84,6 +85,13 @@ def test_pictures_are_clear(name: str) -> None:
 
 def test_the_same_schema_gives_the_same_picture() -> None:
     assert picture_of(PICTURES["many"]).layout == picture_of(PICTURES["many"]).layout
+
+
+def test_many_tables_that_refer_to_one_stand_side_by_side_and_not_as_a_staircase() -> None:
+    others = [model(f"t{n}", {"hub_id": pw.IntegerField(), "name": pw.TextField()}) for n in range(80)]
+    layout = picture_of(drawn([model("hubs", {}), *others])).layout
+    assert layout.height < layout.width
+    require_clear(layout)
 
 
 def test_tables_stand_right_of_what_they_refer_to() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -59,7 +60,7 @@ def parser_of(prog: str = PROG) -> argparse.ArgumentParser:
     parser.add_argument(
         "--format", choices=tuple(FORMATS), help="what to write (default: by the suffix of --output, else mermaid)"
     )
-    parser.add_argument("--output", metavar="FILE", help="write to this file (default: stdout)")
+    parser.add_argument("--output", metavar="FILE", help="write to this file (default, and for -: stdout)")
     add_shared_options(parser)
     return parser
 
@@ -78,6 +79,7 @@ def main(argv: list[str] | None = None, prog: str = PROG) -> int:
 def _run(call: Call) -> Answer:
     options = call.options
     configure_logging(options)
+    options.output = None if options.output == "-" else options.output
     wanted = _format(options)
     if options.neighbours and not options.tables:
         raise ConfigError("--neighbours is given without --tables", "name the tables to begin with")
@@ -86,10 +88,18 @@ def _run(call: Call) -> Answer:
     text = FORMATS[wanted](diagram)
     document = {"format": wanted, "output": options.output, **diagram.to_json()}
     if options.output is None:
+        _let_stdout_take_all_letters()
         return Answer(call.named(document | {"text": text}), text.removesuffix("\n").split("\n"), wanted=True)
     write_whole(options.output, text)
-    lines = [call.line, f"drawn from: {diagram.sources}", *([diagram.verdict] if diagram.verdict else [])]
+    notes = [f"note: {note}" for note in diagram.notes]
+    lines = [call.line, *notes, f"drawn from: {diagram.sources}", *([diagram.verdict] if diagram.verdict else [])]
     return Answer(call.named(document), [*lines, f"written: {options.output} ({wanted}, {diagram.counts})"])
+
+
+def _let_stdout_take_all_letters() -> None:
+    """Write UTF-8 to a file or a pipe, as all formats are in it; a terminal gets its own encoding."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and not sys.stdout.isatty():
+        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
 
 
 def _format(options: Any) -> str:
@@ -119,14 +129,14 @@ def _drawn(call: Call) -> Diagram:
     if options.compare or options.models or call.settings().models:
         settings, models = settings_and_models(call)
         with _running(settings, models) as runner:
-            return of_both(runner.comparison(), _named(call))
+            return of_both(runner.comparison(), _named(call), runner.fence())
     if options.only_models:
         raise ConfigError("--only-models is given without models", "name their modules: --models")
     settings = call.settings()
     if has_no_file(settings):
         raise ConnectionFailed(f"{call.database} holds no database", "check the path; without --live, models are drawn")
     with _running(settings, []) as runner:
-        return of_database(runner.live_schema(), _named(call))
+        return of_database(runner.live_schema(), _named(call), runner.fence())
 
 
 def _named(call: Call) -> str:

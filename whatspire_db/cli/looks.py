@@ -90,7 +90,7 @@ def _pictured(runner: MigrationRunner, call: Call) -> Mending:
     from ..diagram.writing import write_whole
 
     comparison = runner.comparison()
-    write_whole(call.options.html, page(of_both(comparison, f"{call.driver} {call.database}")))
+    write_whole(call.options.html, page(of_both(comparison, f"{call.driver} {call.database}", runner.fence())))
     return comparison.mending
 
 

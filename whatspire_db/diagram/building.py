@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import fnmatch
+import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from ..errors import ConfigError
 from ..migrate.schema import Column, Constraint, Index, Key, Schema, Table, folded_ascii, label
 from .values import Diagram, Difference, DrawnColumn, DrawnTable, Part, Reference, gravest
 
-_NUMERIC = ("int", "serial")
+# Types of numbers that keys have; an array, a range, an interval or a point is none.
+_NUMBER = re.compile(
+    r"(unsigned )?(tiny|small|medium|big |big)?(int|integer|serial|numeric|decimal|number)[248]?( unsigned)?"
+)
 
 
 def diagram_of(schema: Schema, database: str, sources: str, differences: Iterable[Difference] | None = None) -> Diagram:
@@ -29,7 +33,9 @@ def diagram_of(schema: Schema, database: str, sources: str, differences: Iterabl
 
 
 def _drawn(table: Table, references: Sequence[Reference], differences: Sequence[Difference]) -> DrawnTable:
-    referring = {column for r in references if r.source == table.key for column in r.columns}
+    own = {(r.columns, r.target) for r in references if r.source == table.key}
+    declared = [constraint for constraint in table.constraints if constraint.kind == "foreign_key"]
+    referring = {column for columns in (*(c for c, _ in own), *(c.columns for c in declared)) for column in columns}
     keys = {name: tuple(_keys_of(name, table, referring)) for name in table.columns}
     left = list(differences)
 
@@ -41,7 +47,7 @@ def _drawn(table: Table, references: Sequence[Reference], differences: Sequence[
     columns = tuple(DrawnColumn(c, keys[c.name], taken([c.name], ["column"])) for c in table.columns.values())
     parts = [_of_index(i, taken([i.title], ["index"])) for i in table.indexes]
     others = ("check", "exclude", "constraint", "foreign_key", "primary_key", "not_null")
-    parts += [_of_constraint(c, taken(_names_of(c), others)) for c in table.constraints if _is_shown(c)]
+    parts += [_of_constraint(c, taken(_names_of(c), others)) for c in table.constraints if _is_shown(c, own)]
     parts += [Part(d.kind.replace("_", " "), d.name, d.name, (d,)) for d in left if not d.is_of_table]
     return DrawnTable(table.key, table.kind, columns, tuple(parts), tuple(d for d in left if d.is_of_table))
 
@@ -50,8 +56,11 @@ def _names_of(constraint: Constraint) -> list[str]:
     return [constraint.name or ", ".join(constraint.columns), constraint.definition]
 
 
-def _is_shown(constraint: Constraint) -> bool:
-    return constraint.kind not in ("primary_key", "foreign_key")
+def _is_shown(constraint: Constraint, lines: Container[tuple[tuple[str, ...], Key]]) -> bool:
+    """Tell whether a table lists a constraint: a reference to a table that is not there has no line."""
+    if constraint.kind == "foreign_key":
+        return constraint.references is None or (constraint.columns, constraint.references) not in lines
+    return constraint.kind != "primary_key"
 
 
 def _of_index(index: Index, differences: tuple[Difference, ...]) -> Part:
@@ -131,7 +140,9 @@ def _implied(table: Table, column: Column, schema: Schema) -> Reference | None:
         return None
     stem = name.removesuffix("_id")
     wanted = [f"{stem}s", f"{stem}es", f"{stem[:-1]}ies" if stem.endswith("y") else "", stem]
-    by_name = {folded_ascii(key[1]): key for key in schema.tables if key[0] == table.key[0]}
+    named = [key for key in schema.tables if key[0] == table.key[0]]
+    # On PostgreSQL names can differ in case alone: the one that is written the same comes first.
+    by_name = {folded_ascii(key[1]): key for key in named} | {key[1]: key for key in named}
     for each in filter(None, wanted):
         key = by_name.get(each)
         primary = _primary_key(schema.tables[key]) if key else ()
@@ -148,7 +159,11 @@ def _are_alike(column: Column, key: Column) -> bool:
     """Tell whether both columns are numbers, or neither is; a type that is not known fits each."""
     if column.type is None or key.type is None:
         return True
-    return any(word in column.type.lower() for word in _NUMERIC) == any(word in key.type.lower() for word in _NUMERIC)
+    return _is_number(column.type) == _is_number(key.type)
+
+
+def _is_number(kind: str) -> bool:
+    return _NUMBER.fullmatch(re.sub(r"\s*\(.*?\)", "", kind.lower()).strip()) is not None
 
 
 # Which tables are shown
@@ -175,7 +190,9 @@ def chosen(diagram: Diagram, patterns: Sequence[str], neighbours: int = 0) -> Di
 
 
 def _is_named(key: Key, pattern: str) -> bool:
-    return any(fnmatch.fnmatchcase(folded_ascii(name), folded_ascii(pattern)) for name in (key[1], label(key)))
+    """Tell whether a pattern names a table; one that is its name does, whatever signs are in it."""
+    wanted = folded_ascii(pattern)
+    return any(name == wanted or fnmatch.fnmatchcase(name, wanted) for name in map(folded_ascii, (key[1], label(key))))
 
 
 def _near(pattern: str, tables: Iterable[Key]) -> str:
@@ -198,5 +215,5 @@ def keys_alone(diagram: Diagram) -> Diagram:
 
 def _with_keys_alone(table: DrawnTable, referred: set[str]) -> DrawnTable:
     kept = tuple(c for c in table.columns if c.keys or c.differences or c.name in referred)
-    parts = tuple(part for part in table.parts if part.differences)
+    parts = tuple(part for part in table.parts if part.differences or part.kind == "foreign key")
     return replace(table, columns=kept, parts=parts, hidden=len(table.columns) - len(kept))

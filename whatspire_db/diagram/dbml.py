@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from ..migrate.schema import Key
 from .text import plain
@@ -13,38 +13,71 @@ _PLAIN_TYPE = re.compile(r"\w+(\(\d+(,\s*\d+)?\))?")
 _NUMBER = re.compile(r"-?\d+(\.\d+)?")
 
 
+Names = Mapping[str, str]
+
+
 def dbml(diagram: Diagram) -> str:
     """Return the text."""
+    places = dict(zip(diagram.tables, _places(diagram.tables), strict=True))
+    columns = {key: _names(column.name for column in table.columns) for key, table in diagram.tables.items()}
     lines = [
         *(f"// {plain(caption)}" for caption in diagram.captions),
-        *(line for table in diagram.tables.values() for line in _table(table)),
+        *(line for key, table in diagram.tables.items() for line in _table(table, places[key], columns[key])),
         "",
-        *(line for reference in diagram.references for line in _reference(reference)),
+        *_references(diagram.references, places, columns),
     ]
     return "\n".join(lines) + "\n"
 
 
 def _name(text: str) -> str:
-    """Quote a name; DBML has no escape for a double quote in one, and its readers drop spaces at the ends."""
-    return '"' + (plain(text).replace('"', "''").replace("\\", "/").strip() or "_") + '"'
+    """Return a name as it may stand in quotes.
+
+    DBML has no escape for a double quote in one, and its readers drop spaces at the ends.
+    """
+    return plain(text).replace('"', "''").replace("\\", "/").strip() or "_"
+
+
+def _quoted(name: str) -> str:
+    return f'"{name}"'
+
+
+def _names(names: Iterable[str]) -> dict[str, str]:
+    """Return for each name a quoted one that no other has; one that may stand as it is keeps its own."""
+    found: dict[str, str] = {}
+    taken: set[str] = set()
+    for name in sorted(names, key=lambda name: _name(name) != name):
+        shown, number = _name(name), 1
+        while shown in taken:
+            number += 1
+            shown = f"{_name(name)} {number}"
+        taken.add(shown)
+        found[name] = _quoted(shown)
+    return found
+
+
+def _places(keys: Iterable[Key]) -> Iterator[str]:
+    """Yield how tables are named, with their schemas."""
+    all_keys = list(keys)
+    schemas = _names({schema: None for schema, _ in all_keys if schema})
+    tables = {schema: _names(name for its, name in all_keys if its == schema) for schema, _ in all_keys}
+    for schema, name in all_keys:
+        yield f"{schemas[schema]}.{tables[schema][name]}" if schema else tables[schema][name]
 
 
 def _text(text: str) -> str:
     return "'" + plain(text).replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
-def _place(key: Key) -> str:
-    return ".".join(_name(part) for part in key if part)
-
-
-def _table(table: DrawnTable) -> Iterator[str]:
+def _table(table: DrawnTable, place: str, names: Names) -> Iterator[str]:
     yield ""
-    yield f"Table {_place(table.key)} {{"
-    yield from (f"  {_column(column, table)}" for column in table.columns)
-    indexes = [_index(part) for part in table.parts if _is_index(part)]
-    keys = [column.name for column in table.columns if "PK" in column.keys]
+    yield f"Table {place} {{"
+    yield from (f"  {_column(column, table, names)}" for column in table.columns)
+    if not table.columns:  # which DBML does not take
+        yield f"  {_quoted(table.more or 'no columns')} unknown"
+    indexes = [_index(part, names) for part in table.parts if _is_index(part)]
+    keys = [names[column.name] for column in table.columns if "PK" in column.keys]
     if len(keys) > 1:
-        indexes.insert(0, f"({', '.join(map(_name, keys))}) [pk]")
+        indexes.insert(0, f"({', '.join(keys)}) [pk]")
     if indexes:
         yield "  indexes {"
         yield from (f"    {line}" for line in indexes)
@@ -57,8 +90,8 @@ def _table(table: DrawnTable) -> Iterator[str]:
     yield "}"
 
 
-def _column(column: DrawnColumn, table: DrawnTable) -> str:
-    kind = plain(column.type) if _PLAIN_TYPE.fullmatch(column.type) else _name(column.type or "unknown")
+def _column(column: DrawnColumn, table: DrawnTable, names: Names) -> str:
+    kind = plain(column.type) if _PLAIN_TYPE.fullmatch(column.type) else _quoted(_name(column.type or "unknown"))
     is_alone = sum("PK" in other.keys for other in table.columns) == 1
     facts = ["pk"] if "PK" in column.keys and is_alone else []
     facts += ["unique"] if "UQ" in column.keys else []
@@ -67,7 +100,7 @@ def _column(column: DrawnColumn, table: DrawnTable) -> str:
         facts.append(f"default: {_default(column.column.default)}")
     if column.differences:
         facts.append(f"note: {_text('; '.join(map(str, column.differences)))}")
-    return f"{_name(column.name)} {kind} [{', '.join(facts)}]"
+    return f"{names[column.name]} {kind} [{', '.join(facts)}]"
 
 
 def _default(text: str) -> str:
@@ -80,24 +113,36 @@ def _is_index(part: Part) -> bool:
     return part.kind in ("index", "unique")
 
 
-def _index(part: Part) -> str:
+def _index(part: Part, columns: Names) -> str:
     facts = ["unique"] if part.kind == "unique" else []
     facts += [f"name: {_text(part.name)}"] if part.name else []
-    names = ", ".join(map(_name, part.columns))
+    names = ", ".join(columns.get(name) or _quoted(_name(name)) for name in part.columns)
     shown = plain(part.definition).replace("`", "'")
     return f"({names or f'`{shown}`'})" + (f" [{', '.join(facts)}]" if facts else "")
 
 
-def _reference(reference: Reference) -> Iterator[str]:
-    if reference.is_implied:
-        yield "// implied by the name of the column"
-    if reference.state:
-        yield f"// {reference.state}"
-    mark = "-" if reference.is_unique else ">"
-    ends = [
-        f"{_place(key)}.{_name(names[0]) if len(names) == 1 else '(' + ', '.join(map(_name, names)) + ')'}"
-        for key, names in ((reference.source, reference.columns), (reference.target, reference.target_columns))
-        if names
-    ]
-    if len(ends) == 2:
-        yield f"Ref: {ends[0]} {mark} {ends[1]}"
+def _references(
+    references: Iterable[Reference], places: Mapping[Key, str], columns: Mapping[Key, Names]
+) -> Iterator[str]:
+    """Yield the references; DBML takes one between the same columns, and none from a column to itself."""
+    seen: set[frozenset[str]] = set()
+    for reference in references:
+        ends = [
+            f"{places[key]}.{_end(names, columns[key])}"
+            for key, names in ((reference.source, reference.columns), (reference.target, reference.target_columns))
+            if names and all(name in columns[key] for name in names)
+        ]
+        if len(ends) < 2:
+            continue
+        if is_comment := len(set(ends)) == 1 or frozenset(ends) in seen:
+            yield "// not taken by DBML, which has one reference between two columns:"
+        seen.add(frozenset(ends))
+        if reference.is_implied:
+            yield "// implied by the name of the column"
+        if reference.state:
+            yield f"// {reference.state}"
+        yield f"{'// ' if is_comment else ''}Ref: {ends[0]} {'-' if reference.is_unique else '>'} {ends[1]}"
+
+
+def _end(names: Sequence[str], shown: Names) -> str:
+    return shown[names[0]] if len(names) == 1 else f"({', '.join(shown[name] for name in names)})"

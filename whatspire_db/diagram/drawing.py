@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import peewee
 
@@ -19,6 +20,9 @@ from .page import page
 from .svg import svg
 from .values import Diagram
 
+if TYPE_CHECKING:
+    from ..transfer.fence import Fence
+
 FORMATS: dict[str, Callable[[Diagram], str]] = {"mermaid": mermaid, "html": page, "svg": svg, "dbml": dbml}
 SUFFIXES = {".mmd": "mermaid", ".mermaid": "mermaid", ".html": "html", ".htm": "html", ".svg": "svg", ".dbml": "dbml"}
 
@@ -31,18 +35,28 @@ def of_models(models: Sequence[ModelType], db: peewee.Database, database: str) -
     return diagram_of(schema_of_models(models, db), database, "the models alone, the database was not opened")
 
 
-def of_database(live: Schema, database: str) -> Diagram:
-    """Return the picture of a live schema alone."""
-    return diagram_of(live, database, "the database alone")
+def of_database(live: Schema, database: str, fence: Fence | None = None) -> Diagram:
+    """Return the picture of a live schema alone.
+
+    :param fence: where the rows of the database are now, if they were moved.
+    """
+    return replace(diagram_of(live, database, "the database alone"), notes=_moved(fence))
 
 
-def of_both(comparison: Comparison, database: str) -> Diagram:
-    """Return the picture of a declared and a live schema, with what differs and the SQL that fixes it."""
+def _moved(fence: Fence | None) -> tuple[str, ...]:
+    return (fence.fact,) if fence else ()
+
+
+def of_both(comparison: Comparison, database: str, fence: Fence | None = None) -> Diagram:
+    """Return the picture of a declared and a live schema, with what differs and the SQL that fixes it.
+
+    :param fence: where the rows of the database are now, if they were moved.
+    """
     schema, found = merged(comparison), differences_of(comparison)
     diagram = diagram_of(schema, database, "the models and the database", found)
     drift = comparison.mending.changes.drift
     unproved = comparison.declared.unproved
-    notes = tuple(map(str, comparison.mending.changes.renamed))
+    notes = (*_moved(fence), *map(str, comparison.mending.changes.renamed))
     if unproved:
         notes += (f"compared by names alone: {unproved[0]}",)
     return replace(diagram, script=str(comparison.mending) if drift else "", notes=notes)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from ..errors import ConfigError
 from ..migrate.schema import Key
 from .text import plain
-from .values import SIGNS, Diagram, DrawnColumn, DrawnTable, Reference
+from .values import SIGNS, Diagram, Difference, DrawnColumn, DrawnTable, Reference
 
 LONGEST = 50_000  # characters; of a longer text Mermaid draws an error instead (its setting maxTextSize)
 # Words that mean something else where a table is named, in any case.
@@ -33,6 +33,8 @@ def mermaid(diagram: Diagram) -> str:
         *(f"    %% {encoded(caption)}" for caption in diagram.captions),
         *(line for key, table in diagram.tables.items() for line in _table(names[key], table)),
         *(_reference(reference, names) for reference in diagram.references),
+        # Of what has no place in its pictures, the text tells.
+        *(f"    %% {encoded(f'{SIGNS[d.state]} {d}')}" for d in _not_drawn(diagram)),
     ]
     text = "\n".join(lines) + "\n"
     length = len(text.encode("utf-16-le", "surrogatepass")) // 2  # as JavaScript counts
@@ -43,6 +45,11 @@ def mermaid(diagram: Diagram) -> str:
             "choose some with --tables, leave columns out with --keys, or write --format html",
         )
     return text
+
+
+def _not_drawn(diagram: Diagram) -> Iterator[Difference]:
+    """Yield the differences of indexes and constraints."""
+    return (d for table in diagram.tables.values() for part in table.parts for d in part.differences)
 
 
 def encoded(text: str) -> str:

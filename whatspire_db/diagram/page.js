@@ -155,6 +155,10 @@
   });
   addEventListener("hashchange", follow);
   addEventListener("resize", () => shaped(...view));
+  // On paper nothing can be opened: the SQL of all differences is there.
+  let opened = [];
+  addEventListener("beforeprint", () => { opened = [...document.querySelectorAll("details:not([open])")]; for (const each of opened) each.open = true; });
+  addEventListener("afterprint", () => { for (const each of opened) each.open = false; });
   addEventListener("beforeprint", () => { picture.setAttribute("viewBox", whole.join(" ")); picture.classList.remove("afar"); });
   addEventListener("afterprint", show);
   fit();

@@ -89,9 +89,16 @@ def arranged(sizes: Mapping[Key, Size], links: Sequence[Link]) -> Columns:
     for net in nets:
         for column, passage in net.passages.items():
             placed[column].append(passage)
-    found = Columns(placed, nets)
+    found = Columns([_with_passages_between(column) for column in placed], nets)
     _settle(found)
     return found
+
+
+def _with_passages_between(column: Sequence[Item]) -> list[Item]:
+    """Return a column with its passages in the middle of its tables: below them, each column would stand lower."""
+    tables = [item for item in column if item.key]
+    middle = len(tables) // 2
+    return [*tables[:middle], *(item for item in column if not item.key), *tables[middle:]]
 
 
 # Columns
@@ -228,17 +235,22 @@ def settled(wanted: Sequence[float], heights: Sequence[float]) -> list[float]:
 
 def _settle(found: Columns) -> None:
     """Move items up and down until linked ones are close; keep the best that a number of sweeps finds."""
-    for column in found.columns:
-        column.sort(key=lambda item: item.key is None)
-        _place(column, [0.0] * len(column))
     near = _neighbours(found.nets)
+    first = [list(column) for column in found.columns]
     best, places = math.inf, {}
-    for sweep in range(SWEEPS):
-        order = range(len(found.columns)) if sweep % 2 == 0 else range(len(found.columns) - 1, -1, -1)
-        for number in order:
-            _sweep(found.columns[number], near, -1 if sweep % 2 == 0 else 1, both=sweep >= SWEEPS // 2)
-        if (length := _length(found.nets)) < best:
-            best, places = length, {id(i): (i.y, n) for c in found.columns for n, i in enumerate(c)}
+    # By their centres, tables whose reference is one of their last columns come above each line that passes them: many
+    # that refer to one would stand as a staircase.
+    for by_ends in (False, True):
+        for column, items in zip(found.columns, first, strict=True):
+            column[:] = items
+            _place(column, [0.0] * len(column))
+        for sweep in range(SWEEPS):
+            order = range(len(found.columns)) if sweep % 2 == 0 else range(len(found.columns) - 1, -1, -1)
+            for number in order:
+                side = None if sweep >= SWEEPS // 2 else -1 if sweep % 2 == 0 else 1
+                _sweep(found.columns[number], near, side, by_ends=by_ends)
+            if (length := _length(found.nets)) < best:
+                best, places = length, {id(i): (i.y, n) for c in found.columns for n, i in enumerate(c)}
     for column in found.columns:
         column.sort(key=lambda item: places[id(item)][1])
         for item in column:
@@ -259,12 +271,19 @@ def _neighbours(nets: Sequence[Net]) -> Near:
     return near
 
 
-def _sweep(column: list[Item], near: Near, side: int, *, both: bool) -> None:
-    wanted = {}
+def _sweep(column: list[Item], near: Near, side: int | None, *, by_ends: bool) -> None:
+    """Move the items of a column to what they are linked with, at one side or at both.
+
+    :param by_ends: order them by where their lines end, not by where their own centres would be.
+    """
+    wanted, centres = {}, {}
     for item in column:
-        found = [other[0].y + other[1] - dy for to, dy, other in near[id(item)] if both or to == side]
-        wanted[id(item)] = _mean(found) if found else item.y
-    column.sort(key=lambda item: wanted[id(item)] + item.height / 2)
+        found = [(other[0].y + other[1], dy) for to, dy, other in near[id(item)] if side in (None, to)]
+        wanted[id(item)] = _mean(y - dy for y, dy in found) if found else item.y
+        centres[id(item)] = wanted[id(item)] + item.height / 2
+        if by_ends and found:
+            centres[id(item)] = _mean(y for y, _ in found)
+    column.sort(key=lambda item: centres[id(item)])
     _place(column, [wanted[id(item)] for item in column])
 
 

@@ -103,9 +103,8 @@ def _lines(table: DrawnTable) -> Iterator[tuple[Line, bool]]:
         for difference in column.differences:
             if detail := _detail(difference):
                 yield Line("detail", 0, DETAIL, cut(detail, MOST_DETAIL), detail, difference.state), False
-    if table.hidden:
-        more = f"{table.hidden} more column{'' if table.hidden == 1 else 's'}"
-        yield Line("more", 0, DETAIL, more, more), False
+    if table.more:
+        yield Line("more", 0, DETAIL, table.more, table.more), False
     for number, part in enumerate(table.parts):
         text = plain(f"{part.kind} {part.name}" if part.state and part.name else part.text)
         title = f"{part.kind} {part.name}: {part.definition}"

@@ -15,7 +15,7 @@ from .text import cut, escaped, plain
 from .values import MEANINGS, SIGNS, Diagram, Reference
 
 EDGE, CORNER = 32.0, 6.0  # around the picture; the radius of a line's corners
-CAPTION = 18.0
+CAPTION, MOST_CAPTION = 18.0, 240  # the height of a line, and its letters
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def style(name: str) -> str:
 def svg(diagram: Diagram) -> str:
     """Return the picture as a document of its own."""
     picture = picture_of(diagram)
-    captions = list(diagram.captions)
+    captions = [cut(plain(text), MOST_CAPTION) for text in diagram.captions]
     legend = list(_legend(diagram))
     top = EDGE + CAPTION * len(captions) + 12
     longest = max(cells(plain(text)) for text in (*captions, *legend))

@@ -138,6 +138,11 @@ class DrawnTable:
         return gravest([d.state for d in self.differences if d.is_of_table])
 
     @property
+    def more(self) -> str:
+        """How many columns are left out, in words; "" for none."""
+        return _many(self.hidden, "more column") if self.hidden else ""
+
+    @property
     def all_differences(self) -> tuple[Difference, ...]:
         """Its own differences, and those of its columns and parts."""
         of_columns = [d for column in self.columns for d in column.differences]
@@ -241,11 +246,14 @@ class Diagram:
         if self.verdict:
             yield f"differences: {self.verdict}"
         yield from (f"note: {note}" for note in self.notes)
+        for difference in self.others:  # they have no place in the picture
+            yield f"{difference}: {difference.note}" if difference.note else str(difference)
 
     def to_json(self) -> dict[str, Any]:
         differences = {"differences": [d.to_json() for d in self.differences]} if self.is_compared else {}
         return {
             "sources": self.sources,
+            **({"notes": list(self.notes)} if self.notes else {}),
             "tables": [table.to_json() for table in self.tables.values()],
             "references": [reference.to_json() for reference in self.references],
             **differences,

@@ -10,6 +10,7 @@ from pathlib import Path
 from ..errors import ConfigError
 from ..files import NotRegular, require_regular
 
+SQLITE = b"SQLite format 3\0"  # how a database begins
 MODE = 0o666  # under the umask: it holds no secret
 
 
@@ -19,6 +20,10 @@ def write_whole(path: str, text: str) -> None:
     :raises ConfigError: when the file cannot be written there.
     """
     target = Path(path)
+    if path.endswith(os.sep):  # which a Path leaves out
+        raise ConfigError(f"{path} names a folder", "name a file in it")
+    if path == "-":
+        raise ConfigError("- stands for stdout, which this cannot go to", "name a file; ./- is one of that name")
     try:
         _replace(target, text.encode("utf-8", "backslashreplace"))
     except NotRegular as error:
@@ -34,6 +39,7 @@ def _replace(target: Path, data: bytes) -> None:
     mode = None
     with suppress(FileNotFoundError):
         mode = require_regular(target, target.lstat()).st_mode & 0o777
+        _require_no_database(target)
     beside = target.with_name(f".{target.name[:100]}.{secrets.token_hex(6)}.partial")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     descriptor = os.open(beside, flags, MODE)
@@ -48,3 +54,13 @@ def _replace(target: Path, data: bytes) -> None:
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
+
+
+def _require_no_database(target: Path) -> None:
+    """Require that a file is no SQLite database: one wrong word would put a picture in the place of all rows.
+
+    :raises ConfigError: when it is one.
+    """
+    with open(target, "rb") as file:
+        if file.read(len(SQLITE)) == SQLITE:
+            raise ConfigError(f"{target} is a SQLite database, and a picture never replaces one", "name another file")
