@@ -43,23 +43,23 @@ def apply_changes(
     done = 0
     for start in range(0, len(keys), KEYS):
         some = keys[start : start + KEYS]
-        query = table.select(table.written, _any_of(columns, len(some)))
-        rows = sqlite.execute(query, [each for key in some for each in key])
+        condition, parameters = _any_of(columns, some)
+        rows = sqlite.execute(table.select(table.written, condition), parameters)
         done += _copy(postgres, table, rows, lambda *_: None)
     return done
 
 
-def _any_of(columns: Sequence[Column], number: int) -> str:
-    """Return the condition for a row to have one of some keys, for each of which SQLite uses the index."""
-    rows = []
-    for row in range(number):
-        parts = []
-        for place, column in enumerate(columns, row * len(columns) + 1):
-            parts.append(f"{column.quoted} = ?{place}")
-            if isinstance(column.kind, TextKind):  # a column without case finds the row of another key too
-                parts.append(f"{column.quoted} = ?{place} COLLATE BINARY")
-        rows.append(f"({' AND '.join(parts)})")
-    return f"({' OR '.join(rows)})"
+def _any_of(columns: Sequence[Column], keys: Sequence[tuple[Any, ...]]) -> tuple[str, list[Any]]:
+    """Return the condition for a row to have one of some keys, for each of which SQLite uses the index; its parameters.
+
+    A value that is compared twice is given twice: Python 3.12.0 and 3.12.1 warn of numbered parameters.
+    """
+    # A column without case finds the row of another key too.
+    ways = [("", " COLLATE BINARY") if isinstance(column.kind, TextKind) else ("",) for column in columns]
+    parts = [f"{column.quoted} = ?{way}" for column, some in zip(columns, ways, strict=True) for way in some]
+    values = [value for key in keys for value, some in zip(key, ways, strict=True) for _ in some]
+    same = f"({' AND '.join(parts)})"
+    return f"({' OR '.join([same] * len(keys))})", values
 
 
 def _copy(postgres: Any, table: TransferTable, rows: Any, tell: Tell) -> int:
