@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+import uuid
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -109,6 +111,36 @@ def test_other_dimension_is_drift_with_a_way_out(place: Place, db: pw.Database, 
         [(str(n), None) for n in range(5)] if null else []
     )
     new.insert(embedding=[1, 2, 3, 4]).execute()
+
+
+WATCHER = """
+CREATE ROLE {role} LOGIN; GRANT SELECT ON {table} TO {role};
+ALTER TABLE {table} ENABLE ROW LEVEL SECURITY; CREATE POLICY hides ON {table} USING (false)
+"""
+# The planner evaluates what is constant in an index, whoever asks for rows of the table.
+OWNER = """
+CREATE ROLE {role}; GRANT ALL ON SCHEMA public TO {role}; ALTER TABLE {table} OWNER TO {role}; SET ROLE {role};
+CREATE FUNCTION trap() RETURNS int LANGUAGE plpgsql IMMUTABLE AS
+    $$BEGIN ASSERT NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user); RETURN 1; END$$;
+CREATE INDEX trapped ON {table} (id) WHERE id > trap(); RESET ROLE
+"""
+
+
+@pytest.mark.parametrize("sql", [WATCHER, OWNER], ids=["hidden rows", "another owner"])
+def test_vectors_that_cannot_be_looked_at_may_be_lost(postgres: Place, sql: str) -> None:
+    role = f"r_{uuid.uuid4().hex[:12]}"
+    with opened(postgres) as db:
+        old, new = (model_of(VectorField(n, null=True)) for n in (3, 4))
+        runner(db, old).up()
+        old.create(embedding=[1, 2, 3])
+        db.execute_sql(sql.format(role=role, table=old._meta.table_name))
+    try:
+        dsn = f"{postgres.dsn} user={role}" if sql == WATCHER else postgres.dsn
+        with opened(replace(postgres, dsn=dsn)) as db:
+            assert "are lost, and NULL afterwards" in str(runner(db, new).mending())
+    finally:
+        with opened(postgres) as db:
+            db.execute_sql(f"DROP OWNED BY {role} CASCADE; DROP ROLE {role}")
 
 
 def test_other_type_of_numbers_is_drift_with_a_way_out(place: Place, db: pw.Database) -> None:
