@@ -106,6 +106,16 @@ def test_verify_status_health_and_backups_are_tables_on_a_terminal(sqlite: Place
     assert listed[2].endswith("yes")
 
 
+@pytest.mark.parametrize("verb", ["plan", "verify"])
+def test_what_a_killed_undo_left_is_told_beside_a_table(postgres: Place, verb: str) -> None:
+    assert postgres.run("-q").returncode == 0
+    with postgres.connect() as db:
+        db.execute_sql("DROP INDEX idx_sessions_jid")
+        db.execute_sql("ALTER TABLE sessions ADD CONSTRAINT whatspire_db_undo_jid CHECK (jid IS NULL)")
+    shown = on_terminal(postgres, verb, COLUMNS="200", NO_COLOR="1").splitlines()
+    assert any(line.startswith("note: ") and "it refuses values until undo is run" in line for line in shown)
+
+
 def test_output_to_a_file_has_no_tables(sqlite: Place) -> None:
     assert sqlite.run("verify").stdout.splitlines()[1] == "missing table sessions"
     assert sqlite.run("plan").stdout.splitlines()[2].startswith("  create table api_keys  (lock: ")

@@ -121,6 +121,7 @@ def _verify_table(changes: Changes) -> list[str]:
         *(("extra", e.kind, e.place, "", "") for e in changes.extra),
     ]
     lines = tables.aligned(("state", "what", "where", "declared", "live"), rows) if rows else []
+    lines += [f"note: {extra}" for extra in changes.extra if extra.is_proof]  # which says what it does to writers
     lines += [f"note: accepted, and not there: {Drift(*facts)}" for facts in changes.outdated]
     return lines if changes else ["in sync", *lines]
 
@@ -132,7 +133,8 @@ def _drift_cells(drift: Drift) -> tuple[str, str, str, str]:
 def _plan_table(plan: Plan) -> list[str]:
     """Return a plan with its steps as a table, and their statements below it by the steps' numbers."""
     steps = [(str(n), step.title, step.lock, str(step.cost)) for n, step in enumerate(plan.pending, 1)]
-    others = str(replace(plan, pending=())) if plan.refused or plan.drift or plan.renamed or plan.notes else ""
+    rest = replace(plan, pending=())
+    others = str(rest) if rest.refused or rest.drift or rest.renamed or rest.notes or rest.left else ""
     heading = f"pending: {number_of_steps(len(plan.pending))}"
     table = tables.aligned(("step", "what", "lock", "cost"), steps, "  ")
     sql = [f"  {n}. {sql};" for n, step in enumerate(plan.pending, 1) for sql in step.sql]
