@@ -16,7 +16,9 @@ from peewee import Node
 
 from .copy_in import ESCAPES, NULL_TEXT, copy_in, lines_of
 from .errors import ValueRefused
+from .models.unreadable import in_the_row
 from .peewee_compat import peewee_errors
+from .sql import quoted
 
 BATCH_ROWS = 1000
 MOST_PARAMETERS = 32_000  # of a statement: SQLite takes 32,766, and PostgreSQL 65,535
@@ -117,12 +119,12 @@ class _Load:
 
     @property
     def _names(self) -> list[str]:
-        return [_quoted(field.column_name) for field in self.columns]
+        return [quoted(field.column_name) for field in self.columns]
 
     @property
     def _table(self) -> str:
         meta = self.model._meta
-        return ".".join(_quoted(part) for part in (meta.schema, meta.table_name) if part)
+        return ".".join(quoted(part) for part in (meta.schema, meta.table_name) if part)
 
     def values(self, rows: Iterable[Any]) -> Iterator[Row]:
         """Yield the values of rows as the driver takes them; expressions as they are."""
@@ -175,8 +177,8 @@ class _Load:
     def _place(self, plain: Row, number: int) -> str:
         keys = {key.name for key in self.model._meta.get_primary_keys()}
         pairs = zip(self.columns, plain, strict=True)
-        known = [f"{field.column_name} {value!a}" for field, value in pairs if field.name in keys]
-        return f"in the row with {', '.join(known)}" if known else f"in row {number:,} of those given"
+        known = in_the_row((field.column_name, value) for field, value in pairs if field.name in keys)
+        return known or f"in row {number:,} of those given"
 
     def insert(self, batch: Sequence[Row]) -> None:
         """Insert rows in the transaction that is open: what neither COPY nor executemany takes by INSERT."""
@@ -234,7 +236,3 @@ def _text(value: Any) -> str:
     if isinstance(value, (bytes, bytearray, memoryview)):
         return "\\\\x" + bytes(value).hex()
     raise _NoText
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'

@@ -1,4 +1,4 @@
-"""What every module about PostgreSQL's SQL shares: queries that nothing in the search_path can change."""
+"""What modules about SQL share: quoted names, and queries that nothing in PostgreSQL's search_path can change."""
 
 from __future__ import annotations
 
@@ -37,6 +37,11 @@ SAFE_TO_QUERY = (
     f"relkind = ANY ('{{r,p}}') AND ({_IS_MIGHTY.format('relowner')} "
     f"OR NOT ({_IS_MIGHTY.format('current_user')} OR {_IS_MIGHTY.format('session_user')}))"
 )
+
+
+def quoted(name: str) -> str:
+    """Return a name as SQL takes it, on either engine."""
+    return '"' + name.replace('"', '""') + '"'
 
 
 @lru_cache(maxsize=256)

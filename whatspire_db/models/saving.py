@@ -177,9 +177,10 @@ class SavesChanges(_Model):
 
     def _named(self, error: ValueRefused) -> ValueRefused:
         """Return the error for a value with the key of the row that it is for, where there is one."""
-        from .unreadable import named_key
+        from .unreadable import in_the_row
 
-        return ValueRefused(error.fact + named_key(self), error.hint)
+        row = in_the_row((key.column_name, self.__data__.get(key.name)) for key in self._meta.get_primary_keys())
+        return ValueRefused(f"{error.fact}, {row}" if row else error.fact, error.hint)
 
     def _take_key(self, value: Any) -> None:
         """Set the key that the database made."""

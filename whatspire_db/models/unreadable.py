@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import peewee
 
 from ..errors import ValueRefused
@@ -34,10 +36,8 @@ def refused(rows: Any, row: Any, place: int) -> ValueRefused:
     column = f"{table}.{name}" if name.isidentifier() or field is not None else f"an expression of {table}"
     fact = f"{column} holds {_kind(rows.converters[place], row[place])}"
     keys = [(f.column_name, n) for n, f in enumerate(rows.fields) if f is not None and f.model is source and _is_key(f)]
-    where = ", ".join(f"{key} {_shown(row[n])}" for key, n in keys) or "a key that was not selected"
-    return ValueRefused(
-        f"{fact}, in the row with {where}", "correct that row, or read past it with whatspire_db.readable(query)"
-    )
+    where = in_the_row((key, row[n]) for key, n in keys) or "in the row with a key that was not selected"
+    return ValueRefused(f"{fact}, {where}", "correct that row, or read past it with whatspire_db.readable(query)")
 
 
 def _kind(converter: Any, value: Any) -> str:
@@ -69,8 +69,7 @@ def _shown(key: Any) -> str:
     return text if len(text) <= LONGEST_KEY else text[: LONGEST_KEY - 3] + "..."
 
 
-def named_key(instance: Any) -> str:
-    """Return how a message names the key of an instance: nothing where it has none yet."""
-    keys = [(key.column_name, instance.__data__.get(key.name)) for key in instance._meta.get_primary_keys()]
-    given = [f"{name} {_shown(value)}" for name, value in keys if value is not None]
-    return f", in the row with {', '.join(given)}" if given else ""
+def in_the_row(keys: Iterable[tuple[str, Any]]) -> str:
+    """Return how a message names a row by the columns of its key and their values; "" where all of them are None."""
+    given = ", ".join(f"{name} {_shown(value)}" for name, value in keys if value is not None)
+    return given and f"in the row with {given}"

@@ -13,6 +13,7 @@ from peewee import SQL, Context, Entity, Node
 from ..errors import ModelError, ValueRefused
 from ..fields import UNREADABLE, Unreadable, V, column_of, on_postgres
 from ..light_stdlib import Generic
+from ..sql import quoted
 from .codec import Codec, NotAVector
 from .distances import Distance, NoVector, StoredVector, database_of
 from .metrics import COSINE, INNER_PRODUCT, L2, METRICS, Metric
@@ -146,7 +147,7 @@ class VectorField(TypedVector[V], peewee.Field):
     def ddl(self, ctx: Context) -> Any:
         nodes = super().ddl(ctx)
         if not on_postgres(ctx):
-            column = '"' + self.column_name.replace('"', '""') + '"'
+            column = quoted(self.column_name)
             fits = f"typeof({column}) = 'blob' AND length({column}) = {self.codec.length}"
             nodes.nodes.append(SQL(f"CHECK ({column} IS NULL OR {fits})" if self.null else f"CHECK ({fits})"))
         return nodes

@@ -118,10 +118,10 @@ class _Search:
         with ctx(**{EXACT: is_exact, _OPERAND: bool(is_operand)}):
             if is_operand:
                 return self._operand(ctx)
-            query = self if is_exact or self.distance.unwrap().exact else self._by_index()
+            query = self if is_exact or self.distance.unwrap().exact else self._as_an_index_sorts()
             return super(_Search, query).__sql__(ctx)  # type: ignore[misc]
 
-    def _by_index(self) -> Any:
+    def _as_an_index_sorts(self) -> Any:
         """Return the query in an order for which its server uses the index."""
         database = database_of(self.distance.unwrap().field)
         keeps = not isinstance(database, peewee.PostgresqlDatabase) or postgres.extension_of(database).sorts_ties

@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 import peewee
 
 from whatspire_db.errors import ModelError
-from whatspire_db.sql import pinned
+from whatspire_db.sql import pinned, quoted
 
 _EXTENSION = pinned("""
 SELECT n.nspname, e.extversion, current_setting('server_version_num')::int
@@ -43,7 +43,7 @@ class Extension:
 
     @property
     def quoted_schema(self) -> str:
-        return '"' + self.schema.replace('"', '""') + '"'
+        return quoted(self.schema)
 
     def operator(self, symbol: str) -> str:
         """Return an operator as a query writes it, whatever the search_path is."""

@@ -8,9 +8,10 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from whatspire_db.connection.patience import patient
+from whatspire_db.sql import quoted
 
 from .properties import locale_options
-from .server import Session, quoted, session, unless_gone
+from .server import Session, session, unless_gone
 
 SCRATCH = "whatspire_scratch_"
 # A lock is of one database's sessions, but seen by all.

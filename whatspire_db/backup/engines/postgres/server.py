@@ -202,11 +202,6 @@ def milliseconds(wait: float) -> int:
     return max(1, int(wait * 1000))
 
 
-def quoted(name: str) -> str:
-    """Return a name as an identifier."""
-    return '"' + name.replace('"', '""') + '"'
-
-
 def literal(value: str) -> str:
     """Return a text as a literal."""
     escaped = value.replace("'", "''")

@@ -16,8 +16,9 @@ from whatspire_db.errors import (
     ConnectionFailed,
     TargetRefused,
 )
+from whatspire_db.sql import quoted
 
-from .server import Session, maintenance, milliseconds, quoted, unless_gone
+from .server import Session, maintenance, milliseconds, unless_gone
 
 RESTORING = "whatspire_db restore"  # the application name of the program that fills a database
 NAME_BYTES = 63

@@ -15,6 +15,7 @@ from whatspire_db.errors import (
     TargetRefused,
     VersionMismatch,
 )
+from whatspire_db.sql import quoted
 
 from . import tools as pg_tools
 from .content import COPIED, EXTENSIONS, content_of, hashing_for, sequences_of, sequences_to_compare, sources_of
@@ -22,7 +23,7 @@ from .emptiness import is_empty
 from .filling import fill
 from .properties import may_act_for
 from .scratch import scratch
-from .server import Session, maintenance, quoted, session
+from .server import Session, maintenance, session
 from .swapping import require_direct
 from .trust import require_trusted
 
