@@ -118,7 +118,7 @@ def test_document_has_the_text_or_names_the_file(sqlite: Place) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--output", "a.png"], "no suffix that stands for a format"),
+        (["--output", "a.png"], "does not end in the suffix of a format"),
         (["--neighbours", "2"], "--neighbours is given without --tables"),
         (["--tables", "events", "--neighbours", "-1"], "--neighbours"),
         (["--tables", "nonsense"], "no table matches nonsense"),
@@ -231,7 +231,7 @@ def test_verify_html_writes_the_differences_and_keeps_its_exit_codes(sqlite: Pla
 def test_verify_html_is_for_one_database(sqlite: Place) -> None:
     fails(sqlite.run("verify", "--html", "a.html", "--each-file", "*.db"), 2, "--html is for one database")
     fails(sqlite.run("plan", "--html", "a.html"), 2, "plan takes no --html")
-    fails(sqlite.run("verify", "--html", "-"), 2, "- stands for stdout")
+    fails(sqlite.run("verify", "--html", "-"), 2, "- means stdout")
     assert not (sqlite.folder / "-").exists()
 
 

@@ -280,7 +280,7 @@ def test_stored_value_that_is_no_vector_names_its_row(sqlite: Place) -> None:
         ({"dimensions": 3, "metric": "cosinus"}, "there is no metric 'cosinus'"),
         ({"dimensions": 3, "type": "bit"}, "there is no type 'bit'"),
         ({"dimensions": 3, "index": "ivfflat"}, "there is no index 'ivfflat'"),
-        ({"dimensions": 3, "m": 8}, "m and ef_construction are options of an index"),
+        ({"dimensions": 3, "m": 8}, "m and ef_construction are for an index"),
         ({"dimensions": 2_001, "index": "hnsw"}, "at most 2,000 dimensions of type vector, not 2,001"),
         ({"dimensions": 4_001, "index": "hnsw", "type": "halfvec"}, "at most 4,000 dimensions of type halfvec"),
     ],

@@ -105,7 +105,7 @@ def _let_stdout_take_all_letters() -> None:
 def _format(options: Any) -> str:
     """Return the format that the options ask for.
 
-    :raises ConfigError: when the suffix of the file stands for none.
+    :raises ConfigError: when the file does not end in the suffix of a format.
     """
     if options.format:
         return str(options.format)
@@ -113,7 +113,7 @@ def _format(options: Any) -> str:
         return "mermaid"
     suffix = os.path.splitext(options.output)[1].lower()
     if suffix not in SUFFIXES:
-        fact = f"--output: {options.output} has no suffix that stands for a format"
+        fact = f"--output: {options.output} does not end in the suffix of a format"
         raise ConfigError(fact, f"give --format, or end the name in {', '.join(SUFFIXES)}")
     return SUFFIXES[suffix]
 

@@ -23,7 +23,7 @@ def write_whole(path: str, text: str) -> None:
     if path.endswith(os.sep):  # which a Path leaves out
         raise ConfigError(f"{path} names a folder", "name a file in it")
     if path == "-":
-        raise ConfigError("- stands for stdout, which this cannot go to", "name a file; ./- is one of that name")
+        raise ConfigError("- means stdout, but a file is needed", "name a file; ./- is one of that name")
     try:
         _replace(target, text.encode("utf-8", "backslashreplace"))
     except NotRegular as error:
@@ -57,9 +57,9 @@ def _replace(target: Path, data: bytes) -> None:
 
 
 def _require_no_database(target: Path) -> None:
-    """Require that a file is no SQLite database: one wrong word would put a picture in the place of all rows.
+    """Refuse to replace a SQLite database: one wrong word would put a picture in the place of all rows.
 
-    :raises ConfigError: when it is one.
+    :raises ConfigError: when the file is one.
     """
     with open(target, "rb") as file:
         if file.read(len(SQLITE)) == SQLITE:

@@ -110,7 +110,7 @@ class Extra:
         return _place(self.table, self.name)
 
     def __str__(self) -> str:
-        why = ", of an undo that runs or was ended: it refuses values until undo is run, or it is dropped"
+        why = ", of an undo that is running or was killed: it refuses values until undo is run, or it is dropped"
         why = why if self.is_proof else ""
         return f"extra {self.kind} {self.place}{why}"
 

@@ -203,7 +203,7 @@ class Undoing:
         if changed := [label(key) for key in keys if marks[key] != now[key]]:
             raise VerificationFailed(
                 f"{', '.join(changed)} was changed by somebody else since the undo was planned",
-                "nothing was dropped there; run undo again, which looks at it anew",
+                "nothing was dropped there; run undo again, which makes a new plan",
             )
 
     def _verify(self, plan: UndoPlan, found: Sequence[Record], live: Schema) -> None:
@@ -223,7 +223,7 @@ class Undoing:
     def _clearing(self, plan: UndoPlan) -> Iterator[None]:
         """Remove, however it ends, the constraints that keep writers from storing values, also of a killed undo.
 
-        What is half done and stays is told: with the error, or in the log where there is none to tell it.
+        What stays half done is reported: with the error, or in the log if there is none.
         """
         failed: WhatspireDBError | None = None
         is_done = False
@@ -254,7 +254,7 @@ class Undoing:
         if gone := [name for name, is_valid in indexes.items() if is_valid is None]:
             yield f"the indexes {', '.join(gone)} are dropped, and the next up makes them again"
         if broken := [name for name, is_valid in indexes.items() if is_valid is False]:
-            yield f"the indexes {', '.join(broken)} are left INVALID: the next undo drops them, or up makes them anew"
+            yield f"the indexes {', '.join(broken)} are left INVALID: the next undo drops them, or up rebuilds them"
         for key, names in proofs_in(live).items():
             yield f"{', '.join(names)} could not be removed from {label(key)}, and refuses values: run undo again"
 
@@ -277,8 +277,8 @@ class Undoing:
         """Yield a note on each table that a killed undo left constraints on."""
         for key, names in self._proofs().items():
             yield (
-                f"an undo that was ended left {', '.join(names)} on {label(key)}, which refuses values: run undo, "
-                "which removes it, also with nothing to undo"
+                f"an undo that was killed left {', '.join(names)} on {label(key)}, which refuses values: run undo, "
+                "which removes it even if there is nothing to undo"
             )
 
     def _execute(self, statements: Sequence[str]) -> None:

@@ -114,7 +114,7 @@ def schema_of(source: Any) -> Schema:
 
 
 def require_schema(source: Any, schema: Schema) -> None:
-    """Refuse a source whose schema is another by now; the caller holds a transaction on it.
+    """Refuse a source whose schema has changed since; the caller holds a transaction on it.
 
     Nobody notes rows of a new table or column, nor those that REPLACE removes because of a new index.
 

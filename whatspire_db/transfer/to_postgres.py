@@ -116,7 +116,7 @@ def _require_utf8(engine: PostgresEngine) -> None:
     if found != "UTF8":
         raise TransferRefused(
             f"the target's encoding is {found}, which does not hold every text",
-            "create the database anew: CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0",
+            "create the database again: CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0",
         )
 
 

@@ -115,7 +115,7 @@ class VectorField(TypedVector[V], peewee.Field):
     ) -> None:
         _require_known(dimensions, metric, index, type)
         if (m is not None or ef_construction is not None) and index is None:
-            raise ModelError("m and ef_construction are options of an index, and there is none", 'give index="hnsw"')
+            raise ModelError("m and ef_construction are for an index, and the field has none", 'give index="hnsw"')
         self.metric: Metric = METRICS[metric]
         self.codec = Codec(dimensions, type, refuses_zero=self.metric is COSINE)
         self.has_index = index == "hnsw"

@@ -1,4 +1,4 @@
-"""PostgreSQL: what an undo asks about, and the functions and rules whose text needs it: no dependency tells of that."""
+"""PostgreSQL: what an undo asks about, and the functions and rules whose text needs it without a dependency."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ WITH RECURSIVE asked AS (
     FROM ROWS FROM (unnest(%s::text[]), unnest(%s::text[]), unnest(%s::text[])) WITH ORDINALITY
         AS a (kind, rel, name, n)
 )"""
-# A column goes from the partitions and heirs too that have it from the table alone.
+# A column also goes from partitions and child tables that have it from this table alone.
 FAMILY = """, family AS (
     SELECT n, kind, rel, name, attnum FROM asked JOIN pg_attribute ON attrelid = rel AND attname::text = name
         WHERE kind = 'column'
@@ -51,8 +51,8 @@ def _as_word(name: str, before: str = "", after: str = "") -> str:
     return f"concat('(?i){before}', {ends[0]}, {escaped}, {ends[1]}, '{after}')"
 
 
-# The texts of functions, and of rules that are no view. The server keeps no dependency of a text, and none of what
-# ON CONFLICT needs in a text that it has read.
+# The texts of functions, and of rules other than those of views. The server records no dependencies of a text, and
+# none of what ON CONFLICT needs in a text that it has parsed.
 _BODIES = """, bodies AS (
     SELECT p.oid AS function, format('function %%I.%%I', s.nspname, p.proname) AS title, p.prosrc AS written,
         %body AS body

@@ -280,7 +280,7 @@ class PostgresUndo(UndoEngine):
 
     def online_proof(self, key: Key, column: Column) -> tuple[str, str]:
         table, name = self.name(key), quote(self.proof_name(column))
-        # One that is left, as by a script that failed, is made anew: it could be of another default.
+        # One that a failed script left is replaced: it could be for another default.
         keep_out = f"ALTER TABLE {table} DROP CONSTRAINT IF EXISTS {name}, ADD {self._check(column, key)} NOT VALID"
         return keep_out, f"ALTER TABLE {table} VALIDATE CONSTRAINT {name}"
 
