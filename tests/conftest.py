@@ -11,7 +11,8 @@ import subprocess
 import sys
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -153,6 +154,7 @@ class Place:
             "WHATSAPP_DATABASE_DRIVER": self.driver,
             "WHATSAPP_DATABASE_DSN": self.dsn,
             "WHATSPIRE_PG_BIN": postgres_programs(),
+            "WHATSAPP_DATABASE_SLOW_THRESHOLD": "0",  # what a command says must not depend on how busy the machine is
         }
         return clean | own | self.environment
 
@@ -175,6 +177,16 @@ class Place:
         process = self.start(*arguments, **options)
         out, err = process.communicate(timeout=120)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def ends_of(processes: Sequence[subprocess.Popen[str]], timeout: float = 120) -> list[tuple[int, str, str]]:
+    """Return the exit code, output and errors of each.
+
+    All are read at once: one that waits until its pipe is read would hold what the others wait for.
+    """
+    with ThreadPoolExecutor(len(processes)) as readers:
+        told = list(readers.map(lambda process: process.communicate(timeout=timeout), processes))
+    return [(process.returncode, *texts) for process, texts in zip(processes, told, strict=True)]
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from tests.backup.ground import (
     told,
     tools,
 )
-from tests.conftest import Place
+from tests.conftest import Place, ends_of
 from tests.servers import eventually, opened, up
 from whatspire_db import MigrationRunner, Settings, backup, connect
 from whatspire_db.errors import BackupFailed, ConfigError
@@ -543,9 +543,9 @@ def test_backup_that_would_wait_for_its_own_run_is_refused_at_once(sqlite: Place
 def test_several_starters_make_one_backup(place: Place) -> None:
     pend(place)
     processes = [place.start("up", "--json", env=BEFORE_MIGRATE) for _ in range(STARTERS)]
-    ends = [(*process.communicate(timeout=120), process.returncode) for process in processes]
-    assert [code for *_, code in ends] == [0] * STARTERS, ends
-    reports: list[dict[str, Any]] = [json.loads(out) for out, *_ in ends]
+    ends = ends_of(processes)
+    assert [code for code, *_ in ends] == [0] * STARTERS, ends
+    reports: list[dict[str, Any]] = [json.loads(out) for _, out, _ in ends]
     ((one,), others) = backup.list_backups(folder_of(place))
     assert others == []
     (worker,) = [report for report in reports if report["applied"]]

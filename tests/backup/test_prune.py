@@ -34,7 +34,7 @@ from tests.backup.ground import (
     told,
     tools,
 )
-from tests.conftest import Place, Server
+from tests.conftest import Place, Server, ends_of
 from tests.servers import eventually
 from whatspire_db import Settings, backup
 from whatspire_db.backup import Policy
@@ -373,8 +373,7 @@ def test_two_prunes_at_once_never_leave_nothing(place: Place) -> None:
         damage(history[0])
         prunes = [("--keep-last", "1"), ("--keep-monthly", "1"), ("--keep-daily", "2")]
         running = [place.start("prune", *rules, module="whatspire_db.backup") for rules in prunes]
-        ends = [(*process.communicate(timeout=120), process.returncode) for process in running]
-        assert [(code, err) for _, err, code in ends] == [(0, "")] * len(prunes)
+        assert [(code, err) for code, _, err in ends_of(running)] == [(0, "")] * len(prunes)
         with tools():
             backup.verify(history[1])
         assert files_of(history[:2]) <= names(folder_of(place))

@@ -33,7 +33,7 @@ from tests.backup.files import (
     state,
     told,
 )
-from tests.conftest import Place
+from tests.conftest import Place, ends_of
 from tests.servers import eventually
 from whatspire_db import Settings, backup
 from whatspire_db.backup.engines.sqlite import content as engine
@@ -267,9 +267,9 @@ def test_a_link_is_followed(sqlite: Place) -> None:
 def test_backups_that_are_made_at_once_do_not_meet(sqlite: Place) -> None:
     filled(sqlite.dsn)
     running = [start(sqlite, "create", "--json") for _ in range(4)]
-    ended = [process.communicate(timeout=60) for process in running]
-    assert [process.returncode for process in running] == [0] * 4, ended
-    files = {json.loads(out)["path"] for out, _ in ended}
+    ends = ends_of(running)
+    assert [code for code, *_ in ends] == [0] * 4, ends
+    files = {json.loads(out)["path"] for _, out, _ in ends}
     assert len(files) == 4
     found, others = backup.list_backups(sqlite.folder / "backups")
     assert (sorted(b.manifest.serial for b in found), others) == ([1, 2, 3, 4], [])

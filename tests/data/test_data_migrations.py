@@ -18,7 +18,7 @@ import peewee
 import pytest
 
 from tests.backup.ground import at_once
-from tests.conftest import Place
+from tests.conftest import Place, ends_of
 from tests.migrate.models import model
 from tests.servers import eventually
 from whatspire_db import (
@@ -746,10 +746,10 @@ def test_of_sixteen_at_once_one_runs_it(place: Place, db: peewee.Database) -> No
     made(db, table)
     filled(db, table, 2000)
     processes = [worker(place) for _ in range(16)]
-    outputs = [process.communicate(timeout=120) for process in processes]
-    assert [process.returncode for process in processes] == [0] * 16, [err for _, err in outputs]
-    assert len([out for out, _ in outputs if "done count" in out]) == 1
-    assert len([out for out, _ in outputs if "batch" in out]) == 1
+    ends = ends_of(processes)
+    assert [code for code, *_ in ends] == [0] * 16, [err for *_, err in ends]
+    assert len([out for _, out, _ in ends if "done count" in out]) == 1
+    assert len([out for _, out, _ in ends if "batch" in out]) == 1
     assert counts(table) == {1}
 
 
@@ -759,9 +759,9 @@ def test_of_three_at_once_one_runs_it(place: Place, db: peewee.Database) -> None
     made(db, table)
     filled(db, table, 2000)
     processes = [worker(place) for _ in range(3)]
-    outputs = [process.communicate(timeout=120)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0] * 3
-    assert len([out for out in outputs if "done count" in out]) == 1
+    ends = ends_of(processes)
+    assert [code for code, *_ in ends] == [0] * 3, [err for *_, err in ends]
+    assert len([out for _, out, _ in ends if "done count" in out]) == 1
     assert counts(table) == {1}
 
 

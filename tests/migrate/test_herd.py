@@ -16,7 +16,7 @@ from typing import Any
 import psycopg2
 import pytest
 
-from tests.conftest import Place, Server
+from tests.conftest import Place, Server, ends_of
 from tests.servers import Node, new_node
 from whatspire_db import connect
 from whatspire_db.migrate.engines.postgres.lock_table import _ROOM, room
@@ -161,9 +161,9 @@ def deploy(ground: Place, stock: Node, workers: int) -> tuple[list[str], list[An
             assert worker.stdin is not None
             worker.stdin.write("\n")
             worker.stdin.flush()
-        said = [worker.communicate(timeout=2 * PATIENCE_SECONDS) for worker in started]
-    assert [worker.returncode for worker in started] == [0] * workers, [err for _, err in said if err]
-    return [out.strip() for out, _ in said], [a for a in bystander if isinstance(a, Exception)], max(locks)
+        ends = ends_of(started, timeout=2 * PATIENCE_SECONDS)
+    assert [code for code, *_ in ends] == [0] * workers, [err for *_, err in ends if err]
+    return [out.strip() for _, out, _ in ends], [a for a in bystander if isinstance(a, Exception)], max(locks)
 
 
 @pytest.mark.soak

@@ -17,7 +17,7 @@ import peewee
 import psycopg2
 import pytest
 
-from tests.conftest import Place, Server
+from tests.conftest import Place, Server, ends_of
 from tests.servers import eventually, give, opened, without_root
 from whatspire_db import LockTimeout, MigrationRunner
 from whatspire_db.dsn.postgres import parse_postgres
@@ -142,9 +142,9 @@ def fill(db: peewee.Database, rows: int) -> None:
 def storm(place: Place) -> list[dict[str, Any]]:
     """Start many at once, show that all succeed, and return their reports, that of the one which did the work first."""
     processes = [place.start("--json") for _ in range(STARTERS)]
-    ends = [(*process.communicate(timeout=120), process.returncode) for process in processes]
-    assert [(code, err) for _, err, code in ends] == [(0, "")] * STARTERS
-    reports = sorted((json.loads(out) for out, *_ in ends), key=lambda report: not report["applied"])
+    ends = ends_of(processes)
+    assert [(code, err) for code, _, err in ends] == [(0, "")] * STARTERS
+    reports = sorted((json.loads(out) for _, out, _ in ends), key=lambda report: not report["applied"])
     assert [bool(report["applied"]) for report in reports] == [True] + [False] * (STARTERS - 1)
     with opened(place) as db:
         runner = MigrationRunner(db)

@@ -9,7 +9,7 @@ import pytest
 from peewee import sqlite3
 
 from tests import gorm
-from tests.conftest import Place
+from tests.conftest import Place, ends_of
 from whatspire_db import LockTimeout, MigrationRunner, Settings, connect
 from whatspire_db.migrate import Step
 from whatspire_db.migrate.progress import Watcher
@@ -20,9 +20,9 @@ STARTERS = 32
 def storm(place: Place) -> None:
     """Start all at once and look at what each said and what is there."""
     processes = [place.start("--json") for _ in range(STARTERS)]
-    ends = [(*process.communicate(timeout=120), process.returncode) for process in processes]
-    assert [code for *_, code in ends] == [0] * STARTERS, [err for _, err, _ in ends if err]
-    reports = [json.loads(out) for out, *_ in ends]
+    ends = ends_of(processes)
+    assert [code for code, *_ in ends] == [0] * STARTERS, [err for *_, err in ends if err]
+    reports = [json.loads(out) for _, out, _ in ends]
     workers = [report for report in reports if report["applied"]]
     assert len(workers) == 1
     assert len({report["version"] for report in reports}) == 1

@@ -9,7 +9,7 @@ import peewee
 import pytest
 
 from tests import gorm
-from tests.conftest import Place
+from tests.conftest import Place, ends_of
 from whatspire_db import MigrationRunner
 
 FEW, MANY = 8, 64
@@ -34,9 +34,9 @@ PATIENCE = ("--lock-timeout", "120s")
 def start(place: Place, starters: int, *arguments: str) -> list[dict[str, Any]]:
     """Start all at once and return the report of each."""
     processes = [place.start("--json", *PATIENCE, *arguments) for _ in range(starters)]
-    ends = [(*process.communicate(timeout=240), process.returncode) for process in processes]
-    assert [code for *_, code in ends] == [0] * starters, [err for _, err, _ in ends if err]
-    return [json.loads(out) for out, *_ in ends]
+    ends = ends_of(processes, timeout=240)
+    assert [code for code, *_ in ends] == [0] * starters, [err for *_, err in ends if err]
+    return [json.loads(out) for _, out, _ in ends]
 
 
 def storm(place: Place, starters: int) -> dict[str, Any]:
