@@ -35,7 +35,7 @@ from tests.backup.postgres_ground import (
     two_lines,
 )
 from tests.conftest import KILLS, Place, Server, postgres_programs
-from tests.migrate.test_pooler import PGBOUNCER, PORT, bouncer
+from tests.pooler import PGBOUNCER, PORT, bouncer
 from tests.servers import Node, children, eventually, give, new_node
 from whatspire_db.backup import list_backups, verify
 
