@@ -17,7 +17,11 @@ from tests.conftest import Place
 from tests.migrate.mended import run
 from tests.servers import opened
 from tests.vectors.clusters import clustered
-from whatspire_db import MigrationRunner, VectorField, bulk_insert
+from whatspire_db import MigrationRunner, ModelError, VectorField, bulk_insert
+
+
+class Unknown(pw.Field):  # type: ignore[type-arg]
+    field_type = "nosuchtype"
 
 
 def model_of(field: pw.Field | None = None, **more: pw.Field) -> Any:
@@ -55,6 +59,24 @@ def test_index_is_made_on_postgres_alone(place: Place, db: pw.Database) -> None:
     made = [sql for step in plan.pending for sql in step.sql if "INDEX" in sql]
     written = 'USING hnsw ("embedding" vector_l2_ops) WITH (m = 8, ef_construction = 32)'
     assert made == ([] if place.is_sqlite else [f'CREATE INDEX "item_embedding_hnsw" ON "item" {written}'])
+
+
+def test_type_that_came_after_the_installed_version_says_how_to_get_it(postgres: Place) -> None:
+    """As in a database that was made before its server got a later pgvector."""
+    model = model_of(VectorField(3, type="halfvec"))
+    with opened(postgres) as db:
+        db.execute_sql("CREATE EXTENSION vector")
+        db.execute_sql("ALTER EXTENSION vector DROP TYPE halfvec; ALTER TYPE halfvec RENAME TO came_later")
+        db.execute_sql("UPDATE pg_extension SET extversion = '0.6.2' WHERE extname = 'vector'")
+        with pytest.raises(ModelError, match="halfvec") as failed:
+            runner(db, model).up()
+        assert failed.value.hint == (
+            'halfvec came with vector 0.7, and the database has 0.6.2: run ALTER EXTENSION "vector" UPDATE;'
+        )
+        other = model_of(VectorField(3), other=Unknown())
+        with pytest.raises(ModelError, match="nosuchtype") as failed:
+            runner(db, other).up()
+        assert "check the name" in failed.value.hint
 
 
 def test_subclass_has_an_index_of_its_own(postgres: Place) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import peewee
@@ -23,10 +24,16 @@ EXTENSION_TYPES = {
     "citext": "citext",
     "ltree": "ltree",
 }
+# Of those, the ones that came with a later version of their extension.
+SINCE = {"halfvec": (0, 7), "sparsevec": (0, 7)}
 
 _TYPES_ELSEWHERE = pinned("""
 SELECT t.typname, n.nspname FROM pg_type AS t JOIN pg_namespace AS n ON n.oid = t.typnamespace
 WHERE t.typname = ANY (%s) AND NOT pg_type_is_visible(t.oid) ORDER BY 1, 2
+""")
+
+_VERSIONS = pinned("""
+SELECT a.installed_version, a.default_version FROM pg_available_extensions AS a WHERE a.name = %s
 """)
 
 
@@ -50,6 +57,23 @@ def types_elsewhere(db: peewee.PostgresqlDatabase, models: Sequence[ModelType]) 
     if not found:
         return None
     return f"{', '.join(found)}: add that schema to search_path, in WHATSAPP_DATABASE_DSN or for the role"
+
+
+def types_too_new(db: peewee.PostgresqlDatabase, models: Sequence[ModelType]) -> str | None:
+    """Return what to do about types that came after the version of their extension; None where there are none."""
+    for name in sorted({name for model in models for name in type_names(db, model)} & SINCE.keys()):
+        extension, since = EXTENSION_TYPES[name], ".".join(map(str, SINCE[name]))
+        for installed, newest in execute(db, _VERSIONS, [extension]):
+            if _version(installed or newest) < SINCE[name]:
+                where = f"the database has {installed}" if installed else f"the server brings {newest}"
+                install = "" if _version(newest) >= SINCE[name] else "install a newer one on the server, then "
+                update = f"ALTER EXTENSION {quote(extension)} UPDATE;" if installed else "up again"
+                return f"{name} came with {extension} {since}, and {where}: {install}run {update}"
+    return None
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", text)))
 
 
 def create_extension(engine: Engine, name: str, found: Sequence[Stranger]) -> None:

@@ -118,8 +118,9 @@ def declared(engine: PostgresEngine, models: Sequence[ModelType]) -> Schema:
         return _declared(engine, schema, set(keys), needed)
     except ModelError as error:
         cause = error.__cause__ or error
-        if sqlstate(cause) == UNDEFINED_OBJECT and (elsewhere := extensions.types_elsewhere(engine.db, needed)):
-            error.hint = elsewhere
+        if sqlstate(cause) == UNDEFINED_OBJECT:
+            elsewhere = extensions.types_elsewhere(engine.db, needed)
+            error.hint = elsewhere or extensions.types_too_new(engine.db, needed) or error.hint
         if sqlstate(cause) != INSUFFICIENT_PRIVILEGE or engine.ask(_MAY_MAKE_TEMPORARY):
             raise
         raise ScratchUnavailable(first_line(cause), GRANT_TEMPORARY) from None
