@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psycopg2
 
-from tests.conftest import Place, Server
+from tests.conftest import Place, Server, quiet
 from tests.servers import eventually, give, without_root
 from whatspire_db.dsn.postgres import parse_postgres
 
@@ -74,4 +74,4 @@ def answers(folder: Path) -> bool:
 
 def through(place: Place, folder: Path) -> Place:
     name = parse_postgres(place.dsn).arguments["dbname"]
-    return replace(place, dsn=f"host={folder} port={PORT} user=postgres dbname={name}")
+    return replace(quiet(place), dsn=f"host={folder} port={PORT} user=postgres dbname={name}")

@@ -34,7 +34,7 @@ from tests.backup.ground import (
     told,
     tools,
 )
-from tests.conftest import Place, Server, ends_of
+from tests.conftest import Place, Server, ends_of, quiet
 from tests.servers import eventually
 from whatspire_db import Settings, backup
 from whatspire_db.backup import Policy
@@ -367,6 +367,7 @@ def test_what_a_killed_prune_left_is_deleted_by_the_next(sqlite: Place) -> None:
 @pytest.mark.soak
 def test_two_prunes_at_once_never_leave_nothing(place: Place) -> None:
     """Of different policies, each in a process of its own; the latest good one stays."""
+    place = quiet(place)
     fill(place)
     for _ in range(1 if place.is_sqlite else 2):
         history = history_of(place)
