@@ -30,6 +30,10 @@ def null(kind: type[pw.Field], *constraints: str, **more: Any) -> pw.Field:
     return kind(null=True, constraints=[SQL(c) for c in constraints], **more)
 
 
+class JSONB(pw.Field):
+    field_type = "JSONB"
+
+
 # Each a table of its own: the model, what is there instead, and how many differences that makes.
 CASES: dict[str, tuple[type[pw.Model], list[str], int]] = {
     "identity to serial": (
@@ -247,6 +251,11 @@ WITHOUT_STATEMENT: dict[str, tuple[type[pw.Model], list[str], str]] = {
         ["CREATE VIEW j5 AS SELECT 1 AS id, 2 AS v"],
         "it is a view",
     ),
+    "inherited": (
+        model("j7", v=pw.IntegerField()),
+        ["CREATE TABLE j7_of (id int, v bigint NOT NULL)", "CREATE TABLE j7 (PRIMARY KEY (id)) INHERITS (j7_of)"],
+        "inherited from j7_of",
+    ),
     "what it refers to is missing": (
         model("j6", "CONSTRAINT j6_v CHECK (v < w)", v=pw.IntegerField(), w=null(pw.IntegerField)),
         ["CREATE TABLE j6 (id int PRIMARY KEY, v int NOT NULL CONSTRAINT j6_v CHECK (v > 0))"],
@@ -298,4 +307,110 @@ def test_other_work_on_the_table_is_not_held_up_for_long(postgres: Place) -> Non
         db.execute_sql("SELECT * FROM l1")
         assert "lock timeout" in run(postgres, script, stops=False)
     assert counts(postgres, [m]) == {"l1": 1}
+    db.close()
+
+
+def test_a_key_that_a_reference_needs_leaves_it_as_valid_as_it_was(postgres: Place) -> None:
+    class Sold(pw.Model):
+        day = pw.DateField()
+        number = pw.IntegerField()
+
+        class Meta:
+            table_name = "sold"
+            primary_key = pw.CompositeKey("number", "day")
+
+    db = postgres.connect()
+    for sql in (
+        "CREATE TABLE sold (day date, number int, PRIMARY KEY (day, number)) PARTITION BY RANGE (day)",
+        "CREATE TABLE sold_1 PARTITION OF sold DEFAULT",
+        "CREATE TABLE paid (day date, number int, CONSTRAINT paid_sold FOREIGN KEY (day, number) REFERENCES sold)",
+        "CREATE TABLE sent (day date, number int, CONSTRAINT sent_sold FOREIGN KEY (day, number) REFERENCES sold) "
+        "PARTITION BY RANGE (day)",
+        "CREATE TABLE sent_1 PARTITION OF sent DEFAULT",
+        "INSERT INTO sold VALUES ('2024-01-01', 1)",
+        "INSERT INTO paid SELECT * FROM sold",
+        "INSERT INTO sent SELECT * FROM sold",
+    ):
+        db.execute_sql(sql)
+    assert run(postgres, str(mending(postgres, [Sold]))) == ""
+    assert counts(postgres, [Sold]) == {}
+    found = "SELECT conname FROM pg_constraint WHERE contype = 'f' AND conparentid = 0 AND convalidated ORDER BY 1"
+    assert db.execute_sql(found).fetchall() == [("paid_sold",), ("sent_sold",)]
+    db.close()
+
+
+def test_references_that_are_not_enforced_do_not_stop_another_type_of_both_ends(postgres: Place) -> None:
+    class Base(pw.Model):
+        class Meta:
+            legacy_table_names = False
+
+    class Owner(Base):
+        id = pw.BigAutoField()
+
+    class Pet(Base):
+        owner = pw.ForeignKeyField(Owner)
+
+    db = postgres.connect()
+    with db.bind_ctx([Owner, Pet]):
+        db.create_tables([Owner, Pet])
+    for sql in (
+        "ALTER TABLE pet ADD CONSTRAINT own FOREIGN KEY (owner_id) REFERENCES owner ON DELETE CASCADE",
+        "ALTER TABLE pet ALTER owner_id TYPE int",
+        "ALTER TABLE owner ALTER id TYPE int",
+        "ALTER TABLE pet DISABLE TRIGGER ALL",
+        "INSERT INTO owner VALUES (1)",
+        "INSERT INTO pet (owner_id) VALUES (1)",
+    ):
+        db.execute_sql(sql)
+    if (db.server_version or 0) >= 180000:
+        db.execute_sql("ALTER TABLE pet ADD CONSTRAINT loose FOREIGN KEY (owner_id) REFERENCES owner NOT ENFORCED")
+    script = str(mending(postgres, [Owner, Pet]))
+    assert '-- the triggers of "pet"."own" are disabled now, and enabled afterwards' in script
+    assert run(postgres, script) == ""
+    assert counts(postgres, [Owner, Pet]) == {}
+    kept = "SELECT count(*) FROM pg_constraint WHERE contype = 'f' AND conrelid = 'pet'::regclass"
+    assert db.execute_sql(kept).fetchone() == ((3 if (db.server_version or 0) >= 180000 else 2),)
+    db.close()
+
+
+@pytest.mark.parametrize("key", ["int PRIMARY KEY", "int GENERATED ALWAYS AS IDENTITY PRIMARY KEY"])
+def test_who_inserts_rows_may_still_do_so_where_a_sequence_is_new(postgres: Place, key: str) -> None:
+    m, db = model("served", id=pw.AutoField(), v=null(pw.IntegerField)), postgres.connect()
+    (number,) = db.execute_sql("SELECT oid FROM pg_database WHERE datname = current_database()").fetchone()
+    owner, writer, other = (f'"{who} {number}"' for who in ("owner", "writer", "other"))
+    try:
+        for sql in (
+            *(f"CREATE ROLE {role}" for role in (owner, writer, other)),
+            f"CREATE TABLE served (id {key}, v int)",
+            f"GRANT INSERT (v) ON served TO {writer}",
+            f"GRANT SELECT ON served TO {other}, {writer}",
+            f"GRANT CREATE ON SCHEMA public TO {owner}",
+            f"ALTER TABLE served OWNER TO {owner}",
+        ):
+            db.execute_sql(sql)
+        script = str(mending(postgres, [m]))
+        assert script.index("LOCK TABLE") < script.index("CREATE SEQUENCE") < script.index("setval")
+        assert run(postgres, script) == ""
+        assert counts(postgres, [m]) == {}
+        for role in (owner, writer):
+            db.execute_sql(f"SET ROLE {role}")
+            db.execute_sql("INSERT INTO served (v) VALUES (1)")
+        db.execute_sql("RESET ROLE")
+        usage = "SELECT has_sequence_privilege(%s, pg_get_serial_sequence('served', 'id'), 'USAGE')"
+        assert db.execute_sql(usage, [other.strip('"')]).fetchone() == (False,)
+    finally:
+        db.execute_sql("RESET ROLE")
+        for role in (owner, writer, other):
+            db.execute_sql(f"DROP OWNED BY {role} CASCADE")
+            db.execute_sql(f"DROP ROLE {role}")
+        db.close()
+
+
+def test_values_without_an_equality_are_found_by_their_text(postgres: Place) -> None:
+    m, db = model("k3", v=JSONB()), postgres.connect()
+    db.execute_sql("CREATE TABLE k3 (id int PRIMARY KEY, v json NOT NULL)")
+    db.execute_sql("""INSERT INTO k3 VALUES (1, '{"a": 1}'), (2, '{"a": 1, "a": 2}')""")
+    (fix,) = mending(postgres, [m]).fixes
+    (remark,) = (sql for sql in fix.sql if "SELECT" in sql)
+    assert [row[0] for row in db.execute_sql(remark.partition(": ")[2]).fetchall()] == [2]
     db.close()

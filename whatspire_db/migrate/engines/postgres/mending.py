@@ -8,7 +8,7 @@ from whatspire_db.light_stdlib import TYPE_CHECKING
 from whatspire_db.migrate.ddl import ModelType, quote
 from whatspire_db.migrate.diff import Drift
 from whatspire_db.migrate.mending import DriftedTable, Fix, unknown
-from whatspire_db.migrate.schema import Column, Key, Schema
+from whatspire_db.migrate.schema import Column, Constraint, Key, Schema
 
 from . import mending_columns, mending_keys
 from .mending_columns import ColumnWork
@@ -79,7 +79,19 @@ def _references(site: Site) -> Iterator[tuple[set[tuple[Key, str] | None], Refer
         if c.kind == "foreign_key" and c.references is not None:
             here = {(site.table.key, column) for column in c.columns}
             there = {(c.references, column) for column in c.referenced_columns}
-            yield {*here, *there}, Reference(site.name, quote(c.name), c.definition, c.valid)
+            yield {*here, *there}, _reference(site, c)
+
+
+def _reference(site: Site, constraint: Constraint) -> Reference:
+    definition = constraint.definition.removesuffix(" DISABLED")
+    return Reference(
+        site.name,
+        quote(constraint.name),
+        definition,
+        constraint.valid and not definition.endswith(" NOT ENFORCED"),  # there is nothing to validate
+        definition != constraint.definition,
+        site.makes_at_once(site.table.live.partitioned),
+    )
 
 
 def _noted(fix: Fix, drift: Drift) -> Fix:

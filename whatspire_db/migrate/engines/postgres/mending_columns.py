@@ -19,12 +19,12 @@ from whatspire_db.migrate.mending import (
     vectors_in_the_way,
     vectors_lost,
 )
-from whatspire_db.migrate.schema import Column, Key
+from whatspire_db.migrate.schema import Column, Key, label
 from whatspire_db.sql import pinned
 
 from ..base import discarded
 from .probing import alters_by_rewriting
-from .scripts import Reference, Site, guard, literal, transaction
+from .scripts import Reference, Site, guard, literal, made_again, transaction, validated
 
 _OWN_SEQUENCE = pinned("SELECT pg_get_serial_sequence(%s, %s)")
 # What names a column in its own text, which a change of the type would have to rewrite.
@@ -42,6 +42,20 @@ WHERE d.refclassid = 'pg_class'::regclass AND d.refobjid = to_regclass(%s)
         'pg_attrdef']::regclass[]) AND (a.attname IS NULL OR a.attname <> %s)
 ORDER BY 1
 """)
+# Who owns a table, and who else may insert its rows: the first may own a sequence of it, the others must count it up.
+_WRITERS = pinned("""
+SELECT quote_ident(pg_get_userbyid(c.relowner)), ARRAY(
+    SELECT DISTINCT CASE WHEN r.grantee = 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(r.grantee)) END
+    FROM (
+        SELECT c.relacl AS acl
+        UNION ALL SELECT a.attacl FROM pg_attribute AS a WHERE a.attrelid = c.oid AND NOT a.attisdropped
+    ) AS s CROSS JOIN LATERAL aclexplode(s.acl) AS r
+    WHERE r.privilege_type = 'INSERT' AND r.grantee <> c.relowner ORDER BY 1)
+FROM pg_class AS c WHERE c.oid = to_regclass(%s)
+""")
+_IS_INHERITED = pinned("SELECT attinhcount > 0 FROM pg_attribute WHERE attrelid = to_regclass(%s) AND attname = %s")
+# Types without an operator that compares two values.
+_WITHOUT_EQUALITY = ("json", "xml", "point", "polygon")
 _ZONES = re.compile(r"^(timestamp|time)\b.* (with|without) time zone$")
 _COUNTING = re.compile(r"START (-?\d+) INCREMENT (-?\d+) MINVALUE (-?\d+) MAXVALUE (-?\d+)( CYCLE)?")
 _FAMILIES = (("smallint", "integer", "bigint", "numeric"), ("real", "double precision"))
@@ -117,12 +131,13 @@ def columns(works: Sequence[ColumnWork], references: Sequence[Reference]) -> Fix
     if bare := [one for work in works if not work.statements() for one in work.drift]:
         return unsafe(drift, f"none is known for {bare[0]}")
     remarks = [comment(remark) for work in works for part in work.parts for remark in part.remarks]
+    remarks += made_again(references)
     sql = transaction(
         *(r.dropped() for r in references),
         *(statement for work in works for statement in work.statements()),
         *(r.added() for r in references),
     )
-    return Fix(tuple(drift), (*remarks, *sql, *(r.validated() for r in references if r.valid)), 1)
+    return Fix(tuple(drift), (*remarks, *sql, *validated(references)), 1)
 
 
 def _parts(site: Site, wanted: Column, got: Column, kinds: set[str]) -> Iterator[_Part | None]:
@@ -183,7 +198,8 @@ class _Sequences:
         if wanted.is_serial:
             created = self._new_sequence()
             value = f"SELECT pg_catalog.setval({literal(created)}, last_value, is_called) FROM {self._own()}"
-            sql = [f"CREATE SEQUENCE {created} AS {wanted.type}", value, *sql, *self._attached(created)]
+            # Whoever counts the old sequence up after its value was read would be given the same keys again.
+            sql = [self._locked(), *self._made(created), value, *sql, *self._attached(created)]
         else:
             remarks = ["the value that its sequence reached is lost"]
         return _Part(sql, remarks)
@@ -204,7 +220,7 @@ class _Sequences:
         if wanted.is_serial and not got.is_serial and not got.identity:
             own = self._own()
             created = own or self._new_sequence()
-            sql = [] if own else [f"CREATE SEQUENCE {created} AS {wanted.type}"]
+            sql = [] if own else list(self._made(created))
             return _Part([self._locked(), *sql, *self._attached(created), *self._risen(literal(created), None)])
         return None
 
@@ -222,6 +238,14 @@ class _Sequences:
     def _new_sequence(self) -> str:
         key = self.site.table.key
         return self.site.relation(self.site.free_name(f"{key[1]}_{self.wanted.name}", "seq"))
+
+    def _made(self, sequence: str) -> Iterator[str]:
+        """Yield what makes a sequence that belongs to the table's owner, and that all who insert rows may use."""
+        owner, writers = execute(self.site.engine.db, _WRITERS, [self.site.name]).fetchone()
+        yield f"CREATE SEQUENCE {sequence} AS {self.wanted.type}"
+        yield f"ALTER SEQUENCE {sequence} OWNER TO {owner}"
+        if writers:
+            yield f"GRANT USAGE ON SEQUENCE {sequence} TO {', '.join(writers)}"
 
     def _attached(self, sequence: str) -> list[str]:
         default = f"ALTER {self._column} SET DEFAULT pg_catalog.nextval({literal(sequence)})"
@@ -254,6 +278,9 @@ class _Sequences:
 
 def _type(site: Site, wanted: Column, got: Column, kinds: set[str]) -> _Part:
     name = quote(wanted.name)
+    if any(inherited for (inherited,) in execute(site.engine.db, _IS_INHERITED, [site.name, wanted.name]).fetchall()):
+        parents = ", ".join(label(key) for key in site.table.live.parents)
+        return _Part(why_not=f"{site.name}.{name} is inherited from {parents}; change the type there")
     where = [site.name, site.name, wanted.name, wanted.name]
     if users := [user for (user,) in execute(site.engine.db, _USERS, where).fetchall()]:
         what = f"PostgreSQL changes no type that other things name: {', '.join(users)}"
@@ -333,7 +360,10 @@ def _losses(site: Site, wanted: Column, got: Column) -> Iterator[str]:
     if all(_ZONES.match(str(type_)) for type_ in (new, old)):
         yield "times without a zone are taken as UTC"
         return
+    after, before = (f"{name}::{new}::{old}", name)
+    if old in _WITHOUT_EQUALITY:
+        after, before = (f"{name}::{new}::text", f"{name}::text")
     yield (
         f"values that {new} cannot hold are rounded, or stop it: "
-        f"SELECT * FROM {site.name} WHERE {name}::{new}::{old} IS DISTINCT FROM {name}"
+        f"SELECT * FROM {site.name} WHERE {after} IS DISTINCT FROM {before}"
     )

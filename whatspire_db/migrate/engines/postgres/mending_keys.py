@@ -20,13 +20,12 @@ from whatspire_db.migrate.stamp import rendered
 from whatspire_db.sql import pinned
 
 from . import online
-from .scripts import Reference, Site, guard, literal, transaction, without_tail
+from .scripts import Reference, Site, guard, literal, made_again, transaction, validated, without_tail
 
 DEFERRABLE = ("NOT DEFERRABLE", "DEFERRABLE", "INITIALLY DEFERRED", "INITIALLY IMMEDIATE")
 _REPLICA_IDENTITY = pinned("SELECT indisreplident, indisclustered FROM pg_index WHERE indexrelid = to_regclass(%s)")
 _VALID = pinned("SELECT FROM pg_index WHERE indexrelid = to_regclass({0}) AND indisvalid")
 T = TypeVar("T")
-KEPT = "the foreign keys that need it are dropped and made again in the same transaction: {}"
 
 
 def _sides(drift: Drift, kind: type[T]) -> tuple[T, T]:
@@ -75,8 +74,9 @@ def _swapped_at_once(site: Site, wanted: Index, got: Index, made: str, temporary
         steps = [_dropped(site, got), add]
     references = site.references_by(got.name)
     around = [*(r.dropped() for r in references), *steps, *(r.added() for r in references)]
+    yield from made_again(references)
     yield from site.within(transaction(*around))
-    yield from (r.validated() for r in references if r.valid)
+    yield from validated(references)
 
 
 def _as_constraint(site: Site, wanted: Index, index: str) -> str:
@@ -130,15 +130,14 @@ def _swap(site: Site, statements: Sequence[str], temporary: str, references: Seq
     """Yield what swaps an index for the one that was just built, if that is valid, and keeps what refers to it."""
     name = literal(site.relation(temporary))
     unfit = f"SELECT WHERE NOT EXISTS ({_VALID.format(name)})"
-    if references:
-        yield comment(KEPT.format(", ".join(r.table + "." + r.name for r in references)))
+    yield from made_again(references)
     yield from transaction(
         guard(unfit, f"the index {temporary} could not be built", "see the error before this one"),
         *(r.dropped() for r in references),
         *statements,
         *(r.added() for r in references),
     )
-    yield from (r.validated() for r in references if r.valid)
+    yield from validated(references)
 
 
 def primary_key(site: Site, drift: Drift) -> Fix:
@@ -163,7 +162,8 @@ def primary_key(site: Site, drift: Drift) -> Fix:
         add = site.alter(f"ADD CONSTRAINT {quote(wanted.name)} {wanted.definition}")
         kept = [*(r.dropped() for r in references), drop, add, *(r.added() for r in references)]
         said = comment("readers and writers wait while the index is built")
-        return Fix((drift,), (*checks, said, *transaction(*kept, *settings)), 2)
+        whole = (*made_again(references), *transaction(*kept, *settings), *validated(references))
+        return Fix((drift,), (*checks, said, *whole), 2)
     temporary, cleared = site.free_index(wanted.name)
     build = f"CREATE UNIQUE INDEX CONCURRENTLY {quote(temporary)} ON {site.name} {what.removeprefix('PRIMARY KEY ')}"
     using = " ".join(filter(None, [f"PRIMARY KEY USING INDEX {quote(temporary)}", deferrable]))
@@ -225,7 +225,7 @@ def _constraint(site: Site, drift: Drift, wanted: Constraint, got: Constraint, f
         validate = site.alter(f"VALIDATE CONSTRAINT {quote(got.name)}")
         return Fix((drift,), (said, *site.within([validate])), rank)
     drop, add = f"DROP CONSTRAINT {quote(got.name)}", f"ADD CONSTRAINT {quote(wanted.name)} {wanted.definition}"
-    is_whole = wanted.kind == "foreign_key" and site.table.live.partitioned and site.version < 180000
+    is_whole = wanted.kind == "foreign_key" and site.makes_at_once(site.table.live.partitioned)
     if not enforced or is_whole:
         return Fix((drift,), (said, *_within(site, wanted, transaction(site.alter(drop, add)))), rank)
     swapped = transaction(check_rows, site.alter(drop, f"{add} NOT VALID"))

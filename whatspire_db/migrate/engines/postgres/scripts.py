@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from whatspire_db.light_stdlib import TYPE_CHECKING
 from whatspire_db.migrate.ddl import ModelType, execute, qualified, quote_text
-from whatspire_db.migrate.mending import DriftedTable
+from whatspire_db.migrate.mending import DriftedTable, comment
 from whatspire_db.migrate.schema import Schema
 from whatspire_db.sql import pinned
 
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 LOCK_SECONDS = 5  # a statement that waits for its lock holds up all that come after it
 _REFERRING = pinned("""
-SELECT format('%%I.%%I', n.nspname, c.relname), quote_ident(k.conname), pg_get_constraintdef(k.oid), k.convalidated
+SELECT format('%%I.%%I', n.nspname, c.relname), quote_ident(k.conname), pg_get_constraintdef(k.oid), k.convalidated,
+    EXISTS (SELECT FROM pg_trigger AS g WHERE g.tgconstraint = k.oid AND g.tgenabled = ANY (ARRAY['D', 'R']::"char"[])),
+    c.relkind = 'p'
 FROM pg_constraint AS k JOIN pg_class AS c ON c.oid = k.conrelid JOIN pg_namespace AS n ON n.oid = c.relnamespace
 WHERE k.contype = 'f' AND k.conparentid = 0 AND k.conindid = to_regclass(%s) ORDER BY k.oid
 """)
@@ -49,25 +51,46 @@ def guard(found: str, message: str, hint: str) -> str:
 
 @dataclass(frozen=True)
 class Reference:
-    """A foreign key of any table that needs an index, which cannot go before it; texts are quoted."""
+    """A foreign key of any table that needs an index, which cannot go before it; texts are quoted.
+
+    `at_once` is one that this server makes only with a look at the rows.
+    """
 
     table: str
     name: str
     definition: str
     valid: bool
+    disabled: bool = False
+    at_once: bool = False
 
     def dropped(self) -> str:
         """Return the statement that drops it."""
         return f"ALTER TABLE {self.table} DROP CONSTRAINT {self.name}"
 
     def added(self) -> str:
-        """Return the statement that adds it again, without a look at the rows."""
+        """Return the statement that adds it again, without a look at the rows where the server can."""
         definition = self.definition.removesuffix(" NOT VALID")
-        return f"ALTER TABLE {self.table} ADD CONSTRAINT {self.name} {definition} NOT VALID"
+        end = "" if self.at_once else " NOT VALID"
+        return f"ALTER TABLE {self.table} ADD CONSTRAINT {self.name} {definition}{end}"
 
     def validated(self) -> str:
         """Return the statement that has the rows checked."""
         return f"ALTER TABLE {self.table} VALIDATE CONSTRAINT {self.name}"
+
+
+def validated(references: Sequence[Reference]) -> Iterator[str]:
+    """Yield what makes references that were made again as valid as they were."""
+    return (r.validated() for r in references if r.valid and not r.at_once)
+
+
+def made_again(references: Sequence[Reference]) -> Iterator[str]:
+    """Yield comments on references that are dropped and made again."""
+    if references:
+        listed = ", ".join(f"{r.table}.{r.name}" for r in references)
+        yield comment(f"the foreign keys that need it are dropped and made again in the same transaction: {listed}")
+    for r in references:
+        if r.disabled:
+            yield comment(f"the triggers of {r.table}.{r.name} are disabled now, and enabled afterwards")
 
 
 @dataclass(frozen=True)
@@ -125,7 +148,12 @@ class Site:
     def references_by(self, index: str) -> list[Reference]:
         """Return the foreign keys that need an index."""
         rows = execute(self.engine.db, _REFERRING, [self.relation(index)]).fetchall()
-        return [Reference(*row) for row in rows]
+        found = [(Reference(*facts), partitioned) for *facts, partitioned in rows]
+        return [replace(reference, at_once=self.makes_at_once(partitioned)) for reference, partitioned in found]
+
+    def makes_at_once(self, partitioned: bool) -> bool:
+        """Tell whether the server takes no foreign key of such a table as NOT VALID."""
+        return partitioned and self.version < 180000
 
     def within(self, sql: Sequence[str], *, local: bool = False) -> tuple[str, ...]:
         """Return statements in which expressions mean what they mean in the table's schema.
