@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 import shutil
 import subprocess
 from typing import Any
@@ -90,6 +92,14 @@ CASES: dict[str, tuple[type[pw.Model], str, str, list[tuple[Any, ...]]]] = {
         "INSERT INTO keyed VALUES ('c', 5, 'd')",
         "SELECT code, own, other, (SELECT count(*) FROM pragma_index_list('keyed')) FROM keyed",
         [("c", 5, "d", 3)],
+    ),
+    "checks of one column within it and beside it": (
+        model("checked", v=pw.IntegerField()),
+        "CREATE TABLE checked (id INTEGER NOT NULL PRIMARY KEY, v BIGINT NOT NULL, own TEXT CHECK (own <> 'a'), "
+        "CHECK (own <> 'b'), CONSTRAINT c CHECK (own <> 'c')); INSERT INTO checked VALUES (1, 2, 'd')",
+        "SELECT v, (SELECT length(sql) - length(replace(sql, '<>', '-')) FROM sqlite_master WHERE name = 'checked') "
+        "FROM checked",
+        [(2, 3)],
     ),
     "a constraint where an index is declared": (
         model("served", v=pw.IntegerField(unique=True)),
@@ -203,3 +213,64 @@ def test_kinds_of_drift_without_a_safe_statement_say_why(sqlite: Place) -> None:
     assert "viewed is a view" in said["viewed"]
     assert "VARCHAR(9)" in said["strict"]
     assert run(sqlite, str(found)) == ""
+
+
+def test_a_row_without_a_key_is_not_given_one(sqlite: Place) -> None:
+    m, db = model("unkeyed", v=pw.IntegerField()), sqlite.connect()
+    db.execute_sql("CREATE TABLE unkeyed (id INT PRIMARY KEY, v INTEGER NOT NULL)")
+    db.execute_sql("INSERT INTO unkeyed VALUES (NULL, 1), (5, 2)")
+    script = str(mending(sqlite, [m]))
+    for stops in (True, False):
+        assert "without a key" in run(sqlite, script, stops=stops) or not stops
+        assert db.execute_sql("SELECT id, v FROM unkeyed").fetchall() == [(None, 1), (5, 2)]
+    db.execute_sql("UPDATE unkeyed SET id = 9 WHERE id IS NULL")
+    assert run(sqlite, script) == ""
+    assert left(sqlite, [m]) == []
+    assert db.execute_sql("SELECT id, v FROM unkeyed ORDER BY id").fetchall() == [(5, 2), (9, 1)]
+    db.close()
+
+
+FIELDS: dict[str, type[pw.Field]] = {
+    "TEXT": pw.TextField,
+    "INTEGER": pw.IntegerField,
+    "REAL": pw.FloatField,
+    "DATETIME": pw.DateTimeField,
+    "BLOB": pw.BlobField,
+    "": pw.BareField,
+}
+VALUES = (
+    *("'007'", "'abc'", "' 7 '", "'1.50'", "'1e3'", "'9007199254740993'", "'12345678901234567890'", "'0x10'", "''"),
+    *("'2024-01-01'", "'2024'", "5", "9007199254740993", "9223372036854775807", "-9223372036854775808"),
+    *("0.1", "0.1234567890123456789", "123456789012345.678", "1e300", "3.0", "x'30'", "NULL"),
+)
+
+
+def values(db: pw.Database, table: str) -> dict[int, Any]:
+    return dict(db.execute_sql(f"SELECT id, v FROM {table}").fetchall())
+
+
+def is_other(db: pw.Database, was: Any, now: Any) -> bool:
+    """Tell whether the value that was there cannot be told from the one that is there now."""
+    if isinstance(was, str):
+        return was != db.execute_sql("SELECT CAST(? AS text)", (now,)).fetchone()[0]
+    return was is not None and type(was)(now) != was
+
+
+def test_remarks_find_exactly_the_values_that_another_type_changes(sqlite: Place) -> None:
+    db, models = sqlite.connect(), {}
+    for number, (old, new) in enumerate(itertools.permutations(FIELDS, 2)):
+        models[f"t{number}"] = model(f"t{number}", v=FIELDS[new](null=True))
+        db.execute_sql(f"CREATE TABLE t{number} (id INTEGER NOT NULL PRIMARY KEY, v {old})")
+        db.execute_sql(f"INSERT INTO t{number} (v) VALUES {', '.join(f'({value})' for value in VALUES)}")
+    before = {table: values(db, table) for table in models}
+    script = str(mending(sqlite, list(models.values())))
+    found: dict[str, set[int]] = {table: set() for table in models}
+    for query, table in re.findall(r'^-- .*: (SELECT \* FROM "(t\d+)" WHERE .*)$', script, re.MULTILINE):
+        found[table] |= {row[0] for row in db.execute_sql(query).fetchall()}
+    assert run(sqlite, script) == ""
+    assert left(sqlite, list(models.values())) == []
+    for table, was in before.items():
+        now = values(db, table)
+        changed = {key for key in was if is_other(db, was[key], now[key])}
+        assert found[table] == changed, (table, [(was[key], now[key]) for key in found[table] ^ changed])
+    db.close()

@@ -317,7 +317,8 @@ class SqliteEngine(Engine):
         return None
 
     def family(self, type_: str) -> str:
-        return next((family for family, words in _AFFINITIES.items() if re.search(words, type_)), "number")
+        found = next((family for family, words in _AFFINITIES.items() if re.search(words, type_)), "number")
+        return found if type_ else "blob"
 
     def as_stored(self, value: str, column: Column) -> str:
         # Of the affinities only that to text changes a constant in a way that a comparison sees.

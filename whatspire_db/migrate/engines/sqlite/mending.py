@@ -34,6 +34,7 @@ _CHECKS = """CREATE TEMP TABLE whatspire_mending (
     violations INTEGER,
     as_seen CONSTRAINT "the table is not as it was seen, or foreign keys are on" CHECK (as_seen),
     made CONSTRAINT "the new table was not made" CHECK (made),
+    keyed CONSTRAINT "rows without a key would be given one" CHECK (keyed),
     copied CONSTRAINT "rows would be lost" CHECK (copied),
     complete CONSTRAINT "an index or a trigger could not be made again" CHECK (complete),
     referred CONSTRAINT "rows would violate a foreign key" CHECK (referred)
@@ -235,6 +236,7 @@ class _Script:
         yield self.sql
         found = f"SELECT count(*) FROM main.sqlite_master WHERE type = 'table' AND name IN ({self._both_names()})"
         yield _check("made", f"({found}) = 2")
+        yield from self._keyed(old)
         yield self._copy(name, old)
         yield _check("copied", f"(SELECT count(*) FROM {name}) = (SELECT count(*) FROM {old})")
         yield from self._sequence(name)
@@ -265,6 +267,12 @@ class _Script:
             f"AND type IN ('index', 'trigger') AND sql IS NOT NULL) = {len(names)}"
         )
 
+    def _keyed(self, old: str) -> Iterator[str]:
+        """Yield a check that each row has a key: SQLite makes a number of a NULL that becomes a rowid."""
+        alias = self._alias()
+        if alias is not None and not self.table.live.columns[alias].not_null:
+            yield _check("keyed", f"NOT EXISTS (SELECT 1 FROM {old} WHERE {quote(alias)} IS NULL)")
+
     def _copy(self, name: str, old: str) -> str:
         fold = self.engine.fold
         columns = [quote(c) for c in self.belongings.columns if not self.made.columns[fold(c)].generated]
@@ -274,13 +282,18 @@ class _Script:
         values = ", ".join("NULL" if fold(column) in lost else column for column in columns)
         return f"INSERT OR ROLLBACK INTO {name} ({', '.join(columns)}) SELECT {values} FROM {old}"
 
+    def _alias(self) -> str | None:
+        """Return the column of the new table that is its rowid."""
+        (key,) = [c.columns for c in self.made.constraints if c.kind == "primary_key"] or [()]
+        is_alias = len(key) == 1 and self.made.columns[key[0]].type == "integer"
+        has_rowids = not {"WITHOUT ROWID", "PRIMARY KEY DESC"}.intersection(self.made.options)
+        return key[0] if is_alias and has_rowids else None
+
     def _rowid(self) -> str | None:
         """Return the name under which rows keep their rowid, where no column of the key is it."""
         if any("WITHOUT ROWID" in table.options for table in (self.table.live, self.made)):
             return None
-        (key,) = [c.columns for c in self.made.constraints if c.kind == "primary_key"] or [()]
-        is_alias = len(key) == 1 and self.made.columns[key[0]].type == "integer"
-        if is_alias and "PRIMARY KEY DESC" not in self.made.options:
+        if self._alias() is not None:
             return None
         names = (n for n in ("rowid", "_rowid_", "oid") if n not in self.made.columns)
         return next(names, None)
@@ -329,18 +342,29 @@ def _remarks(engine: SqliteEngine, table: DriftedTable, made: Table, belongings:
         yield "without AUTOINCREMENT, the highest key that was ever used is forgotten: keys of deleted rows come again"
 
 
+def _changed(old: str, new: str, column: str) -> Iterator[tuple[str, str]]:
+    """Yield which values of a column another affinity changes (https://sqlite.org/datatype3.html), and how."""
+    if new == "text" and old != "text":
+        lost = f"CAST(CAST({column} AS text) AS real) <> {column}"
+        yield "a text of a real number can have fewer digits", f"typeof({column}) = 'real' AND {lost}"
+    if new == "real" and old != "real":
+        inexact = f"CAST({column} AS real) <> {column}"
+        yield "integers beyond 2^53 are rounded", f"typeof({column}) = 'integer' AND {inexact}"
+    if new in ("integer", "number", "real") and old in ("text", "blob"):
+        is_number = f"typeof({column}) = 'text' AND CAST({column} AS numeric) = {column}"
+        as_new = f"CAST(CAST({column} AS {'real' if new == 'real' else 'numeric'}) AS text)"
+        yield "texts that are numbers become numbers, '007' becomes 7", f"{is_number} AND {as_new} <> {column}"
+
+
 def _remark(engine: SqliteEngine, name: str, drift: Drift) -> Iterator[str]:
     wanted, got = drift.wanted, drift.got
     column = quote(drift.name)
     if isinstance(wanted, Column) and isinstance(got, Column):
         if drift.kind == "column_null" and wanted.not_null:
             yield f"rows in the way: SELECT * FROM {name} WHERE {column} IS NULL"
-        if drift.kind == "column_type" and engine.family(str(wanted.type)) != engine.family(str(got.type)):
-            as_new = f"CAST(CAST({column} AS {wanted.type}) AS text)"
-            yield (
-                f"values are stored as the new type stores them, so that '007' becomes 7 in a column of numbers: "
-                f"SELECT * FROM {name} WHERE {as_new} <> CAST({column} AS text)"
-            )
+        if drift.kind == "column_type":
+            changed = _changed(engine.family(str(got.type)), engine.family(str(wanted.type)), column)
+            yield from (f"{what}: SELECT * FROM {name} WHERE {which}" for what, which in changed)
         if drift.kind == "column_generated" and wanted.generated:
             yield f"what {column} holds now is lost: its expression takes the place of each value"
     elif isinstance(wanted, Constraint) and wanted.kind == "check":

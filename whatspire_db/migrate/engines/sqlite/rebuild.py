@@ -103,7 +103,9 @@ def _extra_constraints(table: DriftedTable, live: Parts, has_key: bool) -> Itera
     for item in (e.item for e in table.extra):
         if not isinstance(item, Constraint) or (item.kind == "primary_key" and has_key):
             continue
-        column = item.inline or (item.columns[0] if len(item.columns) == 1 else "")
+        # Of a CHECK it is known whether it stands in a column; other texts say so themselves.
+        only = item.columns[0] if len(item.columns) == 1 and item.kind != "check" else ""
+        column = item.inline or only
         word = {"foreign_key": "references", "primary_key": "primary"}.get(item.kind, "check")
         if column in extra and any(token.is_word(word) for token in live.columns[column]):
             continue
