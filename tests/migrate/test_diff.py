@@ -58,6 +58,11 @@ UNIQUE = {"unique": True, "constraint": "UNIQUE"}
 CASES: dict[str, tuple[Table | None, Table | None, list[str]]] = {
     "nothing": (table(), table(), []),
     "no table": (table(), None, ["missing table t"]),
+    "names like the table's": (
+        table(columns=columns("t", "b")),
+        table(columns=columns("b"), indexes=(index("b", name="t"),)),
+        ["missing column t.t", "extra index t.t"],
+    ),
     "no model": (None, table(), []),
     "a view in its place": (table(), table(kind="view"), ["drift table t: declared table, live view"]),
     "options of a table": (

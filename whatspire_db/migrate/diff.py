@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
-from .schema import NOTES, PROOF, Column, Constraint, Difference, Index, Key, Schema, Table, label
+from .schema import NOTES, PROOF, Column, Constraint, Difference, Index, Key, Schema, Table, label, place_of
 
 if TYPE_CHECKING:
     from .renaming import Renaming
@@ -14,13 +14,6 @@ if TYPE_CHECKING:
 T = TypeVar("T", Index, Constraint)
 # The kinds of drift in which texts of expressions are compared.
 EXPRESSIONS = ("check", "exclude", "index", "column_generated")
-
-
-def _place(table: str, name: str) -> str:
-    """Return where a thing is; a table is named once, with its schema."""
-    if not table:
-        return name
-    return table if f".{table}".endswith(f".{name}") else f"{table}.{name}"
 
 
 @dataclass(frozen=True)
@@ -35,7 +28,7 @@ class Missing:
     @property
     def place(self) -> str:
         """Return where it would be."""
-        return _place(label(self.table), self.name)
+        return place_of(self.kind, label(self.table), self.name)
 
     def __str__(self) -> str:
         return f"missing {self.kind} {self.place}"
@@ -68,7 +61,7 @@ class Drift:
     @property
     def place(self) -> str:
         """Return where it is."""
-        return _place(self.table, self.name)
+        return place_of(self.kind, self.table, self.name)
 
     def __str__(self) -> str:
         shown = f"declared {self.declared or 'none'}, live {self.live or 'none'}"
@@ -107,7 +100,7 @@ class Extra:
     @property
     def place(self) -> str:
         """Return where it is."""
-        return _place(self.table, self.name)
+        return place_of(self.kind, self.table, self.name)
 
     def __str__(self) -> str:
         why = ", of an undo that is running or was killed: it refuses values until undo is run, or it is dropped"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..light_stdlib import TYPE_CHECKING, Any, dataclass
+from .schema import place_of
 
 if TYPE_CHECKING:
     from typing import Literal
@@ -63,8 +64,7 @@ class Step:
 
     @property
     def title(self) -> str:
-        where = self.name if self.name == self.table or not self.table else f"{self.table}.{self.name}"
-        return f"{self.kind.replace('_', ' ')} {where}"
+        return f"{self.kind.replace('_', ' ')} {place_of(self.kind, self.table, self.name)}"
 
     def __str__(self) -> str:
         lines = [f"{self.title}  (lock: {self.lock}; {self.cost})", *(f"    {sql};" for sql in self.sql)]

@@ -41,6 +41,12 @@ def label(key: Key) -> str:
     return ".".join(filter(None, key))
 
 
+def place_of(kind: str, table: str, name: str) -> str:
+    """Return where a thing of a kind is: a table is its own place, and a column may be named like its table."""
+    is_own = kind.endswith(("table", "schema", "extension"))
+    return table or name if is_own else ".".join(filter(None, (table, name)))
+
+
 @dataclass(frozen=True)
 class Column:
     """A column; every text is the engine's own canonical form. None is: not known, not compared."""
