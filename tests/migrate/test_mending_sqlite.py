@@ -170,6 +170,43 @@ def test_a_table_that_changed_since_is_left_alone(sqlite: Place) -> None:
     db.close()
 
 
+SINCE = {
+    "type": (
+        "DROP TRIGGER kept_t; CREATE TRIGGER kept_t AFTER INSERT ON kept BEGIN DELETE FROM kept WHERE v = 2; END",
+        "DROP INDEX kept_i; CREATE INDEX kept_i ON kept (v, id)",
+        "DROP TABLE kept; CREATE TABLE kept (id INTEGER PRIMARY KEY AUTOINCREMENT, v TEXT NOT NULL CHECK (v > 0)); "
+        "CREATE INDEX kept_v ON kept (v); CREATE INDEX kept_i ON kept (v) WHERE v > 7; "
+        "CREATE TRIGGER kept_t AFTER INSERT ON kept BEGIN DELETE FROM kept WHERE v = 1; END",
+    ),
+    "index": (
+        "DROP INDEX kept_v; CREATE INDEX kept_v ON kept (v, id)",
+        "DROP INDEX kept_v; CREATE INDEX kept_v ON a (v)",
+    ),
+}
+
+
+@pytest.mark.parametrize(("drift", "since"), [(drift, since) for drift, texts in SINCE.items() for since in texts])
+def test_what_got_another_text_since_is_left_alone(sqlite: Place, drift: str, since: str) -> None:
+    m = model("kept", id=pw.AutoField(constraints=[SQL("AUTOINCREMENT")]), v=pw.BigIntegerField(index=True))
+    db = sqlite.connect()
+    for sql in (
+        f"CREATE TABLE kept (id INTEGER PRIMARY KEY AUTOINCREMENT, v {'TEXT' if drift == 'type' else 'BIGINT'} NOT NULL)",
+        f"CREATE INDEX kept_v ON kept (v {'DESC' if drift == 'index' else ''})",
+        "CREATE INDEX kept_i ON kept (v) WHERE v > 7",
+        "CREATE TRIGGER kept_t AFTER INSERT ON kept BEGIN DELETE FROM kept WHERE v = 1; END",
+        "CREATE TABLE a (v)",
+    ):
+        db.execute_sql(sql)
+    script = str(mending(sqlite, [m]))
+    for sql in re.split("; (?=CREATE)", since):
+        db.execute_sql(sql)
+    before = db.execute_sql("SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY 1, 2").fetchall()
+    for stops in (True, False):
+        assert "not as it was seen" in run(sqlite, script, stops=stops) or not stops
+        assert db.execute_sql("SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY 1, 2").fetchall() == before
+    db.close()
+
+
 def test_a_missing_column_is_left_to_up(sqlite: Place) -> None:
     m = model("later", "CHECK (v < w)", v=pw.IntegerField(), w=null(pw.IntegerField))
     db = sqlite.connect()

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 # once the transaction is rolled back no later statement finds anything to drop. Each check rolls back when it fails.
 _CHECKS = """CREATE TEMP TABLE whatspire_mending (
     violations INTEGER,
+    unchanged INTEGER,
     as_seen CONSTRAINT "the table is not as it was seen, or foreign keys are on" CHECK (as_seen),
     made CONSTRAINT "the new table was not made" CHECK (made),
     keyed CONSTRAINT "rows without a key would be given one" CHECK (keyed),
@@ -39,6 +40,7 @@ _CHECKS = """CREATE TEMP TABLE whatspire_mending (
     complete CONSTRAINT "an index or a trigger could not be made again" CHECK (complete),
     referred CONSTRAINT "rows would violate a foreign key" CHECK (referred)
 )"""
+_UNCHANGED = "(SELECT max(unchanged) FROM temp.whatspire_mending)"
 _BELONGINGS = """
 SELECT type, name, sql FROM main.sqlite_master
 WHERE tbl_name = ? COLLATE NOCASE AND sql IS NOT NULL AND type IN ('table', 'index', 'trigger') ORDER BY rowid
@@ -58,6 +60,10 @@ class Belongings:
     columns: tuple[str, ...]
     indexes: dict[str, str]
     triggers: dict[str, str]
+
+    @property
+    def texts(self) -> list[str]:
+        return [self.sql, *self.indexes.values(), *self.triggers.values()]
 
     @classmethod
     def of(cls, engine: SqliteEngine, table: str) -> Belongings:
@@ -117,8 +123,10 @@ def _index(engine: SqliteEngine, table: DriftedTable, model: ModelType, belongin
     statements = (
         *_checks_made(),
         "BEGIN",
+        _noted_unchanged(belongings.name, [belongings.indexes[name]], f"type = 'index' AND name = {quote_text(name)}"),
         f"DROP INDEX {quote(name)}",
         sql,
+        _check("as_seen", _UNCHANGED),
         _check("complete", _all_there(belongings.name, [*others, *belongings.triggers])),
         "COMMIT",
     )
@@ -132,6 +140,17 @@ def _checks_made() -> tuple[str, ...]:
 
 def _check(what: str, condition: str) -> str:
     return f"INSERT OR ROLLBACK INTO temp.whatspire_mending ({what}) SELECT coalesce({condition}, 0)"
+
+
+def _noted_unchanged(table: str, texts: Sequence[str], of_table: str) -> str:
+    """Return what notes whether a table still has the texts that were read: a check before it would stop nothing.
+
+    :param of_table: which rows of sqlite_master hold them, and nothing else.
+    """
+    listed, number = ", ".join(map(quote_text, texts)), len(texts)
+    same = f"count(*) = {number} AND sum(sql IN ({listed})) = {number}"
+    found = f"FROM main.sqlite_master WHERE tbl_name = {quote_text(table)} COLLATE NOCASE AND {of_table}"
+    return f"INSERT INTO temp.whatspire_mending (unchanged) SELECT {same} {found}"
 
 
 def _all_there(table: str, names: Sequence[str]) -> str:
@@ -231,6 +250,7 @@ class _Script:
         yield from _checks_made()
         yield f"INSERT INTO temp.whatspire_mending (violations) SELECT {_violations(checked)}"
         yield "BEGIN"
+        yield _noted_unchanged(self.belongings.name, self.belongings.texts, "sql IS NOT NULL")
         yield f"ALTER TABLE {name} RENAME TO {old}"
         yield _check("as_seen", " AND ".join(self._as_seen()))
         yield self.sql
@@ -256,16 +276,8 @@ class _Script:
     def _as_seen(self) -> Iterator[str]:
         """Yield conditions: nobody has changed the table since, and no row is deleted along with it."""
         yield "(SELECT foreign_keys FROM pragma_foreign_keys) = 0"
-        columns = ", ".join(map(quote_text, self.belongings.columns))
-        found = f"FROM pragma_table_xinfo({quote_text(self.before)}, 'main')"
-        count = len(self.belongings.columns)
-        yield f"(SELECT count(*) = {count} AND sum(name IN ({columns})) = {count} {found})"
-        names = [*self.belongings.indexes, *self.belongings.triggers]
-        yield _all_there(self.before, names)
-        yield (
-            f"(SELECT count(*) FROM main.sqlite_master WHERE tbl_name = {quote_text(self.before)} COLLATE NOCASE "
-            f"AND type IN ('index', 'trigger') AND sql IS NOT NULL) = {len(names)}"
-        )
+        yield _UNCHANGED
+        yield f"EXISTS (SELECT 1 FROM main.sqlite_master WHERE type = 'table' AND name = {quote_text(self.before)})"
 
     def _keyed(self, old: str) -> Iterator[str]:
         """Yield a check that each row has a key: SQLite makes a number of a NULL that becomes a rowid."""
