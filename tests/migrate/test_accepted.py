@@ -9,6 +9,7 @@ import peewee as pw
 import pytest
 
 from tests.conftest import Place
+from tests.migrate.mended import run
 from whatspire_db import ConfigError, MigrationRunner, MigrationVersion, Settings
 
 MODELS = """
@@ -55,6 +56,60 @@ def test_accepted_drift_is_in_sync_and_stamped(place: Place) -> None:
     standing = runner._stamping.standing()
     assert runner._stamping.drift(standing) == ()
     assert MigrationRunner(db, [Thing]).check().in_sync is False
+
+
+class Mixed(pw.Model):
+    code = pw.CharField(max_length=20)
+    number = pw.IntegerField()
+
+    class Meta:
+        table_name = "mixed"
+
+
+def mixed(place: Place, kinds: set[str]) -> tuple[pw.Database, MigrationRunner]:
+    """Make a table whose columns drifted, and a runner that accepts all drift of `code` of some kinds."""
+    db = place.connect()
+    with db.connection_context():
+        db.execute_sql(
+            f"CREATE TABLE mixed (id {'INTEGER NOT NULL' if place.is_sqlite else 'serial'} PRIMARY KEY, "
+            "code varchar(50) DEFAULT 'none', number bigint NOT NULL)"
+        )
+        db.execute_sql("INSERT INTO mixed (code, number) VALUES ('007', 1)")
+        found = MigrationRunner(db, [Mixed]).verify_schema().drift
+    accepted = [drift.to_json() for drift in found if drift.name == "code" and drift.kind in kinds]
+    return db, MigrationRunner(db, [Mixed], accepted_drift=accepted)
+
+
+@pytest.mark.parametrize("kinds", [{"column_default"}, {"column_type", "column_default", "column_null"}])
+def test_what_mends_other_drift_leaves_what_is_accepted(place: Place, kinds: set[str]) -> None:
+    db, runner = mixed(place, kinds)
+    with db.connection_context():
+        accepted, mending = runner.verify_schema().accepted, runner.mending()
+    assert len(accepted) == len(kinds)
+    assert run(place, str(mending)) == ""
+    with db.connection_context():
+        changes = runner.verify_schema()
+        assert changes.accepted == accepted
+        # SQLite makes a column as it is declared or as it is.
+        left = [drift.place for drift in changes.drift]
+        assert left == (["mixed.code", "mixed.code", "mixed.number"] if place.is_sqlite and len(kinds) == 1 else [])
+        assert db.execute_sql("SELECT code, number FROM mixed").fetchall() == [("007", 1)]
+    if left:
+        (fix,) = mending.fixes
+        assert "drift of code is accepted, and other drift of it is not" in fix.sql[0]
+
+
+def test_a_constraint_whose_lack_is_accepted_is_not_made_along(sqlite: Place) -> None:
+    class Checked(Mixed):
+        class Meta:
+            table_name = "mixed"
+            constraints = [pw.Check("number < 1")]
+
+    db, _ = mixed(sqlite, set())
+    with db.connection_context():
+        accepted = [d.to_json() for d in MigrationRunner(db, [Checked]).verify_schema().drift if d.kind == "check"]
+        (fix,) = MigrationRunner(db, [Checked], accepted_drift=accepted).mending().fixes
+    assert "it would end what is accepted" in fix.sql[0]
 
 
 @pytest.mark.parametrize("name", ["kind", "table", "name", "declared", "live"])

@@ -82,13 +82,14 @@ def unknown(drift: Drift) -> Fix:
 
 @dataclass(frozen=True)
 class DriftedTable:
-    """A table that has drift: both sides, what differs, and what else is missing or extra."""
+    """A table that has drift: both sides, what differs, and what else is missing, extra or accepted."""
 
     declared: Table
     live: Table
     drift: tuple[Drift, ...]
     missing: tuple[Missing, ...] = ()
     extra: tuple[Extra, ...] = ()
+    accepted: tuple[Drift, ...] = ()  # what the settings accept, which stays
 
     @property
     def key(self) -> Key:
@@ -120,6 +121,7 @@ def drifted_tables(changes: Changes, declared: Schema, live: Schema, order: Sequ
             tuple(found[key]),
             tuple(m for m in changes.missing if m.table == key),
             tuple(e for e in changes.extra if e.key == key),
+            tuple(d for d in changes.accepted if d.key == key),
         )
         for key in sorted(found, key=lambda key: order.index(key) if key in order else len(order))
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import peewee
 
@@ -56,6 +56,7 @@ FROM pg_class AS c WHERE c.oid = to_regclass(%s)
 _IS_INHERITED = pinned("SELECT attinhcount > 0 FROM pg_attribute WHERE attrelid = to_regclass(%s) AND attname = %s")
 # Types without an operator that compares two values.
 _WITHOUT_EQUALITY = ("json", "xml", "point", "polygon")
+_PARTS = ("type", "default", "collation", "generated", "identity")
 _ZONES = re.compile(r"^(timestamp|time)\b.* (with|without) time zone$")
 _COUNTING = re.compile(r"START (-?\d+) INCREMENT (-?\d+) MINVALUE (-?\d+) MAXVALUE (-?\d+)( CYCLE)?")
 _FAMILIES = (("smallint", "integer", "bigint", "numeric"), ("real", "double precision"))
@@ -106,6 +107,7 @@ class ColumnWork:
         wanted, got = drifts[0].wanted, drifts[0].got
         assert isinstance(wanted, Column)
         assert isinstance(got, Column)
+        wanted = _with_accepted(site, wanted, got)
         kinds = {drift.kind for drift in drifts}
         return cls(site, tuple(drifts), tuple(part for part in _parts(site, wanted, got, kinds) if part is not None))
 
@@ -118,6 +120,12 @@ class ColumnWork:
     def statements(self) -> tuple[str, ...]:
         """Return the statements, whose expressions are as seen from the table's schema."""
         return self.site.within([sql for part in self.parts for sql in part.sql], local=True)
+
+
+def _with_accepted(site: Site, wanted: Column, got: Column) -> Column:
+    """Return a declared column with what is accepted of the live one, which is to stay."""
+    accepted = {d.kind.removeprefix("column_") for d in site.table.accepted if d.got is got}
+    return replace(wanted, **{part: getattr(got, part) for part in accepted.intersection(_PARTS)})
 
 
 def columns(works: Sequence[ColumnWork], references: Sequence[Reference]) -> Fix:

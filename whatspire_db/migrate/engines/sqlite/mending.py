@@ -164,7 +164,7 @@ def _all_there(table: str, names: Sequence[str]) -> str:
 def _rebuild(engine: SqliteEngine, table: DriftedTable, model: ModelType, live: Schema) -> Fix:
     """Return what makes a table anew with all that belongs to it, or why that cannot be."""
     belongings = Belongings.of(engine, table.key[1])
-    if why := _vectors_in_the_way(engine, table, belongings):
+    if why := _half_accepted(table) or _vectors_in_the_way(engine, table, belongings):
         return unsafe(table.drift, why)
     indexes = dict(belongings.indexes)
     for drift in table.of_kind("index"):
@@ -184,6 +184,14 @@ def _rebuild(engine: SqliteEngine, table: DriftedTable, model: ModelType, live: 
         return unsafe(table.drift, f"the table cannot be made anew: {first}", hint)
     script = _Script(engine, table, belongings, indexes, sql, made, _free_name(engine, belongings.name, live))
     return Fix(table.drift, tuple(script.statements())).explained(*_remarks(engine, table, made, belongings))
+
+
+def _half_accepted(table: DriftedTable) -> str | None:
+    accepted = {drift.name for drift in table.accepted if isinstance(drift.wanted, Column)}
+    torn = sorted({drift.name for drift in table.of_kind("column_")} & accepted)
+    if not torn:
+        return None
+    return f"drift of {', '.join(torn)} is accepted, and other drift of it is not; accept all of it, or none"
 
 
 def _lost_vectors(table: DriftedTable) -> dict[str, tuple[Column, Column]]:

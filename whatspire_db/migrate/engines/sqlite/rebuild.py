@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from whatspire_db.migrate.ddl import key_of_index, quote
 from whatspire_db.migrate.diff import diff
 from whatspire_db.migrate.mending import DriftedTable
-from whatspire_db.migrate.schema import Constraint, Index, Schema, Table
+from whatspire_db.migrate.schema import Column, Constraint, Index, Schema, Table
 
 from .table_reader import Token, is_constraint, parts_of
 
@@ -67,16 +67,23 @@ def composed(name: str, declared_sql: str, live_sql: str, table: DriftedTable, p
 
 def _create_table(name: str, declared: Parts, live: Parts, table: DriftedTable, uniques: Sequence[str]) -> str:
     has_key = any(c.kind == "primary_key" for c in table.declared.constraints)
+    kept_as_is = _columns_kept_as_is(table)
     columns = [
-        declared.text(declared.columns[column])
-        if column in declared.columns
-        else _extra_column(live, live.columns[column], has_key)
+        _extra_column(live, live.columns[column], has_key)
+        if column in kept_as_is
+        else declared.text(declared.columns[column])
         for column in table.live.columns
     ]
     kept = [declared.text(part) for part in declared.constraints if not _names(part) & table.missing_columns]
     kept += _extra_constraints(table, live, has_key)
     listed = ",\n    ".join([*columns, *kept, *uniques])
     return f"CREATE TABLE {quote(name)} (\n    {listed}\n) {declared.tail}".rstrip()
+
+
+def _columns_kept_as_is(table: DriftedTable) -> set[str]:
+    """Return the columns that no model declares, and those whose drift is accepted."""
+    accepted = {drift.name for drift in table.accepted if isinstance(drift.wanted, Column)}
+    return {name for name in table.live.columns if name not in table.declared.columns or name in accepted}
 
 
 def _names(tokens: Sequence[Token]) -> set[str]:
@@ -99,7 +106,7 @@ def _extra_column(live: Parts, tokens: Sequence[Token], has_key: bool) -> str:
 
 def _extra_constraints(table: DriftedTable, live: Parts, has_key: bool) -> Iterator[str]:
     """Yield the constraints that no model declares and that stand in no column which is kept as it is."""
-    extra = {name for name in table.live.columns if name not in table.declared.columns}
+    extra = _columns_kept_as_is(table)
     for item in (e.item for e in table.extra):
         if not isinstance(item, Constraint) or (item.kind == "primary_key" and has_key):
             continue
@@ -124,7 +131,9 @@ def _differences(table: DriftedTable, made: Table) -> Iterator[str]:
     declared, live, new = (Schema({table.key: side}) for side in (table.declared, table.live, made))
     ahead = diff(declared, new, constraints_can_be_added=False)
     wanted, got = [d.wanted for d in table.drift], [d.got for d in table.drift]
-    yield from (f"it would not be as declared: {drift}" for drift in ahead.drift)
+    accepted, left = {d.facts for d in table.accepted}, {d.facts for d in ahead.drift}
+    yield from (f"it would not be as declared: {drift}" for drift in ahead.drift if drift.facts not in accepted)
+    yield from (f"it would end what is accepted: {drift}" for drift in table.accepted if drift.facts not in left)
     yield from (f"it would not have what is declared: {m}" for m in ahead.missing if m.item and m.item in wanted)
     back = diff(live, new, constraints_can_be_added=False)
     yield from (f"it would lose what stands there: {m}" for m in back.missing if m.item not in got)
