@@ -531,6 +531,38 @@ def test_drift_is_logged_with_its_database(place: Place) -> None:
         assert "1 difference that adding cannot mend" in done.stdout
 
 
+def summary(done: subprocess.CompletedProcess[str]) -> list[str]:
+    return sorted(done.stdout.splitlines()[-1].split(": ")[1].split(", "))
+
+
+@pytest.mark.parametrize("place", MOSTLY_SQLITE, indirect=True)
+def test_drift_is_in_the_line_and_the_summary_and_accepted_drift_is_in_sync(place: Place) -> None:
+    many = place_of_many(place, 3)
+    assert run(place, *many).returncode == 0
+    for sql in ("DROP INDEX customer_name", "CREATE UNIQUE INDEX customer_name ON customer (name)"):
+        damage(place, 1, sql)
+    name = "t/001.db" if place.is_sqlite else "t_001"
+    done = run(place, "verify", *many)
+    assert (done.returncode, summary(done)) == (4, ["1 with drift", "2 in sync"])
+    assert f"{name}: 1 drift\n" in done.stdout
+    (drift,) = documents(run(place, "verify", "--json", *many))[1]["drift"]
+    done = run(place, "verify", *many, env={"WHATSAPP_DATABASE_ACCEPTED_DRIFT": json.dumps([drift])})
+    assert (done.returncode, summary(done)) == (0, ["3 in sync"])
+    assert f"{name}: in sync, 1 accepted\n" in done.stdout
+
+
+@pytest.mark.parametrize("place", MOSTLY_SQLITE, indirect=True)
+def test_status_does_not_hide_that_plan_refuses(place: Place) -> None:
+    many = place_of_many(place, 2)
+    assert run(place, *many).returncode == 0
+    damage(place, 1, "DROP TABLE invoice")
+    damage(place, 1, "CREATE TABLE invoice (number integer PRIMARY KEY)")
+    done = run(place, "status", *many)
+    assert summary(done) == ["1 refused", "1 with nothing pending"]
+    assert " refused, see plan" in done.stdout
+    assert documents(run(place, "status", "--json", *many))[1]["refused"]
+
+
 @pytest.mark.parametrize("place", MOSTLY_SQLITE, indirect=True)
 def test_fail_fast_begins_no_other(place: Place) -> None:
     many = place_of_many(place, 4)

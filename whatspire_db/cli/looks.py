@@ -65,7 +65,7 @@ def _verify(runner: MigrationRunner, call: Call) -> Answer:
         "version": _version_for(runner) if wants_json else None,  # its table may be closed to this role
         "missing": [item.to_json() for item in changes.missing],
         "drift": [
-            *(item.to_json() | {"sql": mending.of(item)} for item in changes.drift if mending),
+            *(item.to_json() | ({"sql": mending.of(item)} if mending else {}) for item in changes.drift),
             *(item.to_json() | {"accepted": True} for item in changes.accepted),
         ],
         "extra": [item.to_json() for item in changes.extra],
@@ -165,6 +165,7 @@ def _status(runner: MigrationRunner, call: Call) -> Answer:
         "version": max((run.version for run in runs), default=0),
         "runs": [run.to_json() for run in runs],
         "pending": [step.to_json() for step in plan.pending],
+        **({"refused": [refusal.to_json() for refusal in plan.refused]} if plan.refused else {}),
         **_data_document(runner, states := runner.data_states()),
         **outcome,
     }

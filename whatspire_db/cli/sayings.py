@@ -42,16 +42,25 @@ def _of_plan(document: dict[str, Any]) -> tuple[str, str]:
 
 
 def _of_verify(document: dict[str, Any]) -> tuple[str, str]:
-    found = [f"{len(document[key])} {key}" for key in ("missing", "drift", "extra") if document[key]]
-    state = "with drift" if document["drift"] else "with something missing" if document["missing"] else "in sync"
+    accepted = [drift for drift in document["drift"] if drift.get("accepted")]
+    numbers = {
+        "missing": len(document["missing"]),
+        "drift": len(document["drift"]) - len(accepted),
+        "accepted": len(accepted),
+        "extra": len(document["extra"]),
+    }
+    found = [f"{number} {what}" for what, number in numbers.items() if number]
+    state = "with drift" if numbers["drift"] else "with something missing" if numbers["missing"] else "in sync"
     return state, ", ".join([*_moved(document), *([state] if state == "in sync" else []), *found])
 
 
 def _of_status(document: dict[str, Any]) -> tuple[str, str]:
-    pending = len(document["pending"])
+    pending, refused = len(document["pending"]), len(document.get("refused", ()))
     said = [*_moved(document), f"version {document['version']}", _count(len(document["runs"]), "run", "runs")]
-    said.append(f"{pending} pending" if pending else "nothing is pending")
-    return "pending" if pending else "with nothing pending", ", ".join(said)
+    said += [f"{pending} pending"] if pending else []
+    said += [f"{refused} refused, see plan"] if refused else []
+    said += [] if pending or refused else ["nothing is pending"]
+    return "refused" if refused else "pending" if pending else "with nothing pending", ", ".join(said)
 
 
 # By verb: from its document to the word that a summary counts by, and the line.
