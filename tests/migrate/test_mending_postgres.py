@@ -9,8 +9,9 @@ import pytest
 from peewee import SQL
 
 from tests.conftest import Place
-from tests.migrate.mended import mending, run
+from tests.migrate.mended import mending, run, with_failure
 from whatspire_db import MigrationRunner
+from whatspire_db.migrate.mending import is_comment
 
 
 def model(table: str, *constraints: str, schema_indexes: tuple[str, ...] = (), **fields: Any) -> type[pw.Model]:
@@ -294,6 +295,23 @@ def test_type_says_whether_it_rewrites_and_what_stops_it(postgres: Place) -> Non
     assert wide[1] == "BEGIN"
     assert "too long" in run(postgres, str(mending(postgres, [shorter])))
     assert db.execute_sql("SELECT v FROM k1").fetchall() == [("long",)]
+    db.close()
+
+
+@pytest.mark.parametrize("column", ["v", "order", 'o"d%d'])
+def test_a_check_that_a_failed_script_left_is_taken_away(postgres: Place, column: str) -> None:
+    m, db = model("m1", v=pw.IntegerField(column_name=column)), postgres.connect()
+    quoted = '"' + column.replace('"', '""') + '"'
+    db.execute_sql(f"CREATE TABLE m1 (id int PRIMARY KEY, {quoted.replace('%', '%%')} int)")
+    (fix,) = mending(postgres, [m]).fixes
+    (number,) = (n for n, sql in enumerate(s for s in fix.sql if not is_comment(s)) if "VALIDATE" in sql)
+    assert "nowhere" in run(postgres, with_failure(fix.sql, number))
+    assert run(postgres, str(mending(postgres, [m]))) == ""
+    assert counts(postgres, [m]) == {}
+    assert (
+        db.execute_sql("SELECT conname FROM pg_constraint WHERE contype = 'c' AND conrelid = 'm1'::regclass").fetchall()
+        == []
+    )
     db.close()
 
 

@@ -76,7 +76,8 @@ def set_not_null(site: Site, drift: Drift) -> Fix:
     """Return what makes a column NOT NULL without a scan under a lock that stops others."""
     column = quote(drift.name)
     empty = f"SELECT * FROM {site.name} WHERE {column} IS NULL"
-    name, left = site.free_constraint(drift.name, "not_null_mending", f"CHECK (({drift.name} IS NOT NULL))")
+    texts = [f"CHECK (({written} IS NOT NULL))" for written in (drift.name, column)]
+    name, left = site.free_constraint(drift.name, "not_null_mending", texts)
     check = guard(empty, f"{site.name}.{column} has rows that hold NULL", f"find them: {empty}")
     again = [f"DROP CONSTRAINT {quote(name)}"] if left else []
     sql = (

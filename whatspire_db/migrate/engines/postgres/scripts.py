@@ -130,9 +130,9 @@ class Site:
             if not is_taken(candidate):
                 return candidate
 
-    def free_constraint(self, name: str, end: str, definition: str) -> tuple[str, bool]:
+    def free_constraint(self, name: str, end: str, definitions: Sequence[str]) -> tuple[str, bool]:
         """Return a name for a constraint, and whether an earlier script that failed left it behind."""
-        left = {c.name for c in self.table.live.constraints if c.definition == definition}
+        left = {c.name for c in self.table.live.constraints if c.definition in definitions}
         names = {c.name for c in self.table.live.constraints} | {i.name for i in self.table.live.indexes}
         found = self.free_name(name, end, (names - left).__contains__)
         return found, found in left
