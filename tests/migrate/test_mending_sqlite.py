@@ -207,6 +207,18 @@ def test_what_got_another_text_since_is_left_alone(sqlite: Place, drift: str, si
     db.close()
 
 
+@pytest.mark.parametrize("stops", [True, False])
+def test_a_table_that_came_since_under_the_name_for_the_meantime_stays(sqlite: Place, stops: bool) -> None:
+    m, db = model("moved", v=pw.IntegerField()), sqlite.connect()
+    db.execute_sql("CREATE TABLE moved (id INTEGER NOT NULL PRIMARY KEY, v BIGINT NOT NULL)")
+    script = str(mending(sqlite, [m]))
+    db.execute_sql("CREATE TABLE moved_before_1 AS SELECT 1 AS id, 2 AS v")
+    run(sqlite, script, stops=stops)
+    assert db.execute_sql("SELECT * FROM moved_before_1").fetchall() == [(1, 2)]
+    assert db.execute_sql("SELECT * FROM moved").fetchall() == []
+    db.close()
+
+
 def test_a_missing_column_is_left_to_up(sqlite: Place) -> None:
     m = model("later", "CHECK (v < w)", v=pw.IntegerField(), w=null(pw.IntegerField))
     db = sqlite.connect()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -182,7 +183,7 @@ def _rebuild(engine: SqliteEngine, table: DriftedTable, model: ModelType, live: 
         first = str(error) if isinstance(error, CannotBeMade) else first_line(error)
         hint = RUN_UP_FIRST if table.missing_columns else "make a new table by hand, and copy the rows"
         return unsafe(table.drift, f"the table cannot be made anew: {first}", hint)
-    script = _Script(engine, table, belongings, indexes, sql, made, _free_name(engine, belongings.name, live))
+    script = _Script(engine, table, belongings, indexes, sql, made, _free_name(engine, belongings, live))
     return Fix(table.drift, tuple(script.statements())).explained(*_remarks(engine, table, made, belongings))
 
 
@@ -215,11 +216,12 @@ def _has_values(engine: SqliteEngine, table: str, column: str) -> bool:
     return bool(engine.ask(f"SELECT EXISTS (SELECT 1 FROM {quote(table)} WHERE {quote(column)} IS NOT NULL)"))
 
 
-def _free_name(engine: SqliteEngine, name: str, live: Schema) -> str:
-    number = 1
-    while ("", engine.fold(f"{name}_before_{number}")) in live.names:
+def _free_name(engine: SqliteEngine, belongings: Belongings, live: Schema) -> str:
+    """Return a name for the meantime, which nobody gives a table of theirs: a shell that goes on would drop it."""
+    number = zlib.crc32("\0".join(belongings.texts).encode())
+    while ("", engine.fold(f"{belongings.name}_before_{number}")) in live.names:
         number += 1
-    return f"{name}_before_{number}"
+    return f"{belongings.name}_before_{number}"
 
 
 @dataclass(frozen=True)
