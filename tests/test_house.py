@@ -99,6 +99,7 @@ ROOMS = {
         "engines.sqlite.table_reader",
         "engines.sqlite.catalog",
         "engines.sqlite.rebuild",
+        "engines.sqlite.remarks",
         "engines.sqlite.mending",
         "engines.sqlite.times",
         "engines.sqlite.stamps_file",

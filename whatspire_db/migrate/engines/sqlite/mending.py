@@ -16,15 +16,14 @@ from whatspire_db.migrate.mending import (
     RUN_UP_FIRST,
     DriftedTable,
     Fix,
-    loses_vectors,
     unsafe,
     vectors_in_the_way,
-    vectors_lost,
 )
-from whatspire_db.migrate.schema import Column, Constraint, Index, Key, Schema, Table, label
+from whatspire_db.migrate.schema import Column, Index, Key, Schema, Table, label
 from whatspire_db.migrate.stamp import rendered
 
 from .rebuild import CannotBeMade, composed
+from .remarks import duplicates, has_values, lost_vectors, remarks
 
 if TYPE_CHECKING:
     from .engine import SqliteEngine
@@ -108,11 +107,6 @@ def _declared_index(engine: SqliteEngine, table: DriftedTable, model: ModelType,
     return made.get(drift.wanted.name)
 
 
-def _duplicates(table: str, columns: Sequence[str]) -> str:
-    listed = ", ".join(columns)
-    return f"rows in the way: SELECT {listed}, count(*) FROM {table} GROUP BY {listed} HAVING count(*) > 1"
-
-
 def _index(engine: SqliteEngine, table: DriftedTable, model: ModelType, belongings: Belongings, drift: Drift) -> Fix:
     """Return what makes an index again; in the one transaction nobody sees the table without it."""
     sql, wanted, got = _declared_index(engine, table, model, drift), drift.wanted, drift.got
@@ -131,7 +125,7 @@ def _index(engine: SqliteEngine, table: DriftedTable, model: ModelType, belongin
         _check("complete", _all_there(belongings.name, [*others, *belongings.triggers])),
         "COMMIT",
     )
-    found = _duplicates(quote(belongings.name), [k.expression for k in wanted.keys]) if wanted.unique else ""
+    found = duplicates(quote(belongings.name), [k.expression for k in wanted.keys]) if wanted.unique else ""
     return Fix((drift,), statements).explained(*filter(None, [found]))
 
 
@@ -184,7 +178,7 @@ def _rebuild(engine: SqliteEngine, table: DriftedTable, model: ModelType, live: 
         hint = RUN_UP_FIRST if table.missing_columns else "make a new table by hand, and copy the rows"
         return unsafe(table.drift, f"the table cannot be made anew: {first}", hint)
     script = _Script(engine, table, belongings, indexes, sql, made, _free_name(engine, belongings, live))
-    return Fix(table.drift, tuple(script.statements())).explained(*_remarks(engine, table, made, belongings))
+    return Fix(table.drift, tuple(script.statements())).explained(*remarks(engine, table, made, belongings.name))
 
 
 def _half_accepted(table: DriftedTable) -> str | None:
@@ -195,25 +189,11 @@ def _half_accepted(table: DriftedTable) -> str | None:
     return f"drift of {', '.join(torn)} is accepted, and other drift of it is not; accept all of it, or none"
 
 
-def _lost_vectors(table: DriftedTable) -> dict[str, tuple[Column, Column]]:
-    """Return the columns whose vectors cannot be kept, as declared and as they are, by their names."""
-    pairs = ((d.name, d.wanted, d.got) for d in table.of_kind("column_type"))
-    return {
-        name: (wanted, got)
-        for name, wanted, got in pairs
-        if isinstance(wanted, Column) and isinstance(got, Column) and loses_vectors(wanted, got, casts=False)
-    }
-
-
 def _vectors_in_the_way(engine: SqliteEngine, table: DriftedTable, belongings: Belongings) -> str | None:
-    for name, (wanted, got) in _lost_vectors(table).items():
-        if wanted.not_null and _has_values(engine, belongings.name, name):
+    for name, (wanted, got) in lost_vectors(table).items():
+        if wanted.not_null and has_values(engine, belongings.name, name):
             return vectors_in_the_way(f"{quote(belongings.name)}.{quote(name)}", wanted, got)
     return None
-
-
-def _has_values(engine: SqliteEngine, table: str, column: str) -> bool:
-    return bool(engine.ask(f"SELECT EXISTS (SELECT 1 FROM {quote(table)} WHERE {quote(column)} IS NOT NULL)"))
 
 
 def _free_name(engine: SqliteEngine, belongings: Belongings, live: Schema) -> str:
@@ -300,7 +280,7 @@ class _Script:
         columns = [quote(c) for c in self.belongings.columns if not self.made.columns[fold(c)].generated]
         if rowid := self._rowid():
             columns.insert(0, rowid)
-        lost = {quote(column) for column in _lost_vectors(self.table)}
+        lost = {quote(column) for column in lost_vectors(self.table)}
         values = ", ".join("NULL" if fold(column) in lost else column for column in columns)
         return f"INSERT OR ROLLBACK INTO {name} ({', '.join(columns)}) SELECT {values} FROM {old}"
 
@@ -347,55 +327,3 @@ class _Script:
 def _violations(tables: Sequence[str]) -> str:
     counts = [f"(SELECT count(*) FROM pragma_foreign_key_check({quote_text(table)}))" for table in tables]
     return " + ".join(counts) or "0"
-
-
-def _remarks(engine: SqliteEngine, table: DriftedTable, made: Table, belongings: Belongings) -> Iterator[str]:
-    """Yield what may be lost, and which rows may be in the way."""
-    yield "the table is made anew under the database's write lock: all its rows are copied"
-    name = quote(belongings.name)
-    lost = _lost_vectors(table)
-    for column, (wanted, got) in lost.items():
-        if _has_values(engine, belongings.name, column):
-            yield vectors_lost(f"{name}.{quote(column)}", wanted, got)
-    for drift in table.drift:
-        if not (isinstance(drift.wanted, Constraint) and lost.keys() & set(drift.wanted.columns)):
-            yield from _remark(engine, name, drift)
-    if "AUTOINCREMENT" in table.live.options and "AUTOINCREMENT" not in made.options:
-        yield "without AUTOINCREMENT, the highest key that was ever used is forgotten: keys of deleted rows come again"
-
-
-def _changed(old: str, new: str, column: str) -> Iterator[tuple[str, str]]:
-    """Yield which values of a column another affinity changes (https://sqlite.org/datatype3.html), and how."""
-    if new == "text" and old != "text":
-        lost = f"CAST(CAST({column} AS text) AS real) <> {column}"
-        yield "a text of a real number can have fewer digits", f"typeof({column}) = 'real' AND {lost}"
-    if new == "real" and old != "real":
-        inexact = f"CAST({column} AS real) <> {column}"
-        yield "integers beyond 2^53 are rounded", f"typeof({column}) = 'integer' AND {inexact}"
-    if new in ("integer", "number", "real") and old in ("text", "blob"):
-        is_number = f"typeof({column}) = 'text' AND CAST({column} AS numeric) = {column}"
-        as_new = f"CAST(CAST({column} AS {'real' if new == 'real' else 'numeric'}) AS text)"
-        yield "texts that are numbers become numbers, '007' becomes 7", f"{is_number} AND {as_new} <> {column}"
-
-
-def _remark(engine: SqliteEngine, name: str, drift: Drift) -> Iterator[str]:
-    wanted, got = drift.wanted, drift.got
-    column = quote(drift.name)
-    if isinstance(wanted, Column) and isinstance(got, Column):
-        if drift.kind == "column_null" and wanted.not_null:
-            yield f"rows in the way: SELECT * FROM {name} WHERE {column} IS NULL"
-        if drift.kind == "column_type":
-            changed = _changed(engine.family(str(got.type)), engine.family(str(wanted.type)), column)
-            yield from (f"{what}: SELECT * FROM {name} WHERE {which}" for what, which in changed)
-        if drift.kind == "column_generated" and wanted.generated:
-            yield f"what {column} holds now is lost: its expression takes the place of each value"
-    elif isinstance(wanted, Constraint) and wanted.kind == "check":
-        yield f"rows in the way: SELECT * FROM {name} WHERE NOT {wanted.definition.removeprefix('CHECK ')}"
-    elif isinstance(wanted, Constraint) and wanted.kind == "foreign_key":
-        yield f"rows in the way: PRAGMA foreign_key_check({name}); those that were so before do not count"
-    elif isinstance(wanted, Constraint):
-        yield _duplicates(name, list(map(quote, wanted.columns)))
-    elif isinstance(wanted, Index) and wanted.unique:
-        yield _duplicates(name, [k.expression for k in wanted.keys])
-    elif isinstance(wanted, Table) and "STRICT" in wanted.options and "STRICT" not in getattr(got, "options", ()):
-        yield "values that are not of their column's type are in the way: STRICT refuses them"
