@@ -19,7 +19,8 @@ from tests.conftest import Place, Server
 from tests.migrate.models import model, run
 from tests.servers import eventually
 from tests.transfer.rows import ROWS, contents, go_database, transfers
-from whatspire_db import ConfigError, DatabaseMoved, LockTimeout, NotProved, Session, TransferRefused, ValueRefused
+from tests.transfer.test_check import FIELDS, made
+from whatspire_db import ConfigError, DatabaseMoved, LockTimeout, NotProved, Session, TransferRefused
 from whatspire_db.fields import InstantField
 from whatspire_db.transfer import Watcher, change_log, check, fence, transfer
 
@@ -159,7 +160,7 @@ def test_what_the_log_does_not_see_is_found_by_the_proof(sqlite: Place, postgres
 def test_a_failure_leaves_the_source_to_its_writers(sqlite: Place, postgres: Place) -> None:
     go_database(sqlite)
     spoiling = Changing(sqlite, "UPDATE sessions SET name = 'a' || char(0) WHERE rowid = 1")
-    with pytest.raises(TransferRefused, match="PostgreSQL refused rows of sessions"):
+    with pytest.raises(TransferRefused, match=r"written meanwhile in sessions\.name, key .*: a zero byte in a text"):
         transfer(sqlite.dsn, postgres.dsn, live=True, watcher=spoiling)
     db = sqlite.connect()
     with db.connection_context():
@@ -171,15 +172,40 @@ def test_a_failure_leaves_the_source_to_its_writers(sqlite: Place, postgres: Pla
     assert contents(postgres, ROWS) == contents(sqlite, ROWS)
 
 
-def test_a_time_that_comes_meanwhile_and_is_none(sqlite: Place, postgres: Place) -> None:
-    go_database(sqlite)
-    spoiling = Changing(sqlite, "UPDATE events SET timestamp = 'yesterday' WHERE rowid = 1")
-    with pytest.raises(ValueRefused, match=r"events.timestamp holds a text that is not a time") as failed:
-        transfer(sqlite.dsn, postgres.dsn, live=True, watcher=spoiling)
+@pytest.mark.parametrize(
+    ("column", "value", "what"),
+    [
+        ("text", "X'41'", "another type"),  # as a text it would be b'A', on both sides alike
+        ("flag", "2", "another type"),
+        ("blob", "'text'", "another type"),
+        ("data", "5", "another type"),
+        ("price", "'cheap'", "another type"),
+        ("at", "1764000000", "no time"),
+        ("at", "'yesterday'", "no time"),
+        ("json", "'[1e5000]'", "does not take"),
+    ],
+)
+def test_a_value_that_comes_meanwhile_is_refused_as_a_check_refuses_it(
+    sqlite: Place, postgres: Place, column: str, value: str, what: str
+) -> None:
+    odd = model("Odd", "odd", FIELDS)
+    made(sqlite, [odd], "INSERT INTO odd (id, needed) VALUES ('a', 'x'), ('b', 'x')")
+    spoiling = Changing(sqlite, f"UPDATE odd SET {column} = {value} WHERE id = 'b'")
+    with pytest.raises(TransferRefused, match=rf"written meanwhile in odd\.{column}, key b: .*{what}") as failed:
+        transfer(sqlite.dsn, postgres.dsn, [odd], live=True, watcher=spoiling)
     assert "yesterday" not in str(failed.value)
+    assert not any(contents(postgres, [odd]).values())
     db = sqlite.connect()
     with db.connection_context():
         assert (fence.find(db), change_log.find(db)) == (None, None)
+
+
+def test_a_key_with_a_fault_that_came_and_went_takes_no_other_row_along(sqlite: Place, postgres: Place) -> None:
+    odd = model("Odd", "odd", FIELDS)
+    made(sqlite, [odd], "INSERT INTO odd (id, needed) VALUES ('b''A''', 'x')")
+    passing = Changing(sqlite, "INSERT INTO odd (id, needed) VALUES (X'41', 'x')", "DELETE FROM odd WHERE id = X'41'")
+    assert transfer(sqlite.dsn, postgres.dsn, [odd], live=True, watcher=passing).rows == 1
+    assert contents(postgres, [odd]) == contents(sqlite, [odd])
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,10 @@ from typing import Any
 from peewee import sqlite3
 
 from ..copy_in import copy_in, lines_of
-from .chunks import Chunk, chunks
+from ..errors import TransferRefused
+from .checking import shown_key
+from .chunks import Chunk, Row, chunks
+from .faults import Finding
 from .kinds import TextKind
 from .tables import Column, TransferTable
 
@@ -22,7 +25,8 @@ def copy_table(sqlite: sqlite3.Connection, postgres: Any, table: TransferTable, 
 
     :param postgres: a connection of psycopg2.
     """
-    return _copy(postgres, table, sqlite.execute(table.select(table.written)), tell)
+    rows = sqlite.execute(table.select(table.written))
+    return _copy(postgres, table, chunks(rows.fetchmany, table.most), tell)
 
 
 def apply_changes(
@@ -31,12 +35,15 @@ def apply_changes(
     """Bring rows that were copied before up to what SQLite has now; return how many of them are there.
 
     :param keys: values of the primary key, as SQLite has them; a row of that key may be there or not.
+    :raises TransferRefused: for a value that PostgreSQL cannot hold, and that nothing is to replace.
     """
     columns = [table.column(name) for name in table.key]
+    # A key with a fault is not at the target: whoever brought it was refused.
+    held = [key for key in keys if next(_faults(table, columns, [key]), None) is None]
     names = ", ".join(column.quoted for column in columns)
     with closing(postgres.cursor()) as cursor:
         cursor.execute(f"CREATE TEMPORARY TABLE whatspire_db_keys AS SELECT {names} FROM {table.postgres} WITH NO DATA")
-        _send(cursor, "pg_temp.whatspire_db_keys", columns, _lines(columns, table, [keys]))
+        _send(cursor, "pg_temp.whatspire_db_keys", columns, _lines(columns, table, [held] if held else []))
         same = " AND ".join(f"t.{c.quoted} OPERATOR(pg_catalog.=) k.{c.quoted}" for c in columns)
         cursor.execute(f"DELETE FROM {table.postgres} AS t USING pg_temp.whatspire_db_keys AS k WHERE {same}")
         cursor.execute("DROP TABLE pg_temp.whatspire_db_keys")
@@ -45,8 +52,30 @@ def apply_changes(
         some = keys[start : start + KEYS]
         condition, parameters = _any_of(columns, some)
         rows = sqlite.execute(table.select(table.written, condition), parameters)
-        done += _copy(postgres, table, rows, lambda *_: None)
+        done += _copy(postgres, table, _held(table, chunks(rows.fetchmany, table.most)), lambda *_: None)
     return done
+
+
+def _held(table: TransferTable, some: Iterable[Chunk]) -> Iterator[Chunk]:
+    """Yield chunks of rows that came after the check; refuse what it would have refused."""
+    for chunk in some:
+        for column, kind, row in _faults(table, table.written, chunk):
+            values = {each.name: value for each, value in zip(table.written, row, strict=True)}
+            key = shown_key([values[name] for name in table.key])
+            raise TransferRefused(
+                f"PostgreSQL cannot hold what was written meanwhile in {Finding(kind, table.name, column, key)}",
+                "nothing was copied; correct the row in the source, or choose with --on KIND=replace, and run it again",
+            )
+        yield chunk
+
+
+def _faults(table: TransferTable, columns: Sequence[Column], rows: Iterable[Row]) -> Iterator[tuple[str, str, Row]]:
+    """Yield the values with a fault that nothing replaces: the column, the kind of the fault and the row."""
+    for row in rows:
+        for column, value in zip(columns, row, strict=True):
+            kind = None if value is None else column.kind.fault(value)
+            if kind is not None and not (column.name in table.mended and kind in table.kinds):
+                yield column.name, kind, row
 
 
 def _any_of(columns: Sequence[Column], keys: Sequence[tuple[Any, ...]]) -> tuple[str, list[Any]]:
@@ -62,12 +91,12 @@ def _any_of(columns: Sequence[Column], keys: Sequence[tuple[Any, ...]]) -> tuple
     return f"({' OR '.join([same] * len(keys))})", values
 
 
-def _copy(postgres: Any, table: TransferTable, rows: Any, tell: Tell) -> int:
+def _copy(postgres: Any, table: TransferTable, some: Iterable[Chunk], tell: Tell) -> int:
     count = 0
 
     def told() -> Iterator[Chunk]:
         nonlocal count
-        for chunk in chunks(rows.fetchmany, table.most):
+        for chunk in some:
             yield chunk
             count += len(chunk)
             tell(table.name, count)
