@@ -53,6 +53,7 @@ TRAPS: list[tuple[str, str, str, Any]] = [
     ("int64", "'three'", "type", None),
     ("int64", "''", "type", None),
     ("int64", "3.5", "type", None),
+    ("int64", "CAST('1e999999999' AS BLOB)", "type", None),  # as a whole number it has no room in memory
     ("int32", "2147483648", "range", None),
     ("flag", "2", "type", True),
     ("flag", "0.5", "type", True),
@@ -64,7 +65,9 @@ TRAPS: list[tuple[str, str, str, Any]] = [
     ("at", "1764000000", "time", None),
     ("at", "'2026-11-22 09:05:03.5 +0300 EAT m=+0.1'", "time", None),
     ("at", "'2026-11-22 25:05:03+00:00'", "time", None),
+    ("at", "'2026-11-22 09:05:03+00:00' || char(0) || 'x'", "time", None),  # SQLite's functions end at a zero byte
     ("naive", "'yesterday'", "time", None),
+    ("moment", "'2026-11-22 09:05:03' || char(0) || 'x'", "time", None),
     ("moment", "'2026-11-22 09:05:03+02:00'", "time", None),
     ("moment", "'2026-02-30 09:05:03'", "time", None),
     ("day", "'2026-02-30'", "time", None),
@@ -85,6 +88,8 @@ TRAPS: list[tuple[str, str, str, Any]] = [
     ("data", "5", "type", 5),
     ("blob", "'text'", "type", b"text"),
     ("uuid", "'none'", "type", None),
+    ("json", "'[1]' || char(0)", "nul", None),
+    ("uuid", "'00000000000000000000000000000001' || char(0)", "type", None),
 ]
 # What looks like a trap and is none.
 SOUND = [
@@ -148,6 +153,17 @@ def test_every_trap_is_found(sqlite: Place, postgres: Place) -> None:
     assert Path(sqlite.dsn).read_bytes() == before
     with postgres.connect().connection_context():
         assert postgres.connect().get_tables() == []
+
+
+def test_a_whole_number_that_a_double_rounds_is_found(sqlite: Place, postgres: Place) -> None:
+    number = model("Number", "number", {"id": pw.IntegerField(primary_key=True), "value": pw.DoubleField()})
+    run(
+        sqlite.connect(),
+        "CREATE TABLE number (id integer NOT NULL PRIMARY KEY, value)",  # no type, as other programs declare columns
+        f"INSERT INTO number VALUES (1, {2**53}), (2, {2**53 + 1}), (3, {-(2**53) - 1}), (4, {2**53 + 2})",
+    )
+    found = check(sqlite.dsn, postgres.dsn, [number]).findings
+    assert [(finding.kind, finding.key) for finding in found] == [("precision", "2"), ("precision", "3")]
 
 
 def test_a_refusal_names_a_value_that_nothing_was_chosen_for(sqlite: Place, postgres: Place) -> None:

@@ -26,6 +26,13 @@ from .json_values import json_doubt, json_fault, levelled
 TEXTS = partial(str, encoding="utf-8", errors="surrogateescape")
 ALL_DIGITS = Context(prec=131072 + 16383)  # as many as a numeric has; Python's own context rounds to 28
 INTEGERS = {"smallint": 15, "integer": 31, "bigint": 63}
+MOST_DIGITS = 19  # of a bigint
+MOST_EXACT = 1 << 53  # up to here a double has every whole number
+
+
+def is_text(c: str) -> str:
+    """Return the SQL condition for a text of which SQLite's functions see all: they end at a zero byte."""
+    return f"typeof({c}) = 'text' AND instr({c}, char(0)) = 0"
 
 
 class Kind:
@@ -141,10 +148,10 @@ class IntegerKind(Kind):
     def mended(self, value: Any) -> int | None:
         try:
             number = Decimal(value.decode() if isinstance(value, bytes) else value)
-            whole = int(number)
+            whole = int(number) if number.adjusted() < MOST_DIGITS else None  # 1e999999999 has no room in memory
         except (ArithmeticError, ValueError):
             return None
-        return whole if whole == number and self.fault(whole) is None else None
+        return whole if whole is not None and whole == number and self.fault(whole) is None else None
 
     def text(self, value: Any) -> str:
         return str(value)
@@ -182,7 +189,10 @@ class FloatKind(Kind):
     """real, double precision: infinity is a number of both engines; SQLite has no NaN."""
 
     def doubt(self, c: str) -> str:
-        return f"{c} IS NOT NULL" if self.name == "real" else f"typeof({c}) NOT IN ('integer', 'real', 'null')"
+        if self.name == "real":
+            return f"{c} IS NOT NULL"
+        is_exact = f"typeof({c}) = 'integer' AND {c} BETWEEN {-MOST_EXACT} AND {MOST_EXACT}"
+        return f"NOT (typeof({c}) IN ('real', 'null') OR ({is_exact}))"
 
     def fault(self, value: Any) -> str | None:
         if not isinstance(value, int | float):
@@ -293,7 +303,7 @@ class UuidKind(Kind):
     """uuid: 32 hexadecimal digits or 16 bytes on SQLite."""
 
     def doubt(self, c: str) -> str:
-        plain = f"typeof({c}) = 'text' AND length({c}) = 32 AND {c} NOT GLOB '*[^0-9a-fA-F]*'"
+        plain = f"{is_text(c)} AND length({c}) = 32 AND {c} NOT GLOB '*[^0-9a-fA-F]*'"
         return f"{c} IS NOT NULL AND NOT ({plain})"
 
     def fault(self, value: Any) -> str | None:
@@ -327,7 +337,7 @@ class JsonKind(Kind):
     reads_text = True
 
     def doubt(self, c: str) -> str:
-        plain = f"typeof({c}) = 'text' AND json_valid({c}) AND instr({c}, '\\u') = 0 AND NOT ({json_doubt(c)})"
+        plain = f"{is_text(c)} AND json_valid({c}) AND instr({c}, '\\u') = 0 AND NOT ({json_doubt(c)})"
         return f"{c} IS NOT NULL AND NOT ({plain})"
 
     def fault(self, value: Any) -> str | None:

@@ -10,7 +10,7 @@ import peewee
 
 from ..fields import UNREADABLE, format_instant
 from . import faults
-from .kinds import Kind
+from .kinds import Kind, is_text
 
 UTC = timezone.utc
 
@@ -24,7 +24,7 @@ _GO_TIME = re.compile(r"(\d{4}-\d\d-\d\d)[ T](\d\d:\d\d:\d\d(?:\.\d{1,6})?)\d{0,
 def _is_second(c: str, text: str) -> str:
     """Return the SQL condition for a text that is a day and a time of day, of the years 1 to 9999."""
     # SQLite takes the 30th of February for a day, unless it reckons with it: then it is the 2nd of March.
-    return f"typeof({c}) = 'text' AND datetime({text}, '+0 days') IS {text} AND {text} > '0001'"
+    return f"{is_text(c)} AND datetime({text}, '+0 days') IS {text} AND {text} > '0001'"
 
 
 class _TimeKind(Kind):
