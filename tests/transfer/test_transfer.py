@@ -322,6 +322,19 @@ def test_a_number_that_sqlite_does_not_hold_is_found_on_the_way_back(sqlite: Pla
     assert "decimals with more than 15 digits" in failed.value.hint
 
 
+def test_times_that_python_has_not_come_back_as_they_are(sqlite: Place, postgres: Place) -> None:
+    fields = {"day": peewee.DateField(), "moment": peewee.DateTimeField(), "clock": peewee.TimeField()}
+    odd, texts = model("Odd", "odd", fields), ("infinity", "0044-03-15 00:00:00 BC", "24:00:00")
+    db = postgres.connect()
+    with db.connection_context():
+        MigrationRunner(db, [odd]).up()
+        db.execute_sql("INSERT INTO odd (day, moment, clock) VALUES (%s, %s, %s)", texts)
+    transfer(postgres.dsn, sqlite.dsn, [odd])
+    db = sqlite.connect()
+    with db.connection_context():
+        assert db.execute_sql("SELECT day, moment, clock FROM odd").fetchall() == [texts]
+
+
 def test_another_roles_trigger_is_not_run_by_a_superuser(service: Place, postgres: Place, server: Server) -> None:
     db = postgres.connect()
     role = f"r_{uuid.uuid4().hex[:12]}"

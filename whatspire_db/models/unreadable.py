@@ -43,7 +43,7 @@ def refused(rows: Any, row: Any, place: int) -> ValueRefused:
 def _kind(converter: Any, value: Any) -> str:
     """Say what a value is not; never what it is."""
     if type(value) is UnreadableTime:
-        return "a time that Python has no value for: infinity, BC, or after the year 9999"
+        return "a time that Python has no value for: infinity, BC, 24:00, or after the year 9999"
     if type(value) is UnreadableText:
         return "a text that is not UTF-8"
     try:

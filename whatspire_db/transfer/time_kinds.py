@@ -129,10 +129,11 @@ class MomentKind(_TimeKind):
         return str(self._read(value))
 
     def of_sqlite(self, value: Any) -> str:
-        return str(self._read(value))
+        return self.of_postgres(value)
 
     def of_postgres(self, value: Any) -> str:
-        return str(self._read(value))
+        found = self._read(value)
+        return str(value if found is None else found)  # infinity and the like, from PostgreSQL
 
     def stored(self, value: Any) -> str:
         return str(value)

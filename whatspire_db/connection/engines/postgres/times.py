@@ -37,8 +37,8 @@ def is_in_utc(connection: Any) -> bool:
 def register(connection: Any) -> None:
     """Have a connection read times that Python has no value for as UnreadableTime.
 
-    For some of them the driver raises a ValueError, which hides the row, and infinity it reads as the last moment of
-    the year 9999.
+    For some of them the driver raises a ValueError, which hides the row. Infinity it reads as the last moment of the
+    year 9999, and 24:00 as midnight.
     """
     for kind in _TYPES:
         extensions.register_type(kind, connection)
@@ -90,6 +90,12 @@ def _within_utc(text: UnreadableTime) -> datetime | UnreadableTime:
         return text
 
 
+def _time_of_day(text: str | None, cursor: Any) -> Any:
+    if text is not None and text.startswith("24:"):  # the end of a day, which the driver reads as its beginning
+        raise ValueError
+    return extensions.PYTIME(text, cursor)
+
+
 def _array(read: Cast) -> Cast:
     def cast(text: str | None, cursor: Any) -> Any:
         found = read(text, cursor)
@@ -107,8 +113,8 @@ _CASTS: dict[str, tuple[int, int, Cast]] = {  # the OIDs of a type and its array
     "timestamptz": (1184, 1185, _slow_instant if sys.version_info < (3, 11) else _instant),
     "timestamp": (1114, 1115, _guarded(extensions.PYDATETIME)),
     "date": (1082, 1182, _guarded(extensions.PYDATE)),
-    "time": (1083, 1183, _guarded(extensions.PYTIME)),
-    "timetz": (1266, 1270, _guarded(extensions.PYTIME)),
+    "time": (1083, 1183, _guarded(_time_of_day)),
+    "timetz": (1266, 1270, _guarded(_time_of_day)),
     "interval": (1186, 1187, _guarded(extensions.PYINTERVAL)),
 }
 
