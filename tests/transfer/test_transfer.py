@@ -36,7 +36,8 @@ from whatspire_db import (
 )
 from whatspire_db.fields import InstantField
 from whatspire_db.models.data_migrations import DataMigration
-from whatspire_db.transfer import Watcher, transfer
+from whatspire_db.transfer import Watcher, check, transfer
+from whatspire_db.transfer.tables import LISTS_SHADOWS
 
 
 @pytest.fixture
@@ -430,6 +431,35 @@ def test_a_journal_that_a_killed_program_left(service: Place, postgres: Place, t
 
 
 # The command
+
+
+def test_a_view_of_sqlite_in_the_place_of_a_table_is_refused(sqlite: Place, postgres: Place) -> None:
+    """On the way back the rows of the table would be left behind, and on the way there the target would have none."""
+    word = model("Word", "word", {"text": peewee.TextField(null=True)})
+    run(sqlite.connect(), "CREATE TABLE other (id integer PRIMARY KEY)", "CREATE VIEW Word AS SELECT 1 AS id")
+    for look in (check, transfer):
+        with pytest.raises(TransferRefused, match="Word of SQLite is a view"):
+            look(sqlite.dsn, postgres.dsn, [word], leave=["other"])
+    db = postgres.connect()
+    with db.connection_context(), db.bind_ctx([word]):
+        MigrationRunner(db, [word]).up()
+        word.create(text="a")
+    with pytest.raises(TransferRefused, match="Word of SQLite is a view"):
+        transfer(postgres.dsn, sqlite.dsn, [word])
+
+
+@pytest.mark.skipif(sqlite3.sqlite_version_info < LISTS_SHADOWS, reason="names are all that this SQLite knows")
+def test_a_table_that_is_named_like_part_of_a_virtual_one_is_not_passed_over(sqlite: Place, postgres: Place) -> None:
+    word = model("Word", "word", {"text": peewee.TextField(null=True)})
+    run(
+        sqlite.connect(),
+        "CREATE TABLE word (id integer NOT NULL PRIMARY KEY, text text)",
+        "CREATE VIRTUAL TABLE found USING fts5(text)",
+        "CREATE TABLE found_node (id integer PRIMARY KEY)",
+    )
+    with pytest.raises(TransferRefused, match="no model has found, found_node, so"):
+        transfer(sqlite.dsn, postgres.dsn, [word])
+    assert not transfer(sqlite.dsn, postgres.dsn, [word], leave=["found", "found_node"]).rows
 
 
 def test_the_command_moves_and_says_how_to_switch(service: Place, postgres: Place) -> None:

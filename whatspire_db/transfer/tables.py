@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import peewee
+from peewee import sqlite3
 
 from ..dsn.redaction import shown
 from ..errors import ConfigError, TransferRefused
@@ -22,7 +23,11 @@ OURS = "whatspire_db_"  # how the tables begin that this package keeps for itsel
 HISTORY = "migration_versions"
 LEVELS = 50  # of operators in one pair of parentheses
 # What SQLite's own modules add to a virtual table's name for the tables that keep its rows: FTS3 to FTS5, and R-tree.
+# From version 3.37 on SQLite itself knows them, and a table of the user's with such a name is none.
+LISTS_SHADOWS = (3, 37)
 SHADOWS = ("data", "idx", "content", "docsize", "config", "segments", "segdir", "stat", "node", "parent", "rowid")
+ONLY_TABLES = "a transfer takes tables alone: leave its model out (--models)"
+_VIEWS = "SELECT name FROM main.sqlite_master WHERE type = 'view'"
 _TABLES = """
 SELECT name, sql FROM main.sqlite_master
 WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' ORDER BY name
@@ -150,8 +155,7 @@ def _strangers(sqlite: Any, models: Sequence[ModelType]) -> Iterator[str]:
     """Yield tables whose rows no model brings over as TABLE, and columns without a field as TABLE.COLUMN."""
     by_name = {folded_ascii(model._meta.table_name): model for model in transferred(models) if _is_in_main(model)}
     tables = dict(sqlite.execute(_TABLES))
-    virtual = [name for name, sql in tables.items() if sql and sql.upper().startswith("CREATE VIRTUAL")]
-    shadows = {folded_ascii(f"{name}_{end}") for name in virtual for end in SHADOWS}
+    shadows = _shadows(sqlite, tables)
     for name in tables:
         if is_ours(name) or folded_ascii(name) in shadows:
             continue
@@ -161,6 +165,15 @@ def _strangers(sqlite: Any, models: Sequence[ModelType]) -> Iterator[str]:
             continue
         fields = {folded_ascii(field.column_name) for field in model._meta.sorted_fields}
         yield from (f"{name}.{column}" for column in _columns(sqlite, name) if folded_ascii(column) not in fields)
+
+
+def _shadows(sqlite: Any, tables: Mapping[str, str | None]) -> set[str]:
+    """Return the names, in one case, of the tables that virtual tables keep their rows in."""
+    if sqlite3.sqlite_version_info >= LISTS_SHADOWS:
+        found = sqlite.execute("SELECT name FROM pragma_table_list WHERE schema = 'main' AND type = 'shadow'")
+        return {folded_ascii(name) for (name,) in found}
+    virtual = [name for name, sql in tables.items() if sql and sql.upper().startswith("CREATE VIRTUAL")]
+    return {folded_ascii(f"{name}_{end}") for name in virtual for end in SHADOWS}
 
 
 def _is_in_main(model: ModelType) -> bool:
@@ -179,14 +192,18 @@ def transfer_tables(
     """Return the tables to transfer, as both databases have them; one that SQLite lacks is left out.
 
     :param schema: the tables of PostgreSQL, live or as the models declare them.
-    :raises TransferRefused: when SQLite's table lacks a column.
+    :raises TransferRefused: when SQLite's table lacks a column, or is a view.
     :raises ModelError: when the values of a column cannot be transferred.
     """
     names = {folded_ascii(name): name for name, _ in sqlite.execute(_TABLES)}
+    views = {folded_ascii(name): name for (name,) in sqlite.execute(_VIEWS)}
     found = []
     for model in transferred(models):
         key = postgres.key(model)
-        name = names.get(folded_ascii(model._meta.table_name)) if _is_in_main(model) else None
+        wanted = folded_ascii(model._meta.table_name) if _is_in_main(model) else ""
+        if wanted in views:
+            raise TransferRefused(f"{views[wanted]} of SQLite is a view", ONLY_TABLES)
+        name = names.get(wanted)
         if name is not None and key in schema.tables:
             found.append(_transfer_table(sqlite, postgres, schema, model, name))
     return found
@@ -197,7 +214,7 @@ def _transfer_table(sqlite: Any, engine: PostgresEngine, schema: Schema, model: 
     live, table = _columns(sqlite, name), schema.tables[key]
     _require_columns(model, name, live)
     if table.kind != "table":
-        raise TransferRefused(f"{label(key)} of PostgreSQL is a {table.kind}", "a transfer takes tables alone")
+        raise TransferRefused(f"{label(key)} of PostgreSQL is a {table.kind}", ONLY_TABLES)
     columns = []
     for field in model._meta.sorted_fields:
         column = table.columns[engine.fold(field.column_name)]
