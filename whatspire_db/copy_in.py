@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 NULL_TEXT = "\\N"
@@ -45,13 +47,39 @@ def copy_in(cursor: Any, place: str, columns: Sequence[str], lines: Iterable[byt
     stream = _Stream(lines)
     try:
         statement = f"COPY {place} ({', '.join(columns)}) FROM STDIN WITH (ENCODING 'UTF8')"
-        cursor.copy_expert(statement, stream, BUFFER_BYTES)
+        with _first_error():
+            cursor.copy_expert(statement, stream, BUFFER_BYTES)
     except Exception as error:
         if stream.error is not None:
             raise stream.error from None
         if "KeyboardInterrupt" in str(error):  # a signal just before a read, of which the driver keeps the words alone
             raise KeyboardInterrupt from None
         raise
+
+
+@contextmanager
+def _first_error() -> Iterator[None]:
+    """Raise why a server ended the session during a COPY.
+
+    The driver prints that as an uncaught exception, with a traceback, and raises that the connection is lost.
+    """
+    before, found = sys.excepthook, []
+
+    def hook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        if kind is SystemError and error.__cause__ is not None:
+            found.append(error.__cause__)
+        else:
+            before(kind, error, trace)
+
+    sys.excepthook = hook
+    try:
+        yield
+    except Exception as error:
+        if found:
+            raise found[0] from error
+        raise
+    finally:
+        sys.excepthook = before
 
 
 def lines_of(columns: Sequence[Sequence[str]]) -> bytes:
