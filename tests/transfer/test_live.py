@@ -20,11 +20,16 @@ from tests.migrate.models import model, run
 from tests.servers import eventually
 from tests.transfer.rows import ROWS, contents, go_database, transfers
 from tests.transfer.test_check import FIELDS, made
-from whatspire_db import ConfigError, DatabaseMoved, LockTimeout, NotProved, Session, TransferRefused
+from whatspire_db import ConfigError, DatabaseMoved, LockTimeout, NotProved, Session, TransferRefused, WhatspireDBError
 from whatspire_db.fields import InstantField
 from whatspire_db.transfer import Watcher, change_log, check, fence, transfer
 
 ROOT = Path(__file__).parent.parent.parent
+# More than the driver and the sockets keep.
+LARGE_ROWS = (
+    "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 400) "
+    "INSERT INTO word (text) SELECT hex(zeroblob(50000)) FROM n"
+)
 WRITERS = ("sqlite3", "peewee", "sql", "models")
 
 
@@ -264,13 +269,52 @@ def test_the_proof_after_a_kill_knows_what_was_replaced(sqlite: Place, postgres:
     models, leave = [Session, event], [f"events.{name}" for name in ("type", "session_id", "data", "created_at")]
     leave += [each._meta.table_name for each in ROWS if each._meta.table_name not in ("sessions", "events")]
     replaced = {"nul": "replace", "time": "replace"}
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as ended:
         transfer(sqlite.dsn, postgres.dsn, models, leave=leave, live=True, on=replaced, watcher=Ending())
+    fact, hint = ended.value.args  # the command prints them in the place of "nothing is half done"
+    assert "the source has its fence" in fact
+    assert "run it again with --live and the same --to" in hint
     assert transfers(postgres) == [("copied", None)]
     (sqlite.folder / ".whatspire-transfer-whatspire.db-abc_1234").mkdir()
     assert transfer(sqlite.dsn, postgres.dsn, models, leave=leave, live=True).rows == 10
     assert transfers(postgres) == [("proved", None)]
     assert not [name for name in os.listdir(sqlite.folder) if name.startswith(".whatspire")]
+
+
+class EndingSessions(Watcher):
+    """Has the server end the sessions of a database at a phase of the transfer."""
+
+    def __init__(self, server: Server, place: Place, phase: str) -> None:
+        super().__init__()
+        self.server, self.name, self.phase = server, place.connect().database, phase
+
+    def progress(self, phase: str, table: str, done: int, total: int | None) -> None:
+        if phase == self.phase:
+            where = f"datname = '{self.name}' AND backend_type = 'client backend'"
+            self.server.execute(f"SELECT pg_terminate_backend(pid, 30000) FROM pg_stat_activity WHERE {where}")
+
+
+def test_an_error_before_the_comparison_says_what_is_left(
+    sqlite: Place, postgres: Place, server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    go_database(sqlite)
+    with pytest.raises(WhatspireDBError):
+        transfer(sqlite.dsn, postgres.dsn, live=True, watcher=EndingSessions(server, postgres, "prove"))
+    assert "the source has its fence, but both sides were not compared; run it again with --live" in caplog.text
+    assert transfer(sqlite.dsn, postgres.dsn, live=True).rows
+    assert transfers(postgres) == [("proved", None)]
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_a_server_that_ends_the_copy_is_heard_once(
+    sqlite: Place, postgres: Place, server: Server, capfd: pytest.CaptureFixture[str], live: bool
+) -> None:
+    word = model("Word", "word", {"text": peewee.TextField()})
+    made(sqlite, [word], LARGE_ROWS)
+    with pytest.raises(WhatspireDBError, match="terminating connection due to administrator command"):
+        transfer(sqlite.dsn, postgres.dsn, [word], live=live, watcher=EndingSessions(server, postgres, "copy"))
+    assert "SystemError" not in capfd.readouterr().err
+    assert not any(contents(postgres, [word]).values())
 
 
 def test_two_of_one_source_wait_for_each_other(sqlite: Place, postgres: Place, server: Server) -> None:

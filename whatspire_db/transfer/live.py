@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from . import change_log, fence, live_source, postgres_load, records
 from .copying import apply_changes
 from .faults import REPLACE
 from .opening import Ends, connected, sqlite_source
+from .progress import logger
 from .proof import TableProof, prove
 from .reports import Lock, Report
 from .steps import Wishes, recorded, require_proved, snapshot, teller
@@ -32,6 +33,8 @@ from .tables import TransferTable, transfer_tables
 from .to_postgres import fill, finish, live_schema, naming, prepared, shortened, stamp, table_reports
 
 SMALL = 50  # changed rows that are left for the time of the lock
+UNCOMPARED = "the rows are at the target and the source has its fence, but both sides were not compared"
+COMPARE = "run it again with --live and the same --to, which compares them"
 MOST_ROUNDS = 50  # where writers are faster than the copy, the lock has to come all the same
 
 
@@ -84,13 +87,28 @@ def transfer(ends: Ends, wishes: Wishes) -> Report:
         engine = PostgresEngine(db, wishes.trust_source)
         with engine.work_lock(wishes.wait_seconds):
             moved = _left_unproved(ends, wishes, engine) or _move(ends, wishes, engine)
-            tables, proofs = _proved(ends, wishes, engine, moved)
-            reports = table_reports(proofs, moved.seconds or [0.0] * len(proofs))
-            records.end(engine, moved.number, records.PROVED, tables=[report.to_json() for report in reports])
+            with _saying_what_is_left():
+                tables, proofs = _proved(ends, wishes, engine, moved)
+                reports = table_reports(proofs, moved.seconds or [0.0] * len(proofs))
+                records.end(engine, moved.number, records.PROVED, tables=[report.to_json() for report in reports])
         stamp(db, wishes)
     return Report(
         ends, tuple(reports), time.monotonic() - started, shortened(tables), moved.replaced, locked=moved.locked
     )
+
+
+@contextmanager
+def _saying_what_is_left() -> Iterator[None]:
+    """Say how far the transfer is if something ends the comparison: by now no program can write to the source."""
+    try:
+        yield
+    except NotProved:
+        raise
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"interrupted: {UNCOMPARED}", COMPARE) from None
+    except Exception:
+        logger.error("%s; %s", UNCOMPARED, COMPARE)
+        raise
 
 
 @dataclass(frozen=True)
