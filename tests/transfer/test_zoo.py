@@ -16,7 +16,7 @@ from tests import zoo
 from tests.conftest import Place
 from tests.migrate.models import model, run
 from tests.transfer.rows import contents
-from whatspire_db import MigrationRunner
+from whatspire_db import MigrationRunner, TransferRefused
 from whatspire_db.transfer import transfer
 
 NOW = datetime(2026, 11, 22, 9, 5, 3, 120000)
@@ -153,6 +153,21 @@ def test_sequences_go_on_behind_rows_that_are_gone(sqlite: Place, postgres: Plac
     with db.connection_context():
         assert db.execute_sql('INSERT INTO "a.thing" DEFAULT VALUES RETURNING id, n, code').fetchall() == [(3, 8, "A1")]
         assert db.execute_sql("INSERT INTO gone DEFAULT VALUES RETURNING id").fetchall() == [(3,)]
+
+
+def test_a_sequence_without_room_is_refused_by_its_column(sqlite: Place, postgres: Place) -> None:
+    thing = model("Thing", "thing", {"n": peewee.IntegerField(null=True)})
+    run(
+        sqlite.connect(),
+        "CREATE TABLE thing (id integer NOT NULL PRIMARY KEY AUTOINCREMENT, n integer)",
+        "INSERT INTO thing (id) VALUES (99999999999)",
+        "UPDATE thing SET id = 1",
+    )
+    with pytest.raises(
+        TransferRefused, match=r"thing\.id is at 99,999,999,999 in the source, and its sequence ends at 2,1"
+    ):
+        transfer(sqlite.dsn, postgres.dsn, [thing])
+    assert not any(contents(postgres, [thing]).values())
 
 
 def test_a_reference_keeps_its_comment(sqlite: Place, postgres: Place) -> None:

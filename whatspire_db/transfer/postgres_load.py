@@ -9,6 +9,7 @@ from typing import Any
 
 from peewee import sqlite3
 
+from ..errors import TransferRefused
 from ..migrate.ddl import quote
 from ..migrate.engines.postgres.limits import lock_limit
 from ..migrate.engines.postgres.online import memory_for
@@ -49,6 +50,7 @@ JOIN pg_attribute AS a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
 WHERE d.classid = 'pg_class'::regclass AND d.refclassid = 'pg_class'::regclass AND d.deptype = 'i'
 AND d.refobjid = %s::regclass
 """)
+_MOST = pinned("SELECT seqmax FROM pg_sequence WHERE seqrelid = %s::regclass")
 _SET = pinned("SELECT setval(%s::regclass, %s)")
 
 
@@ -127,7 +129,18 @@ def set_sequences(postgres: Any, sqlite: sqlite3.Connection, table: TransferTabl
         highest = statement(postgres, f"SELECT pg_catalog.max({quote(column)}) FROM {table.postgres}")[0][0]
         used = _used(sqlite, table) if table.key == (column,) else 0
         if (last := max(int(highest or 0), used)) > 0:
+            _require_room(postgres, table, column, sequence, last)
             statement(postgres, _SET, [sequence, last])
+
+
+def _require_room(postgres: Any, table: TransferTable, column: str, sequence: str, last: int) -> None:
+    """Refuse a sequence that cannot go on behind a number, which the next INSERT would tell."""
+    ((most,),) = statement(postgres, _MOST, [sequence])
+    if last > most:
+        raise TransferRefused(
+            f"{table.name}.{column} is at {last:,} in the source, and its sequence ends at {most:,}",
+            "nothing was copied; declare a larger integer, or lower the table's number in sqlite_sequence",
+        )
 
 
 def analyze(postgres: Any, tables: Sequence[TransferTable]) -> None:
