@@ -9,6 +9,7 @@ import resource
 import stat
 import uuid
 from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from tests.transfer.rows import contents
 from whatspire_db import ConfigError, MigrationRunner, TransferRefused
 from whatspire_db.fields import FlagField, InstantField, Int64Field, JSONBytesField, NaiveInstantField, TextField
 from whatspire_db.transfer import check, transfer
+from whatspire_db.transfer.columns import kind_of
 from whatspire_db.transfer.reports import found_lines
 
 FIELDS: dict[str, pw.Field] = {
@@ -34,6 +36,7 @@ FIELDS: dict[str, pw.Field] = {
     "naive": NaiveInstantField(null=True),
     "moment": pw.DateTimeField(null=True),
     "day": pw.DateField(null=True),
+    "clock": pw.TimeField(null=True),
     "price": pw.DecimalField(max_digits=10, decimal_places=2, null=True),
     "real": pw.FloatField(null=True),
     "json": pw.JSONField(null=True),
@@ -71,6 +74,8 @@ TRAPS: list[tuple[str, str, str, Any]] = [
     ("moment", "'2026-11-22 09:05:03+02:00'", "time", None),
     ("moment", "'2026-02-30 09:05:03'", "time", None),
     ("day", "'2026-02-30'", "time", None),
+    ("day", "'2026-11-22 09:05:03'", "precision", date(2026, 11, 22)),
+    ("clock", "'2026-11-22 09:05:03'", "precision", "09:05:03"),
     ("day", "'0000-01-01'", "time", None),
     ("price", "1.005", "precision", "1.01"),
     ("price", "123456789.5", "range", None),
@@ -106,6 +111,9 @@ SOUND = [
     ("at", "'2024-02-29 09:05:03+00:00'"),
     ("naive", "'2026-11-22 09:05:03.123456789+00:00'"),
     ("moment", "'2026-11-22'"),
+    ("day", "'2026-11-22 00:00:00'"),
+    ("day", "'2026-1-2'"),
+    ("clock", "'9:05'"),
     ("price", "0.1"),
     ("price", "12345678.25"),
     ("real", "0.1"),
@@ -200,7 +208,7 @@ def test_values_are_replaced_where_that_is_chosen(sqlite: Place, postgres: Place
             row = trap.get(trap.id == f"key {number}")
             found = getattr(row, column)
             found = bytes(found) if isinstance(found, memoryview) else found
-            assert (str(found) if column == "price" and found else found) == expected, value
+            assert (str(found) if column in ("price", "clock") and found else found) == expected, value
 
 
 def test_rows_are_set_aside_where_that_is_chosen(sqlite: Place, postgres: Place, tmp_path: Path) -> None:
@@ -333,6 +341,16 @@ def test_times_of_columns_that_keep_fewer_digits(sqlite: Place, postgres: Place)
     with db.connection_context():
         rows = db.execute_sql("SELECT count(DISTINCT at), count(DISTINCT moment), count(DISTINCT clock) FROM things")
         assert rows.fetchall() == [(1, 1, 1)]
+
+
+def test_a_moment_that_is_cut_is_counted() -> None:
+    """Python reads more than six digits from 3.11 on."""
+    field = pw.DateTimeField()
+    field.bind(model("Thing", "things", {}), "at")
+    kind = kind_of(field, "timestamp without time zone", not_null=False)
+    for text in ("2026-11-22 09:05:03.1234567", "2026-11-22 09:05:03.1234560", "2026-11-22 09:05:03"):
+        kind.of_sqlite(text)
+    assert kind.shortened == 1
 
 
 def test_a_target_of_another_encoding_is_refused(sqlite: Place, server: Server) -> None:

@@ -14,7 +14,9 @@ from .kinds import Kind, is_text
 
 UTC = timezone.utc
 
-_LONGEST = len("2026-11-22 09:05:03.123456")
+# What a field for days or for times of day leaves out of a text that has both: a time but midnight, and the day.
+_TIME_OF_DAY = re.compile(r"[ T].*[1-9]", re.DOTALL)
+_DAY = re.compile(r"\d-\d")
 _BELOW = re.compile(r"\.\d{6}0*[1-9]", re.ASCII)  # digits below the microsecond
 
 # Times as Go and this package write them: most values, which need no parsing.
@@ -45,13 +47,15 @@ class _TimeKind(Kind):
             return faults.TIME
         return faults.PRECISION if getattr(found, "microsecond", 0) % self.step else None
 
+    def count_shortened(self, value: Any) -> None:
+        """Count a stored time that is cut; for the proof, which reads every row once, and a live copy some again."""
+        self.shortened += isinstance(value, str) and _BELOW.search(value) is not None
+
     def mended(self, value: Any) -> str | None:
         found = self._read(value)
-        return (
-            None
-            if found is None
-            else self.stored(found.replace(microsecond=found.microsecond // self.step * self.step))
-        )
+        if hasattr(found, "microsecond"):  # a date has none
+            found = found.replace(microsecond=found.microsecond // self.step * self.step)
+        return None if found is None else self.stored(found)
 
 
 class InstantKind(_TimeKind):
@@ -81,8 +85,7 @@ class InstantKind(_TimeKind):
         return found if self.name.startswith("timestamp without") else f"{found}+00"
 
     def of_sqlite(self, value: Any) -> str:
-        # Here, for the proof reads every row once; a live transfer copies some again.
-        self.shortened += isinstance(value, str) and len(value) > _LONGEST and _BELOW.search(value) is not None
+        self.count_shortened(value)
         return str(self.field.python_value(value))
 
     def of_postgres(self, value: Any) -> str:
@@ -96,6 +99,7 @@ class MomentKind(_TimeKind):
     """A time, a date or a clock of Peewee's own fields, with no time zone."""
 
     types = {"date": date, "time without time zone": time}
+    left_out = {"date": _TIME_OF_DAY, "time without time zone": _DAY}
 
     def doubt(self, c: str) -> str:
         if self.name == "date":
@@ -113,6 +117,12 @@ class MomentKind(_TimeKind):
         fits = f"length({c}) = 19 OR (length({c}) BETWEEN 21 AND 26 AND {digits})"
         return f"{c} IS NOT NULL AND NOT ({_is_second(c, f'substr({c}, 1, 19)')} AND ({fits}))"
 
+    def fault(self, value: Any) -> str | None:
+        found, left_out = super().fault(value), self.left_out.get(self.name)
+        if found is None and left_out is not None and left_out.search(str(value)):
+            return faults.PRECISION
+        return found
+
     def _read(self, value: Any) -> Any:
         try:
             found = self.field.python_value(value)
@@ -129,6 +139,7 @@ class MomentKind(_TimeKind):
         return str(self._read(value))
 
     def of_sqlite(self, value: Any) -> str:
+        self.count_shortened(value)
         return self.of_postgres(value)
 
     def of_postgres(self, value: Any) -> str:
