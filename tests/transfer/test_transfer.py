@@ -480,6 +480,26 @@ def test_the_command_moves_and_says_how_to_switch(service: Place, postgres: Plac
     assert len(again.stderr.splitlines()) == 2
 
 
+def test_an_error_names_both_databases(service: Place, postgres: Place) -> None:
+    """The target that is read-only, or that differs, was called by the name of the source, or by none."""
+    name = postgres.connect().database
+    refused = service.run("transfer", "--to", f"{postgres.dsn} default_transaction_read_only=on", module="whatspire_db")
+    run(
+        postgres.connect(),
+        "CREATE FUNCTION spoil() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NEW.name = 'x'; RETURN NEW; END $$",
+    )
+    db = postgres.connect()
+    with db.connection_context():
+        MigrationRunner(db).up()
+    run(postgres.connect(), "CREATE TRIGGER t BEFORE INSERT ON sessions FOR EACH ROW EXECUTE FUNCTION spoil()")
+    differs = service.run("transfer", "--to", postgres.dsn, module="whatspire_db")
+    assert (refused.returncode, differs.returncode) == (1, 3)
+    for done in (refused, differs):
+        (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        assert f"(database: sqlite {service.dsn}, to: postgres " in line
+        assert line.endswith(f"dbname={name})")
+
+
 def test_the_command_checks(service: Place, postgres: Place) -> None:
     db = service.connect()
     with db.connection_context():

@@ -21,7 +21,7 @@ from .. import messages, signals
 from ..dsn.naming import describe
 from ..dsn.redaction import without_dsns
 from ..dsn.targets import PostgresTarget, SqliteTarget
-from ..errors import MigrationRefused, UndoRefused, WhatspireDBError, printable
+from ..errors import MigrationRefused, NotProved, UndoRefused, WhatspireDBError, printable
 from ..light_stdlib import Any, TextIO, dataclass, replace
 from ..messages import in_words
 from ..settings import LOG_LEVELS, Settings
@@ -75,6 +75,7 @@ class Call:
         self.arguments = list(arguments)
         self.options: Any = SimpleNamespace()
         self.driver, self.database, self.config = "", "", ""
+        self.to = ""  # the other database, of a transfer
         self._exit_code, self._document = exit_code, document
         typed = self.arguments[: self.arguments.index("--")] if "--" in self.arguments else self.arguments
         self._json = "--json" in typed
@@ -148,11 +149,13 @@ class Call:
 
     def fail(self, error: WhatspireDBError, code: int | None = None) -> int:
         """Print an error: two lines on stderr, and with --json one document. Return the exit code."""
-        is_about_database = code is None and error.exit_code in (FAILED, MigrationRefused.exit_code)
+        codes = (FAILED, MigrationRefused.exit_code)
+        is_about_database = code is None and (error.exit_code in codes or isinstance(error, NotProved))
         code = self._exit_code(error.exit_code if code is None else code)
         error.fact, error.hint = self.in_words_of_the_user(error)
         if is_about_database and self.database and not all(part in error.fact for part in self.database.split()):
-            error.fact = f"{error.fact} ({self.line})"
+            to = f", to: {self.to}" if self.to else ""
+            error.fact = f"{error.fact} ({self.line}{to})"
         if self._json and not self._has_answered:
             self._has_answered = True
             document = self._document(error, code)

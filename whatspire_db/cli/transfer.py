@@ -110,6 +110,7 @@ def _run(call: Call) -> Answer:
         raise ConfigError("no target is named", "name it with --to DSN")
     choices = _choices(options.on or ())
     settings, models = settings_and_models(call)
+    call.to = ends_of(settings, options.to).target_name  # an error may be about either database
     common: dict[str, Any] = {
         "leave": options.leave or (),
         "on": choices,
@@ -117,7 +118,7 @@ def _run(call: Call) -> Answer:
         "watcher": _CommandLineWatcher(options.quiet),
     }
     if options.check:
-        return _checked(call, check(settings, options.to, models, **common), ends_of(settings, options.to).target_name)
+        return _checked(call, check(settings, options.to, models, **common))
     report = transfer(
         settings,
         options.to,
@@ -173,9 +174,9 @@ def _choices(given: Sequence[str]) -> dict[str, str]:
     return {kind: choice for kind, _, choice in pairs}
 
 
-def _checked(call: Call, checked: Checked, target: str) -> Answer:
+def _checked(call: Call, checked: Checked) -> Answer:
     document = {
-        "to": target,
+        "to": call.to,
         "findings": [finding.to_json() for finding in checked.findings],
         "more": checked.more,
         "refused": checked.refused,
@@ -183,7 +184,7 @@ def _checked(call: Call, checked: Checked, target: str) -> Answer:
         "set_aside": checked.set_aside,
         "change_log": checked.has_log,
     }
-    lines = [call.line, f"to: {target}", *found_lines(checked), *([HAS_LOG] if checked.has_log else [])]
+    lines = [call.line, f"to: {call.to}", *found_lines(checked), *([HAS_LOG] if checked.has_log else [])]
     if not checked.counts:
         lines.append(symbol("✅", "PostgreSQL can hold every row"))
     elif not checked.refused:
