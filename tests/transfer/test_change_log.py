@@ -126,6 +126,17 @@ def test_row_that_is_replaced_by_a_default_is_noted(source: peewee.SqliteDatabas
     assert set(keys(source)) == {("d", (1,)), ("d", (3,)), ("d", (2,))}
 
 
+@pytest.mark.parametrize("kind", ["STORED", "VIRTUAL"])
+def test_row_that_is_replaced_by_a_generated_value_is_noted(source: peewee.SqliteDatabase, kind: str) -> None:
+    source.execute_sql(f"CREATE TABLE g (id integer PRIMARY KEY, v integer, w integer AS (v % 10) {kind} UNIQUE)")
+    source.execute_sql("INSERT INTO g (id, v) VALUES (1, 1), (2, 2), (3, 3)")
+    change_log.start(source, ["g"])
+    source.execute_sql("INSERT OR REPLACE INTO g (id, v) VALUES (9, 11)")
+    source.execute_sql("UPDATE OR REPLACE g SET v = 12 WHERE id = 3")
+    assert source.execute_sql("SELECT id FROM g ORDER BY id").fetchall() == [(3,), (9,)]
+    assert set(keys(source)) == {("g", (number,)) for number in (1, 2, 3, 9)}
+
+
 def test_key_that_changes_its_case_alone_is_noted_twice(source: peewee.SqliteDatabase) -> None:
     source.execute_sql("CREATE TABLE b (id text COLLATE NOCASE, PRIMARY KEY (id COLLATE BINARY))")
     source.execute_sql("INSERT INTO b VALUES ('a')")

@@ -167,9 +167,16 @@ def _triggers(db: peewee.SqliteDatabase, table: str, key: Sequence[str]) -> Iter
         return
     own = [quote(name) for name in key]
     replaced = " ".join(_note(table, own, f"FROM {quote(table)} WHERE {_has_values(index)}") for index in indexes)
-    columns = ", ".join(dict.fromkeys(quote(name) for index in indexes for name, *_ in index))
+    columns = dict.fromkeys(name for index in indexes for name, *_ in index)
+    # No UPDATE sets a generated column, which changes with those that it is made of.
+    of = "" if _generated(db, table) & columns.keys() else f" OF {', '.join(map(quote, columns))}"
     yield "replaced_by_insert", f"BEFORE INSERT ON {quote(table)} BEGIN {replaced} END"
-    yield "replaced_by_update", f"BEFORE UPDATE OF {columns} ON {quote(table)} BEGIN {replaced} END"
+    yield "replaced_by_update", f"BEFORE UPDATE{of} ON {quote(table)} BEGIN {replaced} END"
+
+
+def _generated(db: peewee.SqliteDatabase, table: str) -> set[str]:
+    sql = "SELECT name FROM pragma_table_xinfo(?, 'main') WHERE hidden IN (2, 3)"
+    return {name for (name,) in execute(db, sql, (table,)).fetchall()}
 
 
 def _note(table: str, key: Sequence[str], of: str = "") -> str:
