@@ -6,12 +6,14 @@ import json
 import os
 import stat
 import subprocess
+from contextlib import closing
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
 import peewee
 import pytest
+from peewee import sqlite3
 
 from tests.conftest import PASSWORD, Place, Server
 from tests.migrate.test_command_line import fails
@@ -180,6 +182,21 @@ def test_a_database_is_never_replaced_by_a_picture(sqlite: Place) -> None:
     fails(sqlite.run("verify", "--html", sqlite.dsn), 2, f"{sqlite.dsn} is a SQLite database")
     fails(draw(sqlite, "--live", "--format", "svg", "--output", sqlite.dsn), 2, f"{sqlite.dsn} is a SQLite database")
     assert Path(sqlite.dsn).read_bytes() == before
+
+
+@pytest.mark.parametrize("end", ["-wal", "-shm", "-journal"])
+def test_a_file_beside_a_database_is_never_replaced_by_a_picture(sqlite: Place, end: str) -> None:
+    """The newest rows may stand there alone; and what is not there yet would be taken for SQLite's own."""
+    assert sqlite.run("-q").returncode == 0
+    mode = "PRAGMA journal_mode = DELETE" if end == "-journal" else "PRAGMA journal_mode = WAL"
+    with closing(sqlite3.connect(sqlite.dsn, isolation_level=None)) as connection:
+        connection.execute(mode)
+        connection.execute("CREATE TABLE newest (id integer PRIMARY KEY)")
+        connection.execute("INSERT INTO newest VALUES (1)")
+        fails(sqlite.run("verify", "--html", sqlite.dsn + end), 2, "part of the SQLite database whatspire.db")
+        with closing(sqlite3.connect(sqlite.dsn)) as other:
+            assert other.execute("SELECT id FROM newest").fetchall() == [(1,)]
+    assert draw(sqlite, "--output", f"other.db{end}", "--format", "svg").returncode == 0
 
 
 @pytest.mark.soak

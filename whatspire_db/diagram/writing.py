@@ -11,6 +11,7 @@ from ..errors import ConfigError
 from ..files import NotRegular, require_regular
 
 SQLITE = b"SQLite format 3\0"  # how a database begins
+BESIDE = ("-wal", "-shm", "-journal")  # what SQLite adds to its name for the files beside it
 MODE = 0o666  # under the umask: it holds no secret
 
 
@@ -39,7 +40,7 @@ def _replace(target: Path, data: bytes) -> None:
     mode = None
     with suppress(FileNotFoundError):
         mode = require_regular(target, target.lstat()).st_mode & 0o777
-        _require_no_database(target)
+    _require_no_database(target)
     beside = target.with_name(f".{target.name[:100]}.{secrets.token_hex(6)}.partial")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     descriptor = os.open(beside, flags, MODE)
@@ -57,10 +58,19 @@ def _replace(target: Path, data: bytes) -> None:
 
 
 def _require_no_database(target: Path) -> None:
-    """Refuse to replace a SQLite database: one wrong word would put a picture in the place of all rows.
+    """Refuse to replace a SQLite database, or a file beside one that has rows of it: one wrong word would do that.
 
-    :raises ConfigError: when the file is one.
+    :raises ConfigError: when the file is one, or would be taken for one.
     """
-    with open(target, "rb") as file:
-        if file.read(len(SQLITE)) == SQLITE:
-            raise ConfigError(f"{target} is a SQLite database, and a picture never replaces one", "name another file")
+    for end in ("", *BESIDE):
+        base = target.name[: len(target.name) - len(end)]
+        if base and target.name.endswith(end) and _is_database(target.with_name(base)):
+            part = f"part of the SQLite database {base}" if end else "a SQLite database"
+            raise ConfigError(f"{target} is {part}, and a picture never replaces one", "name another file")
+
+
+def _is_database(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        return file.read(len(SQLITE)) == SQLITE
