@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 CREATED_MODE = 0o600
+SQLITE = b"SQLite format 3\0"  # how a database begins
+BESIDE_SQLITE = ("-wal", "-shm", "-journal")  # what SQLite adds to its name for the files beside it
 # What file systems answer to a call that they do not offer: CIFS, exFAT, FUSE, NFS without its lock daemon; AFS
 # links within a folder alone (EXDEV).
 NOT_OFFERED = frozenset(
@@ -277,3 +279,22 @@ def remove_folders(folders: list[Path]) -> None:
     with suppress(OSError):
         for path in folders:
             path.rmdir()
+
+
+def part_of_sqlite(path: Path) -> str:
+    """Say of which SQLite database a file is a part, or would be taken for one; "" of none.
+
+    One wrong word would put something else in the place of its rows, of which the newest may stand beside it.
+    """
+    for end in ("", *BESIDE_SQLITE):
+        base = path.name[: len(path.name) - len(end)]
+        if base and path.name.endswith(end) and _is_sqlite(path.with_name(base)):
+            return f"part of the SQLite database {base}" if end else "a SQLite database"
+    return ""
+
+
+def _is_sqlite(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        return file.read(len(SQLITE)) == SQLITE

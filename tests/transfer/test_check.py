@@ -228,6 +228,8 @@ def test_no_file_is_overwritten_and_none_is_left_by_a_failure(sqlite: Place, pos
     trap = trapped(sqlite, ("flag", "2"))
     file = tmp_path / "aside.jsonl"
     file.write_text("mine")
+    with pytest.raises(ConfigError, match="whatspire.db-journal for part of the SQLite database whatspire.db"):
+        transfer(sqlite.dsn, postgres.dsn, [trap], on={"all": "set-aside"}, side_file=f"{sqlite.dsn}-journal")
     with pytest.raises(ConfigError, match="is there already"):
         transfer(sqlite.dsn, postgres.dsn, [trap], on={"type": "set-aside"}, side_file=str(file))
     assert file.read_text() == "mine"

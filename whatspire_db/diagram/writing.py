@@ -8,10 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..errors import ConfigError
-from ..files import NotRegular, require_regular
+from ..files import NotRegular, part_of_sqlite, require_regular
 
-SQLITE = b"SQLite format 3\0"  # how a database begins
-BESIDE = ("-wal", "-shm", "-journal")  # what SQLite adds to its name for the files beside it
 MODE = 0o666  # under the umask: it holds no secret
 
 
@@ -40,7 +38,8 @@ def _replace(target: Path, data: bytes) -> None:
     mode = None
     with suppress(FileNotFoundError):
         mode = require_regular(target, target.lstat()).st_mode & 0o777
-    _require_no_database(target)
+    if of := part_of_sqlite(target):
+        raise ConfigError(f"{target} is {of}, and a picture never replaces one", "name another file")
     beside = target.with_name(f".{target.name[:100]}.{secrets.token_hex(6)}.partial")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     descriptor = os.open(beside, flags, MODE)
@@ -55,22 +54,3 @@ def _replace(target: Path, data: bytes) -> None:
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
-
-
-def _require_no_database(target: Path) -> None:
-    """Refuse to replace a SQLite database, or a file beside one that has rows of it: one wrong word would do that.
-
-    :raises ConfigError: when the file is one, or would be taken for one.
-    """
-    for end in ("", *BESIDE):
-        base = target.name[: len(target.name) - len(end)]
-        if base and target.name.endswith(end) and _is_database(target.with_name(base)):
-            part = f"part of the SQLite database {base}" if end else "a SQLite database"
-            raise ConfigError(f"{target} is {part}, and a picture never replaces one", "name another file")
-
-
-def _is_database(path: Path) -> bool:
-    if not path.is_file():
-        return False
-    with open(path, "rb") as file:
-        return file.read(len(SQLITE)) == SQLITE

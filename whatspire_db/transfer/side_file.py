@@ -6,11 +6,13 @@ import base64
 import json
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from peewee import sqlite3
 
 from ..errors import ConfigError
+from ..files import part_of_sqlite
 from .tables import TransferTable
 
 
@@ -19,6 +21,8 @@ def write(path: str, sqlite: sqlite3.Connection, tables: Sequence[TransferTable]
 
     :raises ConfigError: when there is a file of that name.
     """
+    if not os.path.lexists(path) and (of := part_of_sqlite(Path(path))):
+        raise ConfigError(f"--side-file: SQLite would take {path} for {of}, and remove it", "name another file")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         number = os.open(path, flags, 0o600)
