@@ -448,7 +448,6 @@ def test_a_view_of_sqlite_in_the_place_of_a_table_is_refused(sqlite: Place, post
         transfer(postgres.dsn, sqlite.dsn, [word])
 
 
-@pytest.mark.skipif(sqlite3.sqlite_version_info < LISTS_SHADOWS, reason="names are all that this SQLite knows")
 def test_a_table_that_is_named_like_part_of_a_virtual_one_is_not_passed_over(sqlite: Place, postgres: Place) -> None:
     word = model("Word", "word", {"text": peewee.TextField(null=True)})
     run(
@@ -457,9 +456,11 @@ def test_a_table_that_is_named_like_part_of_a_virtual_one_is_not_passed_over(sql
         "CREATE VIRTUAL TABLE found USING fts5(text)",
         "CREATE TABLE found_node (id integer PRIMARY KEY)",
     )
-    with pytest.raises(TransferRefused, match="no model has found, found_node, so"):
+    # An older SQLite does not say which tables are part of another, so the name has to.
+    strangers = ["found", "found_node"] if sqlite3.sqlite_version_info >= LISTS_SHADOWS else ["found"]
+    with pytest.raises(TransferRefused, match=f"no model has {', '.join(strangers)}, so"):
         transfer(sqlite.dsn, postgres.dsn, [word])
-    assert not transfer(sqlite.dsn, postgres.dsn, [word], leave=["found", "found_node"]).rows
+    assert not transfer(sqlite.dsn, postgres.dsn, [word], leave=strangers).rows
 
 
 def test_the_command_moves_and_says_how_to_switch(service: Place, postgres: Place) -> None:
