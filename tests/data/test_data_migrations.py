@@ -907,6 +907,27 @@ def test_a_second_function_of_the_name_is_refused(nothing_declared: None) -> Non
         DataMigrations(peewee.SqliteDatabase(":memory:"), [counting(table), counting(table)])
 
 
+def test_a_loop_that_declares_several_of_one_name_is_refused(nothing_declared: None) -> None:
+    first, second = counted(), model("Other", "other", {"n": peewee.IntegerField(default=0)})
+
+    def declare(*tables: Model) -> None:
+        for table in tables:
+
+            @data_migration(table)
+            def fill(batch: Any) -> None: ...
+
+    with pytest.raises(ModelError, match="two data migrations have the name fill"):
+        declare(first, second)
+    assert [migration.model for migration in declared_data.values()] == [first]
+
+
+def test_a_module_that_is_imported_again_declares_the_same(nothing_declared: None) -> None:
+    code = "@declare(table)\ndef fill(batch): ..."
+    for table in (counted(), counted()):
+        exec(compile(code, "models.py", "exec"), {"declare": data_migration, "table": table})  # noqa: S102
+        assert [migration.model for migration in declared_data.values()] == [table]
+
+
 def test_a_table_without_a_key(nothing_declared: None) -> None:
     table = model("Nothing", "nothing", {"n": peewee.IntegerField()}, primary_key=False)
     with pytest.raises(ModelError, match="which has no primary key"):

@@ -111,6 +111,12 @@ def _is_name(name: Any) -> bool:
     return is_text and printable(name) == name == name.strip()
 
 
+def _is_imported_again(other: DataMigration, migration: DataMigration) -> bool:
+    """Tell whether two are one, whose module ran twice; what a loop declares has the same code and another model."""
+    is_compiled_again = other.change.__code__ is not migration.change.__code__
+    return other == migration or (other.place == migration.place and is_compiled_again)
+
+
 def _add(migration: DataMigration) -> None:
     name = migration.name
     if not _is_name(name):
@@ -125,9 +131,9 @@ def _add(migration: DataMigration) -> None:
             "let its function take no batch: it then runs in one transaction",
         )
     other = declared_data.get(name)
-    if other is not None and other.place != migration.place:
+    if other is not None and not _is_imported_again(other, migration):
         raise ModelError(
             f"two data migrations have the name {name}: {other.place} and {migration.place}",
-            "give one of them another name",
+            "give each a name of its own, as in @data_migration(Model, name=...)",
         )
     declared_data[name] = migration
