@@ -364,8 +364,9 @@ def test_a_key_is_no_part_of_a_script(place: Place) -> None:
 
 
 @pytest.mark.parametrize("ends", ["COMMIT", "ROLLBACK", "COMMIT; BEGIN", "ROLLBACK; BEGIN"])
+@pytest.mark.parametrize("raises", [False, True])
 def test_a_function_that_ends_its_transaction_changes_no_row_twice(
-    place: Place, db: peewee.Database, ends: str
+    place: Place, db: peewee.Database, ends: str, raises: bool
 ) -> None:
     table = counted()
     made(db, table)
@@ -377,6 +378,8 @@ def test_a_function_that_ends_its_transaction_changes_no_row_twice(
         if broken and table.select().where(rows, table.id > 30).exists():
             for statement in ends.split("; "):
                 db.execute_sql(statement)
+            if raises:
+                raise KeyError
 
     data = DataMigrations(db, [DataMigration("ending", table, change, 10)])
     with pytest.raises(DataMigrationFailed, match="it ended the transaction of its batch"):
@@ -384,6 +387,30 @@ def test_a_function_that_ends_its_transaction_changes_no_row_twice(
     broken = False
     data.retry("ending")
     assert counts(table) == {1}
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_a_function_that_commits_half_of_its_work_is_not_finished(
+    place: Place, db: peewee.Database, raises: bool
+) -> None:
+    table = counted()
+    made(db, table)
+    filled(db, table, 20)
+
+    def change() -> None:
+        table.update(n=table.n + 1).where(table.id <= 10).execute()
+        db.commit()
+        if raises:
+            raise KeyError
+
+    data = DataMigrations(db, [DataMigration("half", table, change)])
+    with pytest.raises(DataMigrationFailed, match="it ended the transaction of its batch, whose rows may be changed"):
+        data.run()
+    (state,) = data.states()
+    assert (state.state, state.finished) == ("failed", None)
+    assert "may be changed in part" in str(state.error)
+    data.skip("half")
+    assert [state.state for state in data.states()] == ["skipped"]
 
 
 def test_a_failure_by_locks_or_isolation_is_tried_again(postgres: Place) -> None:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import peewee
 
 from ..errors import DataMigrationFailed, LockTimeout, TransactionError, WhatspireDBError
-from ..messages import ERROR, first_line, is_right_missing, primary, sqlstate
+from ..messages import BUSY, ERROR, FULL, INTERRUPT, IOERR, NOMEM, first_line, is_right_missing, primary, sqlstate
 from ..models.data_migrations import DataMigration
 from .engines.base import RowEngine
 from .records import Records
@@ -26,6 +26,8 @@ LOCKED_PAUSE_SECONDS = 0.05
 SAVEPOINT = "whatspire_db_batch"
 SERIALIZATION_FAILURE = "40001"
 NO_SAVEPOINT = ("3B001", "25P01")  # invalid_savepoint_specification, no_active_sql_transaction
+# After these SQLite itself may have rolled the transaction back: https://www.sqlite.org/lang_transaction.html
+ENDED_BY_SQLITE = (FULL, IOERR, NOMEM, BUSY, INTERRUPT)
 # Errors whose words name columns, tables and functions alone; those of other classes can repeat a value.
 _PLAIN_STATES = ("42703", "42P01", "42883", "42501")
 
@@ -93,11 +95,11 @@ def call(
         with calling():
             migration.change(*batch)
         engine.db.execute_sql(f"RELEASE SAVEPOINT {SAVEPOINT}")
-    except (peewee.PeeweeException, TransactionError) as error:
-        if isinstance(error, TransactionError) or sqlstate(error) in NO_SAVEPOINT or primary(error) == ERROR:
+    except Exception as error:
+        if primary(error) not in ENDED_BY_SQLITE:
             _require_transaction(engine, error)
         raise
-    except (Exception, KeyboardInterrupt):
+    except KeyboardInterrupt:
         raise
     except BaseException as error:  # an exit or a cancellation would end the run without a word
         raise WhatspireDBError(f"it raised {type(error).__name__}", "let it return, or raise an error") from error
@@ -107,7 +109,10 @@ def _require_transaction(engine: RowEngine, error: Exception) -> None:
     """Tell an error of a function from its having ended the transaction: then the savepoint is gone."""
     try:
         engine.db.execute_sql(f"ROLLBACK TO SAVEPOINT {SAVEPOINT}")
-    except (peewee.PeeweeException, TransactionError):
+    except (peewee.PeeweeException, TransactionError) as gone:
+        is_gone = isinstance(gone, TransactionError) or sqlstate(gone) in NO_SAVEPOINT or primary(gone) == ERROR
+        if engine.db.is_closed() or not is_gone:
+            return  # the connection is lost, and with it the transaction
         raise EndedItself(
             "it ended the transaction of its batch, whose rows may be changed in part",
             "leave commit and rollback to the run; use atomic() within the function",
@@ -124,10 +129,12 @@ def in_words(engine: RowEngine, records: Records, migration: DataMigration) -> I
     except Exception as error:
         if is_right_missing(error) or _is_lost(engine):
             raise
-        why = _why(_first(error), migration)
+        first = _first(error)
+        why = _why(first, migration)
         with engine.batch():
-            if records.locked(migration.name).is_left:
-                records.change(migration.name, error=why)
+            # One that ended its transaction may have kept what was recorded for its end.
+            if isinstance(first, EndedItself) or records.locked(migration.name).is_left:
+                records.change(migration.name, finished=None, error=why)
         raise DataMigrationFailed(
             f"data migration {migration.name} failed: {why}", RETRY.format(shlex.quote(migration.name))
         ) from error
