@@ -206,7 +206,7 @@ ROOMS = {
     "health": ["values", "engines", "engines.sqlite", "engines.citus", "engines.postgres", "check", ""],
     "data": [
         *("pace", "engines.base", "engines.sqlite", "engines.postgres", "engines", "keys", "records"),
-        *("retention", "calling", "migrations", "after_schema", ""),
+        *("calling", "rules", "retention", "migrations", "after_schema", ""),
     ],
     "transfer": [
         "",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -29,6 +30,7 @@ from whatspire_db.data import Rule, retain, rules_of
 from whatspire_db.data.engines import engine_of
 from whatspire_db.data.pace import Pace
 from whatspire_db.fields import InstantField, NaiveInstantField, utcnow
+from whatspire_db.messages import sqlstate
 
 DAY = timedelta(days=1)
 NOW = datetime.now(timezone.utc)
@@ -94,6 +96,54 @@ def test_wall_clocks_of_utc(place: Place, db: peewee.Database) -> None:
     assert ages_left(log) == [29.9]
 
 
+KEPT = [
+    *(1_500_000_000, 1_500_000_000_000, 2.5, "", "never", "01/02/2019", "2019", "12:00", "2019-11-28", b"2019"),
+    *("2019-01-01 00:00:00 +0000 UTC", "2019-01-01 00:00:00 +0200 EET m=+0.1", "2019-99-99 00:00:00+00:00"),
+]
+READ = [
+    "2019-01-01T00:00:00Z",
+    "2019-01-01 00:00:00",
+    "2019-01-01 00:00:00.123456789-05:00",
+    "0001-01-01 00:00:00+00:00",
+]
+
+
+def test_what_is_no_time_is_kept(sqlite: Place) -> None:
+    db = sqlite.connect()
+    log = logged()
+    made(db, log)
+    with db.connection_context():
+        for value in [*KEPT, *READ]:
+            db.execute_sql("INSERT INTO log (at) VALUES (?)", [value])
+        before = [row[0] for row in db.execute_sql("SELECT at FROM log ORDER BY id LIMIT ?", [len(KEPT)])]
+        assert retain(db, [rule(log)], dry_run=True)[0].rows == len(READ)
+        assert retain(db, [rule(log)])[0].rows == len(READ)
+        assert [row[0] for row in db.execute_sql("SELECT at FROM log ORDER BY id")] == before
+
+
+@pytest.mark.parametrize("hours", [-12, -5, 0, 2, 14])
+def test_a_time_of_another_offset_is_the_instant_that_it_means(sqlite: Place, hours: int) -> None:
+    db = sqlite.connect()
+    log = logged()
+    made(db, log)
+    zone = timezone(timedelta(hours=hours))
+    with db.connection_context():
+        for moment in (NOW - 30 * DAY - timedelta(minutes=5), NOW - 30 * DAY + timedelta(minutes=5)):
+            db.execute_sql("INSERT INTO log (at) VALUES (?)", [moment.astimezone(zone).isoformat(" ")])
+        assert retain(db, [rule(log)])[0].rows == 1
+        assert [row.id for row in log.select()] == [2]
+
+
+def test_a_dry_run_counts_no_more_than_its_limit(place: Place, db: peewee.Database) -> None:
+    log, other = logged(), model("Other", "other", {"at": InstantField(null=True)})
+    made(db, log, other)
+    filled(db, log, [40.0] * 20)
+    filled(db, other, [40.0] * 20)
+    done = retain(db, [rule(log), rule(other)], limit=25, dry_run=True)
+    assert sum(each.rows for each in done) == 25
+    assert sorted(each.is_done for each in done) == [False, True]
+
+
 @pytest.mark.parametrize("limit", [1, 150, 1000])
 def test_a_limit_and_the_next_run(place: Place, db: peewee.Database, limit: int) -> None:
     log, other = logged(), model("Other", "other", {"at": InstantField(null=True)})
@@ -136,6 +186,93 @@ def test_keys_of_any_form(place: Place, db: peewee.Database) -> None:
         retain(db, [rule(none)])
 
 
+def keyed() -> type[peewee.Model]:
+    return model("Keyed", "keyed", {"id": peewee.TextField(primary_key=True), "at": InstantField(null=True)})
+
+
+def test_old_rows_without_a_key_are_refused_before_anything_is_deleted(sqlite: Place) -> None:
+    db = sqlite.connect()
+    table, log = keyed(), logged()
+    made(db, log)
+    filled(db, log, [40.0])
+    db.bind([table])
+    with db.connection_context():
+        db.execute_sql("CREATE TABLE keyed (id text PRIMARY KEY, at datetime)")
+        db.execute_sql(
+            "INSERT INTO keyed VALUES (NULL, '2019-01-01 00:00:00+00:00'), ('a', '2019-01-01 00:00:00+00:00')"
+        )
+        with pytest.raises(ModelError, match="old rows of keyed have NULL in their primary key"):
+            retain(db, [rule(log), rule(table)])
+        assert (log.select().count(), table.select().count()) == (1, 2)
+        db.execute_sql("UPDATE keyed SET at = '9019-01-01 00:00:00+00:00' WHERE id IS NULL")
+        assert retain(db, [rule(table)])[0].rows == 1
+
+
+def test_a_young_row_with_the_key_of_an_old_one_stays(place: Place, db: peewee.Database) -> None:
+    table = keyed()
+    db.bind([table])
+    db.execute_sql(f"CREATE TABLE keyed (id text, at {'datetime' if place.is_sqlite else 'timestamptz'})")
+    table.insert_many([{"id": "a", "at": NOW - 40 * DAY}, {"id": "a", "at": NOW}]).execute()
+    assert retain(db, [rule(table)])[0].rows == 1
+    assert [row.at for row in table.select()] == [NOW]
+
+
+def test_rows_that_a_trigger_keeps_are_no_success(place: Place, db: peewee.Database) -> None:
+    log = logged()
+    made(db, log)
+    filled(db, log, [40.0] * 60)
+    if place.is_sqlite:
+        db.execute_sql("CREATE TRIGGER k BEFORE DELETE ON log WHEN old.id < 50 BEGIN SELECT RAISE(IGNORE); END")
+    else:
+        body = "BEGIN IF old.id < 50 THEN RETURN NULL; END IF; RETURN old; END"
+        db.execute_sql(f"CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS '{body}'")
+        db.execute_sql("CREATE TRIGGER k BEFORE DELETE ON log FOR EACH ROW EXECUTE FUNCTION keep()")
+    with pytest.raises(WhatspireDBError, match="rows of log were not deleted: a trigger or a rule of it keeps them"):
+        retain(db, [rule(log)])
+    assert log.select().where(log.id < 50).count() == 49
+
+
+@pytest.mark.parametrize("keys", [1, 2])
+def test_a_batch_is_no_larger_where_the_server_knows_nothing_of_the_table(postgres: Place, keys: int) -> None:
+    db = postgres.connect()
+    fields = {"a": peewee.IntegerField(), "b": peewee.IntegerField(), "at": InstantField(index=True)}
+    log = model("Log", "log", fields, primary_key=peewee.CompositeKey("a", "b")) if keys == 2 else logged()
+    made(db, log)
+    with db.connection_context():
+        db.execute_sql("ALTER TABLE log SET (autovacuum_enabled = off)")
+        filling = "a, b, at) SELECT n, n," if keys == 2 else "at) SELECT"
+        db.execute_sql(f"INSERT INTO log ({filling} now() + interval '1 day' FROM generate_series(1, 2) AS n")
+        db.execute_sql("VACUUM ANALYZE log")
+        db.execute_sql(f"INSERT INTO log ({filling} now() - interval '40 days' FROM generate_series(3, 900) AS n")
+        for way in ("hashjoin", "hashagg", "mergejoin", "material"):  # as the server chooses where it expects few rows
+            db.execute_sql(f"SET enable_{way} = off")
+        (done,) = retain(db, [rule(log)], limit=70)
+        assert (done.rows, log.select().count()) == (70, 830)
+
+
+def test_rows_that_a_policy_hides_are_an_error(postgres: Place) -> None:
+    db = postgres.connect()
+    log = logged()
+    made(db, log)
+    filled(db, log, [40.0] * 5)
+    role = f"limited_{uuid.uuid4().hex}"
+    with db.connection_context():
+        for statement in ("CREATE ROLE {0}", "GRANT ALL ON log TO {0}", "CREATE POLICY few ON log USING (id > 3)"):
+            db.execute_sql(statement.format(role))
+        db.execute_sql("ALTER TABLE log ENABLE ROW LEVEL SECURITY")
+        db.execute_sql(f"SET ROLE {role}")
+        try:
+            for dry_run in (True, False):
+                with pytest.raises(peewee.PeeweeException) as error:
+                    retain(db, [rule(log)], dry_run=dry_run)
+                assert sqlstate(error.value) == "42501"
+        finally:
+            db.execute_sql("RESET ROLE")
+            db.execute_sql(f"DROP OWNED BY {role}")
+            db.execute_sql(f"DROP ROLE {role}")
+        assert log.select().count() == 5
+
+
 def family(on_delete: str | None) -> tuple[type[peewee.Model], type[peewee.Model]]:
     parent = logged()
     field = peewee.ForeignKeyField(parent, on_delete=on_delete, null=True)
@@ -161,6 +298,54 @@ def test_rows_that_others_refer_to_stay(place: Place, db: peewee.Database) -> No
         retain(db, [rule(parent)])
     assert "give those a rule" in error.value.hint
     assert parent.select().count() == 1
+
+
+def test_rows_that_refer_to_older_ones_of_their_table_go_first(place: Place, db: peewee.Database) -> None:
+    log = logged(parent=peewee.ForeignKeyField("self", null=True))
+    made(db, log)
+    filled(db, log, [40.0] * 150)
+    log.update(parent=log.id - 1).where(log.id > 1).execute()
+    assert retain(db, [rule(log)])[0].rows == 150
+
+
+def test_a_reference_that_is_checked_at_the_commit_keeps_its_row(place: Place, db: peewee.Database) -> None:
+    log = logged()
+    made(db, log)
+    filled(db, log, [40.0])
+    db.execute_sql("CREATE TABLE child (log integer REFERENCES log (id) DEFERRABLE INITIALLY DEFERRED)")
+    db.execute_sql("INSERT INTO child VALUES (1)")
+    with pytest.raises(WhatspireDBError, match="rows of log cannot be deleted"):
+        retain(db, [rule(log)])
+    assert log.select().count() == 1
+
+
+def test_a_lock_on_a_row_that_refers_is_waited_for_no_longer_than_allowed(postgres: Place) -> None:
+    db, other = postgres.connect(), postgres.connect()
+    parent, child = family("CASCADE")
+    made(db, parent, child)
+    filled(db, parent, [40.0] * 10)
+    child.create(parent=1)
+    with other.atomic():
+        other.execute_sql("SELECT 1 FROM child FOR UPDATE")
+        with pytest.raises(LockTimeout, match="locked by others for 0.3 s"):
+            retain(db, [rule(parent)], lock_timeout=0.3)
+    assert retain(db, [rule(parent)])[0].rows == 10
+
+
+def test_a_lock_on_the_whole_is_waited_for_no_longer_than_allowed(place: Place, db: peewee.Database) -> None:
+    log = logged()
+    made(db, log)
+    filled(db, log, [40.0] * 10)
+    other = place.connect()
+    if place.is_sqlite:
+        db.timeout = 0.1  # type: ignore[attr-defined]
+    with other.atomic(*["IMMEDIATE"] * place.is_sqlite):
+        if not place.is_sqlite:
+            other.execute_sql("LOCK TABLE log IN ACCESS EXCLUSIVE MODE")
+        for dry_run in (False, True)[: 1 if place.is_sqlite else 2]:
+            with pytest.raises(LockTimeout, match="locked by others for 0.3 s"):
+                retain(db, [rule(log)], lock_timeout=0.3, dry_run=dry_run)
+    assert retain(db, [rule(log)])[0].rows == 10
 
 
 def test_rows_that_somebody_has_locked_are_left_for_the_next_run(postgres: Place) -> None:

@@ -11,8 +11,9 @@ from datetime import timedelta
 from typing import Any
 
 from ..connection.connecting import connect
-from ..data.retention import Retained, retain, rules_of, shown_age
+from ..data.retention import Retained, retain
 from ..data.retention import logger as progress_logger
+from ..data.rules import rules_of, shown_age
 from ..dsn.redaction import shown
 from ..errors import ConfigError
 from ..settings.durations import read_duration, seconds_of
@@ -42,7 +43,9 @@ def parser_of(prog: str = PROG) -> argparse.ArgumentParser:
         help="how long others may wait for a batch, like 50ms (default: WHATSAPP_DATABASE_DATA_STALL, else 50ms)",
     )
     parser.add_argument(
-        "--lock-timeout", metavar="D", help="wait so long for another run, like 90s or 5m (default: 60s)"
+        "--lock-timeout",
+        metavar="D",
+        help="wait so long for another run, and for locked rows, like 90s or 5m (default: 60s)",
     )
     add_trust_source(parser, "triggers of other roles that are on the tables")
     add_shared_options(parser)
@@ -113,8 +116,9 @@ def _document(done: Retained) -> dict[str, Any]:
 def _lines(done: Sequence[Retained], dry_run: bool) -> Iterator[str]:
     for each in done:
         rows = "1 row" if each.rows == 1 else f"{each.rows:,} rows"
-        did = "would be deleted" if dry_run else "deleted" if each.is_done else "deleted, and more are left"
-        yield symbol("✅" if each.is_done else "⏳", f"{each.rule} ({each.rule.source}): {rows} {did}")
+        did = "would be deleted" if dry_run else "deleted"
+        more = "" if each.is_done else ", and more are left"
+        yield symbol("✅" if each.is_done else "⏳", f"{each.rule} ({each.rule.source}): {rows} {did}{more}")
 
 
 def _notes(done: Sequence[Retained]) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from .migrations import DataMigrations, DataOutcome
 from .records import DataState
-from .retention import Retained, Rule, retain, rules_of
+from .retention import Retained, retain
+from .rules import Rule, rules_of
 
 __all__ = ["DataMigrations", "DataOutcome", "DataState", "Retained", "Rule", "retain", "rules_of"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from datetime import datetime
 from typing import Any
 
 import peewee
@@ -31,6 +32,10 @@ class RowEngine(abc.ABC):
         :raises LockTimeout: when another run holds it for longer.
         """
         return self.schema.work_lock(wait_seconds)
+
+    def is_before(self, field: peewee.Field, moment: datetime) -> Any:
+        """Return the condition that the time in a field lies before a moment; a value that is no time does not."""
+        return field < moment
 
     def require_rows_here(self) -> None:
         """Refuse to change rows that were moved to another database, which has the current ones.
