@@ -335,3 +335,19 @@ def test_folder_of_the_default_is_created(tmp_path: Path, monkeypatch: pytest.Mo
     assert db.execute_sql("PRAGMA journal_mode").fetchone() == ("wal",)
     assert db.execute_sql("PRAGMA foreign_keys").fetchone() == (1,)
     db.close()
+
+
+@pytest.mark.parametrize("dsn", ["\udcff.db", "file:%ff.db", "file:/data/\udcff.db"])
+def test_a_file_whose_name_is_not_utf8_is_refused(dsn: str) -> None:
+    with pytest.raises(ConfigError, match="WHATSAPP_DATABASE_DSN has bytes that are not UTF-8"):
+        Settings.from_environment({"WHATSAPP_DATABASE_DSN": dsn, "WHATSAPP_CONFIG": ""}, None)
+    assert Settings(dsn="file:%C3%A4%25.db").target.path == "ä%.db"  # type: ignore[union-attr]
+
+
+def test_a_dsn_in_the_place_of_a_name_is_refused_and_not_shown() -> None:
+    for text in ("postgres://u:Zq7SECRETx9@h/db", "host=h password=Zq7SECRETx9"):
+        with pytest.raises(ConfigError, match="BACKUP_NAME is what looks like a DSN") as error:
+            Settings.from_environment({"WHATSAPP_DATABASE_BACKUP_NAME": text, "WHATSAPP_CONFIG": ""}, None)
+        assert "Zq7SECRETx9" not in str(error.value)
+        with pytest.raises(ConfigError):
+            Settings(backup_name=text)

@@ -122,7 +122,17 @@ def check_path(name: str, path: str) -> None:
     """
     if re.search(r"(?:\A|/)\.{0,2}\Z", path):
         raise ConfigError(f"{name} names a folder", "name a file, like data/whatspire.db")
+    refuse_other_bytes(name, path)
     _check_path(name, path)
+
+
+def refuse_other_bytes(name: str, path: str) -> None:
+    """Refuse a path with bytes that are not UTF-8, which stand as surrogates in it: a connection cannot tell it.
+
+    :raises ConfigError: says so; the message does not repeat the path.
+    """
+    if not path.isascii() and re.search(r"[\ud800-\udfff]", path):
+        raise ConfigError(f"{name} has bytes that are not UTF-8", "name a file whose path is UTF-8")
 
 
 def _check_path(name: str, path: str) -> None:

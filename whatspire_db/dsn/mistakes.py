@@ -18,6 +18,7 @@ from .forms import (
     SQLITE,
     SQLITE_FORMS,
     check_path,
+    refuse_other_bytes,
 )
 from .redaction import looks_like_dsn
 
@@ -162,11 +163,14 @@ def _kind_of_url(name: str, dsn: str, scheme: str, has_slashes: bool) -> str:
 
 def _kind_of_file(name: str, rest: str) -> str:
     """Check what follows the scheme of a file: URI; an empty path and :memory: are databases in memory."""
+    from urllib.parse import unquote  # not for a path
+
     path = re.sub(r"\A//(?:localhost)?(?=/)", "", rest)
     if path.startswith("//") and not path.startswith("///"):
         raise ConfigError(f"{name} names a host in a file: URI", "write file:/data/x.db, or file:data/x.db here")
     if "%00" in path:
         raise ConfigError(f"{name} has a zero byte", "name a file without one")
+    refuse_other_bytes(name, unquote(path, errors="surrogateescape"))
     if path not in ("", ":memory:"):
         check_path(name, path)
     return SQLITE

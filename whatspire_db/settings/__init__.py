@@ -23,6 +23,7 @@ from .kinds import (
     DURATION,
     EVENTS,
     MODULES,
+    NAME,
     PREFIX,
     SERVICE,
     TEXT,
@@ -84,7 +85,7 @@ class Settings:
     accepted_drift: tuple[tuple[str | None, ...], ...] = _setting(DIFFERENCES, ())
     data_stall: timedelta = _setting(TIME, timedelta(milliseconds=50))
     backup_dir: str = _setting(TEXT, "backups")
-    backup_name: str | None = _setting(TEXT, None)  # the database's
+    backup_name: str | None = _setting(NAME, None)  # the database's
     backup_before_migrate: bool = _setting(BOOLEAN, False)
     events_enabled: bool = _setting(BOOLEAN, False)
     events_retention_days: int = _setting(COUNT, 30)  # 0: forever

@@ -83,6 +83,12 @@ def _differences(text: str) -> tuple[tuple[str | None, ...], ...]:
     return tuple(map(difference_of, entries))
 
 
+def _name(text: str) -> str:
+    if redaction.looks_like_dsn(text):
+        raise ValueError
+    return text
+
+
 def difference_of(entry: Any) -> tuple[str | None, ...]:
     """Return a difference as `verify --json` tells it, as its five values: kind, table, name, declared, live.
 
@@ -112,6 +118,9 @@ def is_module_name(name: str) -> bool:
 
 
 TEXT = Kind("a text", str, lambda value: isinstance(value, str))
+NAME = Kind(
+    "how the names of files begin", _name, lambda value: isinstance(value, str) and not redaction.looks_like_dsn(value)
+)
 COUNT = Kind("a whole number, 0 or more", _count, lambda value: type(value) is int and 0 <= value <= LARGEST_COUNT)
 BOOLEAN = Kind("true or false", _boolean, lambda value: isinstance(value, bool))
 DURATION = Kind(
