@@ -245,6 +245,21 @@ def test_many_aliases_cost_nothing() -> None:
     assert read("\n".join([*lines, "database: {dsn: x.db}"])).dsn == "x.db"
 
 
+def test_mappings_that_are_merged_in_many_times_cost_nothing() -> None:
+    levels = (f"a{n}: &a{n}\n  <<: [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 30))
+    text = "a0: &a0 {dsn: x.db}\n" + "".join(levels) + "database:\n  <<: *a29\n"
+    assert read(text).dsn == "x.db"
+
+
+def test_a_character_that_json_writes_in_two_halves() -> None:
+    text = json.dumps({"database": {"dsn": "\U0001f600.db"}})
+    assert "\\ud83d" in text
+    assert read(text, "config.json").dsn == "\U0001f600.db"
+    assert "line 1 of config.json cannot be parsed" in refused(r'{"database": {"dsn": "a\ud83d.db"}}', "config.json")
+    Path("config.json").unlink()
+    assert "line 1 of config.yaml cannot be parsed" in refused(text)  # as the service's own parser has it
+
+
 def test_json_may_be_indented_with_tabs() -> None:
     found = read(json.dumps({"database": {"dsn": "é/ü.db", "max_idle_conns": 4}}, indent="\t"), "config.json")
     assert (found.dsn, found.max_idle_conns) == ("é/ü.db", 4)

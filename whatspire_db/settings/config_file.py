@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import yaml
 
@@ -22,6 +22,7 @@ NOT_OURS = {"events": ("cleanup_time", "cleanup_interval")}
 
 _YAML = "tag:yaml.org,2002:"
 _TEXTS = {f"{_YAML}{name}" for name in ("str", "int", "float", "bool", "timestamp", "value")}
+_HALF = re.compile(r"[\ud800-\udfff]")
 _OCTAL = re.compile(r"[-+]?0[0-9_]+")  # YAML 1.1 reads 010 as 8, and 1.2 as 10
 
 
@@ -62,9 +63,10 @@ def read_config(name: str, known: Sequence[tuple[str, str]], named: bool) -> Con
 
 @dataclass(frozen=True)
 class _Reader:
-    """Reads the file of a name."""
+    """Reads the file of a name; `seen` holds the mappings that were read, by node, for an alias may repeat them."""
 
     name: str
+    seen: dict[int, dict[str, tuple[yaml.Node, yaml.Node]]] = field(default_factory=dict)
 
     def tree(self, text: str) -> yaml.Node | None:
         """Return the root of the document, None where there is none."""
@@ -114,12 +116,15 @@ class _Reader:
 
     def _pairs(self, node: yaml.MappingNode) -> dict[str, tuple[yaml.Node, yaml.Node]]:
         """Return a mapping's keys, which the service takes in any case, and their values, those merged in included."""
+        if id(node) in self.seen:
+            return self.seen[id(node)]
         own = self._unique({}, node, str.lower)
         _, merged = own.pop("<<", (None, None))
         sources = merged.value if isinstance(merged, yaml.SequenceNode) else [merged] if merged else []
         for source in sources:
             if isinstance(source, yaml.MappingNode):
                 own = self._pairs(source) | own
+        self.seen[id(node)] = own
         return own
 
     def entries(
@@ -179,7 +184,19 @@ class _Reader:
             raise ConfigError(f"line {_line(node)} of {self.name}: {name} may be an octal number", hint)
         if "\0" in node.value:
             raise ConfigError(f"line {_line(node)} of {self.name}: {name} contains a NUL character", "remove it")
-        return Entry(node.value, _line(node))
+        return Entry(self._whole(node), _line(node))
+
+    def _whole(self, node: yaml.ScalarNode) -> str:
+        """Return a scalar's text; JSON writes a character beyond 16 bits as two halves, which YAML does not have."""
+        if not _HALF.search(node.value):
+            return str(node.value)
+        try:
+            text = node.value.encode("utf-16", "surrogatepass").decode("utf-16")
+        except UnicodeDecodeError:
+            text = ""
+        if not text or not self.name.endswith(".json"):
+            raise self._wrong(_line(node))
+        return text
 
 
 def _is_null(node: yaml.Node) -> bool:
