@@ -35,6 +35,7 @@ from whatspire_db import (
 )
 from whatspire_db.data import DataMigrations
 from whatspire_db.data.engines import engine_of
+from whatspire_db.data.keys import Keys
 from whatspire_db.migrate import progress
 from whatspire_db.models.base import declared_data
 from whatspire_db.models.data_migrations import DataMigration
@@ -473,6 +474,41 @@ def test_a_key_that_the_driver_rounds_is_refused(postgres: Place) -> None:
     table.insert_many([{"id": 0.1}, {"id": 0.3}]).execute()
     with pytest.raises(DataMigrationFailed, match="is rounded by the driver"):
         DataMigrations(db, [counting(table)]).run()
+
+
+@pytest.mark.parametrize(("kind", "keys"), [("time", "24:00 23:59 00:00"), ("timetz", "10:00+05 05:00+00 04:00-03")])
+def test_a_key_that_the_driver_takes_for_an_earlier_one_is_refused(postgres: Place, kind: str, keys: str) -> None:
+    db = postgres.connect()
+    table = model("Keyed", "keyed", {"id": peewee.TimeField(primary_key=True), "n": peewee.IntegerField(default=0)})
+    db.bind([table])
+    with db.connection_context():
+        db.execute_sql(f"CREATE TABLE keyed (id {kind} PRIMARY KEY, n integer NOT NULL DEFAULT 0)")
+        for key in keys.split():
+            db.execute_sql("INSERT INTO keyed (id) VALUES (%s)", [key])
+    with suppress(DataMigrationFailed):
+        DataMigrations(db, [counting(table, batch=1)]).run()
+    assert max(counts(table)) <= 1
+
+
+def test_a_row_that_is_deleted_while_its_batch_is_found(postgres: Place) -> None:
+    db, other = postgres.connect(), postgres.connect()
+    table = counted()
+    made(db, table)
+    filled(db, table, 20)
+    asked = []
+
+    class Deleting(Keys):
+        def _last(self, above: Any, size: int) -> Any:
+            asked.append(found := super()._last(above, size))
+            if len(asked) == 1:
+                other.execute_sql("DELETE FROM counted WHERE id = 10")
+            return found
+
+    with db.connection_context(), other.connection_context():
+        batch = Deleting(engine_of(db), table).batch(None, 10)
+        assert batch is not None
+        assert table.select().where(batch.selected).count() == batch.rows == 10
+    assert [key for _, key in asked] == [(10,), (11,)]
 
 
 def test_rows_without_a_key_are_refused(sqlite: Place) -> None:

@@ -80,7 +80,7 @@ class Keys:
 
     def __init__(self, engine: RowEngine, model: type[peewee.Model]) -> None:
         self.engine, self.model, self.fields = engine, model, model._meta.get_primary_keys()
-        self._above, self._up_to = (engine.operator_of_key(model, symbol) for symbol in (">", "<="))
+        self._above, self._up_to, self._equal = (engine.operator_of_key(model, each) for each in (">", "<=", "="))
 
     @property
     def _node(self) -> Any:
@@ -108,22 +108,37 @@ class Keys:
         :raises ModelError: when a key cannot be stored as a position.
         """
         above = None if position is None else self._compared(self._above, read(position))
+        rows, key = self._last(above, size)
+        while key is not None and not self._is_there(above, key):
+            before, (rows, key) = key, self._last(above, size)
+            if key == before:  # else it was deleted meanwhile
+                raise self._inexact()
+        if key is None:
+            return None
+        upper = self._compared(self._up_to, key)
+        return Batch(upper if above is None else above & upper, rows, write(key))
+
+    def _last(self, above: Any, size: int) -> tuple[int, Sequence[Any] | None]:
+        """Return how many rows a batch has, and the key of the last one; None where there are no more."""
         query = self.model.select(*self.fields).order_by(*self.fields)
         query = query if above is None else query.where(above)
-        rows, found = size, self._rows(query.limit(1).offset(size - 1))
-        if not found:
-            found = self._rows(query.limit(size))
-            rows = len(found)
-        if not found:
-            return None
-        last = write(found[-1])
-        if last == position:  # a value that the driver rounds, such as one of type real
-            raise ModelError(
-                f"a key of {self.model._meta.table_name} is rounded by the driver, so rows could be missed",
-                "let the function take no batch: it then runs in one transaction",
-            )
-        upper = self._compared(self._up_to, found[-1])
-        return Batch(upper if above is None else above & upper, rows, last)
+        if found := self._rows(query.limit(1).offset(size - 1)):
+            return size, found[0]
+        found = self._rows(query.limit(size))
+        return len(found), found[-1] if found else None
+
+    def _is_there(self, above: Any, key: Sequence[Any]) -> bool:
+        """Tell whether a row behind the position has a key: one that the driver has rounded finds none."""
+        write(key)  # what cannot be stored may be nothing to compare with either
+        equal = self._compared(self._equal, key)
+        query = self.model.select(peewee.SQL("1")).where(equal if above is None else above & equal)
+        return bool(self._rows(query.limit(1)))
+
+    def _inexact(self) -> ModelError:
+        return ModelError(
+            f"a key of {self.model._meta.table_name} is rounded by the driver, so rows could be missed",
+            "let the function take no batch: it then runs in one transaction",
+        )
 
     def _rows(self, query: peewee.ModelSelect) -> list[Sequence[Any]]:
         """Return rows as the driver gives them: a field's own values may not be comparable."""
