@@ -217,6 +217,25 @@ def test_a_young_row_with_the_key_of_an_old_one_stays(place: Place, db: peewee.D
     assert [row.at for row in table.select()] == [NOW]
 
 
+def test_a_batch_that_a_trigger_refuses_says_what_is_gone(place: Place, db: peewee.Database) -> None:
+    log = logged()
+    made(db, log)
+    filled(db, log, [41.0] * engine_of(db).smallest + [40.0])
+    last = log.select(peewee.fn.MAX(log.id)).scalar()
+    if place.is_sqlite:
+        raising = f"WHEN old.id = {last} BEGIN SELECT RAISE(ABORT, 'no'); END"
+    else:
+        body = f"BEGIN IF old.id = {last} THEN RAISE EXCEPTION ''no''; END IF; RETURN old; END"
+        db.execute_sql(f"CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS '{body}'")
+        raising = "FOR EACH ROW EXECUTE FUNCTION refuse()"
+    db.execute_sql(f"CREATE TRIGGER k BEFORE DELETE ON log {raising}")
+    with pytest.raises(WhatspireDBError, match="rows of log cannot be deleted: no") as error:
+        retain(db, [rule(log)])
+    assert "nothing was changed" not in error.value.hint
+    assert "others refer" not in error.value.hint
+    assert [row.id for row in log.select()] == [last]
+
+
 def test_rows_that_a_trigger_keeps_are_no_success(place: Place, db: peewee.Database) -> None:
     log = logged()
     made(db, log)

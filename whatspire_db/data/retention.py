@@ -21,7 +21,7 @@ from peewee import Tuple
 
 from ..errors import ConfigError, ModelError, TransactionError, WhatspireDBError
 from ..fields import utcnow
-from ..messages import first_line
+from ..messages import CONSTRAINT_TRIGGER, first_line, hint, sqlite_code
 from ..migrate.progress import Throttle
 from ..settings.durations import seconds_of
 from .calling import Attempts, Stopped
@@ -215,6 +215,8 @@ def _delete(run: _Run, rule: Rule, before: datetime) -> Retained:
             deleted, seconds = attempts.until_unlocked(partial(batch.delete, run.pace.seconds))
         except Stopped:
             break
+        except peewee.PeeweeException as error:
+            raise _failed(rule, error) from error
         if not deleted:
             return Retained(rule, before, rows, True, is_indexed)
         rows += deleted
@@ -223,6 +225,14 @@ def _delete(run: _Run, rule: Rule, before: datetime) -> Retained:
         size = run.pace.after(deleted, seconds)
         run.rest(seconds)
     return Retained(rule, before, rows, False, is_indexed)
+
+
+def _failed(rule: Rule, error: peewee.PeeweeException) -> WhatspireDBError:
+    """Return what to say of a batch that was rolled back; those before it stay deleted."""
+    todo = hint(error, "correct what the database names, and run it again; the rows that are gone stay so")
+    if isinstance(error, peewee.IntegrityError) and sqlite_code(error) != CONSTRAINT_TRIGGER:
+        todo = "others refer to them: give those a rule that deletes them first; the rows that are gone stay so"
+    return WhatspireDBError(f"rows of {rule.model._meta.table_name} cannot be deleted: {first_line(error)}", todo)
 
 
 @dataclass(frozen=True)
@@ -237,15 +247,9 @@ class _Batch:
 
     def delete(self, wait_seconds: float) -> int:
         """Delete them in one transaction, and return how many they were."""
-        try:
-            with self.engine.batch():
-                self.engine.limit_waits(wait_seconds)
-                return self._delete() or self._delete_locked()
-        except peewee.IntegrityError as error:  # of a statement, or of the commit where a reference is deferred
-            raise WhatspireDBError(
-                f"rows of {self.rule.model._meta.table_name} cannot be deleted: {first_line(error)}",
-                "others refer to them: give those a rule that deletes them first; the rows that are gone stay so",
-            ) from error
+        with self.engine.batch():
+            self.engine.limit_waits(wait_seconds)
+            return self._delete() or self._delete_locked()
 
     def _delete(self) -> int:
         model = self.rule.model
