@@ -36,6 +36,7 @@ from whatspire_db import (
 from whatspire_db.data import DataMigrations
 from whatspire_db.data.engines import engine_of
 from whatspire_db.data.keys import Keys
+from whatspire_db.messages import is_disk_full
 from whatspire_db.migrate import progress
 from whatspire_db.models.base import declared_data
 from whatspire_db.models.data_migrations import DataMigration
@@ -412,6 +413,43 @@ def test_a_function_that_commits_half_of_its_work_is_not_finished(
     assert "may be changed in part" in str(state.error)
     data.skip("half")
     assert [state.state for state in data.states()] == ["skipped"]
+
+
+def test_a_function_that_goes_on_after_an_error_is_told_what_to_do(postgres: Place) -> None:
+    db = postgres.connect()
+    table = counted()
+    made(db, table)
+    filled(db, table, 20)
+
+    def change(rows: Any) -> None:
+        with suppress(peewee.IntegrityError):
+            table.insert(id=1).execute()
+
+    with pytest.raises(DataMigrationFailed, match=r"went on; what may fail belongs in a block of atomic\(\)"):
+        DataMigrations(db, [DataMigration("swallows", table, change)]).run()
+
+
+def test_a_full_disk_is_no_failure_of_the_function(sqlite: Place) -> None:
+    db = sqlite.connect()
+    table = counted(text=peewee.TextField(default=""))
+    made(db, table)
+    filled(db, table, 100)
+
+    def change(rows: Any) -> None:
+        table.update(n=table.n + 1, text="x" * 3000).where(rows).execute()
+
+    data = DataMigrations(db, [DataMigration("grows", table, change)])
+    with db.connection_context():
+        pages = db.execute_sql("PRAGMA page_count").fetchone()[0]
+        db.execute_sql(f"PRAGMA max_page_count = {pages + 12}")
+        with pytest.raises(peewee.PeeweeException) as error:
+            data.run()
+        assert is_disk_full(error.value)
+        (state,) = data.states()
+        assert (state.state, state.error) == ("running", None)
+        db.execute_sql("PRAGMA max_page_count = 100000")
+        data.run()
+    assert counts(table) == {1}
 
 
 def test_a_failure_by_locks_or_isolation_is_tried_again(postgres: Place) -> None:

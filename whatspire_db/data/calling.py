@@ -14,7 +14,19 @@ from typing import Any, TypeVar
 import peewee
 
 from ..errors import DataMigrationFailed, LockTimeout, TransactionError, WhatspireDBError
-from ..messages import BUSY, ERROR, FULL, INTERRUPT, IOERR, NOMEM, first_line, is_right_missing, primary, sqlstate
+from ..messages import (
+    BUSY,
+    ERROR,
+    FULL,
+    INTERRUPT,
+    IOERR,
+    NOMEM,
+    first_line,
+    is_disk_full,
+    is_right_missing,
+    primary,
+    sqlstate,
+)
 from ..models.data_migrations import DataMigration
 from .engines.base import RowEngine
 from .records import Records
@@ -24,7 +36,7 @@ T = TypeVar("T")
 RETRY = "correct the function, then run: whatspire-db data retry {0} (or data skip {0})"
 LOCKED_PAUSE_SECONDS = 0.05
 SAVEPOINT = "whatspire_db_batch"
-SERIALIZATION_FAILURE = "40001"
+SERIALIZATION_FAILURE, IN_FAILED_TRANSACTION = "40001", "25P02"
 NO_SAVEPOINT = ("3B001", "25P01")  # invalid_savepoint_specification, no_active_sql_transaction
 # After these SQLite itself may have rolled the transaction back: https://www.sqlite.org/lang_transaction.html
 ENDED_BY_SQLITE = (FULL, IOERR, NOMEM, BUSY, INTERRUPT)
@@ -127,7 +139,7 @@ def in_words(engine: RowEngine, records: Records, migration: DataMigration) -> I
     except (LockTimeout, Stopped, Ended):
         raise
     except Exception as error:
-        if is_right_missing(error) or _is_lost(engine):
+        if is_right_missing(error) or is_disk_full(error) or _is_lost(engine):
             raise
         first = _first(error)
         why = _why(first, migration)
@@ -161,6 +173,8 @@ def _why(error: Exception, migration: DataMigration) -> str:
     if not isinstance(error, peewee.PeeweeException):
         return f"{type(error).__name__}{place}"
     state = sqlstate(error)
+    if state == IN_FAILED_TRANSACTION:
+        return "it caught an error of the database and went on; what may fail belongs in a block of atomic()"
     if state and not state.startswith("23") and state not in _PLAIN_STATES:
         return f"{type(getattr(error, 'orig', error)).__name__} (SQLSTATE {state}){place}"
     return f"{first_line(error)}{place}"
