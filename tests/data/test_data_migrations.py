@@ -654,6 +654,14 @@ def test_a_role_that_may_not_read_the_records_says_what_it_knows(postgres: Place
             for s in MigrationRunner(as_reader, [table], data=[*data, DataMigration("b", table, fail)]).data_states()
         ] == ["unknown"] * 2
         as_reader.close_all()  # type: ignore[attr-defined]
+        app(postgres)
+        of_reader = {"WHATSAPP_DATABASE_DSN": postgres.dsn.replace("user='postgres'", f"user='{reader}'")}
+        of_reader |= {"WHATSAPP_DATABASE_MODELS": "app", "WHATSAPP_DATABASE_ONLY_MODELS": "true"}
+        for arguments in (("data", "status"), ("data", "run", "--json")):
+            done = postgres.run(*arguments, module="whatspire_db", env=of_reader)
+            assert done.returncode == 1
+            assert "permission denied for table whatspire_db_data_migrations (database: postgres" in done.stderr
+            assert postgres.named in done.stderr
     finally:
         with db.connection_context():
             db.execute_sql(f"DROP OWNED BY {reader}; DROP ROLE {reader}")

@@ -15,9 +15,7 @@ from collections.abc import Callable, Sequence
 from signal import SIGTERM
 from types import SimpleNamespace
 
-import peewee
-
-from .. import messages, signals
+from .. import signals
 from ..dsn.naming import describe
 from ..dsn.redaction import without_dsns
 from ..dsn.targets import PostgresTarget, SqliteTarget
@@ -228,8 +226,8 @@ def failure_of(error: BaseException, signal: int | None) -> tuple[WhatspireDBErr
     if signal and isinstance(error, WhatspireDBError):  # most likely the statement that it cancelled
         error.fact = f"{did(signal)}: {error.fact}"
         return error, signals.exit_code(signal)
-    if isinstance(error, WhatspireDBError):
-        return error, None
+    if (known := in_words(error)) is not None:  # an error of the database, which is then named
+        return known, None
     return _in_words(error), FAILED
 
 
@@ -239,8 +237,6 @@ def did(signal: int | None) -> str:
 
 
 def _in_words(error: BaseException) -> WhatspireDBError:
-    if isinstance(error, peewee.PeeweeException):
-        return messages.database_failed(error)
     if isinstance(error, MemoryError):
         return WhatspireDBError("this program ran out of memory", "give it more memory; nothing is half done")
     if isinstance(error, OSError):
@@ -250,8 +246,6 @@ def _in_words(error: BaseException) -> WhatspireDBError:
             return WhatspireDBError("the current folder is deleted", "go to another folder")
         fact = f"{error.filename or 'stdout'}: {error.strerror}"
         return WhatspireDBError(fact, "make room, or give this user the right to it")
-    if (known := in_words(error)) is not None:
-        return known
     for line in "".join(traceback.format_tb(error.__traceback__)).splitlines():
         logging.getLogger("whatspire_db").info("%s", line)
     place = traceback.extract_tb(error.__traceback__)[-1]
