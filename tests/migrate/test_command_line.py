@@ -445,3 +445,23 @@ def test_search_path_decides_where_tables_go(postgres: Place) -> None:
     assert postgres.run("verify", "--dsn", f"{postgres.dsn} search_path=app,public").returncode == 0
     fails(postgres.run("--dsn", f"{postgres.dsn} search_path=gone"), 1, "search_path")
     db.close()
+
+
+def test_name_with_a_newline_starts_no_line_of_its_own(place: Place) -> None:
+    text = (
+        "import peewee\nclass Odd(peewee.Model):\n    v = peewee.IntegerField(column_name='v\\nno drift')\n{}"
+        "    class Meta:\n        table_name = 'odd\\nin sync'\n"
+    )
+    odd = ("--models", "odd", "--only-models")
+    (place.folder / "odd.py").write_text(text.format(""))
+    said = place.run("up", *odd).stdout
+    (place.folder / "odd.py").write_text(
+        text.format("    w = peewee.IntegerField(null=True, column_name='w\\nin sync')\n")
+    )
+    said += place.run("verify", *odd).stdout + place.run("plan", *odd).stdout + place.run("up", *odd).stdout
+    (place.folder / "odd.py").write_text(text.format(""))
+    said += place.run("verify", *odd).stdout.replace("in sync\n", "", 1) + place.run("status", *odd).stdout
+    # SQL is printed as it is; its names end in a quotation mark.
+    starts = [line for line in said.splitlines() if line.startswith(("in sync", "no drift")) and '"' not in line]
+    assert starts == []
+    assert "odd\\x0ain sync.w\\x0ain sync" in said

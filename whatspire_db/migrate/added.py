@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ..errors import printable
 from .plan import Step
 from .schema import NOTES, Column, Constraint, Index, Key, Schema, Table
 
@@ -43,8 +44,8 @@ class Added:
         """What a message calls it."""
         table = ".".join(filter(None, self.table))
         if self.kind in ("schema", "extension"):
-            return f"{self.kind} {self.name}"
-        return f"table {table}" if self.kind == "table" else f"{self.kind} {table}.{self.name}"
+            return printable(f"{self.kind} {self.name}")
+        return printable(f"table {table}" if self.kind == "table" else f"{self.kind} {table}.{self.name}")
 
     def to_json(self) -> dict[str, Any]:
         return {

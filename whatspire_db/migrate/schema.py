@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from ..errors import printable
 from ..light_stdlib import dataclass, field, replace
 
 # (schema, name); the schema is "" for the one that unqualified names mean.
@@ -42,9 +43,9 @@ def label(key: Key) -> str:
 
 
 def place_of(kind: str, table: str, name: str) -> str:
-    """Return where a thing of a kind is: a table is its own place, and a column may be named like its table."""
+    """Return where a thing of a kind is, in one line: a table is its own place, a column may be named like it."""
     is_own = kind.endswith(("table", "schema", "extension"))
-    return table or name if is_own else ".".join(filter(None, (table, name)))
+    return printable(table or name if is_own else ".".join(filter(None, (table, name))))
 
 
 @dataclass(frozen=True)
