@@ -126,9 +126,9 @@ def test_a_time_of_another_offset_is_the_instant_that_it_means(sqlite: Place, ho
     db = sqlite.connect()
     log = logged()
     made(db, log)
-    zone = timezone(timedelta(hours=hours))
+    zone, limit = timezone(timedelta(hours=hours)), utcnow() - 30 * DAY
     with db.connection_context():
-        for moment in (NOW - 30 * DAY - timedelta(minutes=5), NOW - 30 * DAY + timedelta(minutes=5)):
+        for moment in (limit - timedelta(minutes=5), limit + timedelta(minutes=5)):
             db.execute_sql("INSERT INTO log (at) VALUES (?)", [moment.astimezone(zone).isoformat(" ")])
         assert retain(db, [rule(log)])[0].rows == 1
         assert [row.id for row in log.select()] == [2]
