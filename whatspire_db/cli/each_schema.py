@@ -42,10 +42,10 @@ def schemas_of(call: Call) -> Subject:
 
     :raises ConfigError: when there are none.
     """
-    settings, models = settings_and_models(call)
-    if settings.driver != POSTGRES:
+    if call.settings().driver != POSTGRES:
         hint = "use --each-file for files of SQLite"
         raise ConfigError(f"--each-schema is for PostgreSQL, not for {call.line}", hint)
+    settings, models = settings_and_models(call)
     models = [model for model in models if not model._meta.schema]
     if not models:
         hint = "--each-schema is for tables without one; leave it out"
