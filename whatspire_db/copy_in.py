@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from threading import Lock, get_ident
 from typing import Any
 
 NULL_TEXT = "\\N"
@@ -57,29 +59,59 @@ def copy_in(cursor: Any, place: str, columns: Sequence[str], lines: Iterable[byt
         raise
 
 
+class _Hook:
+    """What Python calls for uncaught exceptions while COPYs run: keeps why a server ended a session, by thread."""
+
+    def __init__(self, before: Callable[..., Any]) -> None:
+        self.before, self.found = before, defaultdict[int, list[BaseException]](list)
+        self.users = 0
+
+    def __call__(self, kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        found = self.found.get(get_ident())
+        if found is None or kind is not SystemError or error.__cause__ is None:
+            self.before(kind, error, trace)
+        else:
+            found.append(error.__cause__)
+
+
+_hook: _Hook | None = None
+_hooking = Lock()
+
+
+@contextmanager
+def _hooked() -> Iterator[list[BaseException]]:
+    """Have one hook for all threads that copy, for as long as one of them does; yield what it finds for this one."""
+    global _hook
+    with _hooking:
+        if _hook is None:
+            _hook = sys.excepthook = _Hook(sys.excepthook)
+        hook = _hook
+        hook.users += 1
+        found = hook.found[get_ident()]
+    try:
+        yield found
+    finally:
+        with _hooking:
+            hook.users -= 1
+            if not hook.users:
+                _hook = None
+                if sys.excepthook is hook:
+                    sys.excepthook = hook.before
+
+
 @contextmanager
 def _first_error() -> Iterator[None]:
     """Raise why a server ended the session during a COPY.
 
     The driver prints that as an uncaught exception, with a traceback, and raises that the connection is lost.
     """
-    before, found = sys.excepthook, []
-
-    def hook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-        if kind is SystemError and error.__cause__ is not None:
-            found.append(error.__cause__)
-        else:
-            before(kind, error, trace)
-
-    sys.excepthook = hook
-    try:
-        yield
-    except Exception as error:
-        if found:
-            raise found[0] from error
-        raise
-    finally:
-        sys.excepthook = before
+    with _hooked() as found:
+        try:
+            yield
+        except Exception as error:
+            if found:
+                raise found.pop() from error
+            raise
 
 
 def lines_of(columns: Sequence[Sequence[str]]) -> bytes:

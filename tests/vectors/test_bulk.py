@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import datetime
+import sys
+import threading
 import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from typing import Any
 
@@ -17,6 +21,7 @@ from tests.servers import opened
 from tests.vectors.clusters import clustered
 from tests.vectors.models import MODELS, Pair, Passage, Topic
 from whatspire_db import BaseModel, MigrationRunner, ValueRefused, bulk_insert
+from whatspire_db.copy_in import copy_in
 from whatspire_db.fields import FlagField, InstantField, JSONBytesField, JSONTextField
 
 
@@ -182,3 +187,29 @@ def test_statement_with_expressions_has_no_more_values_than_sqlite_takes(tables:
 def test_bar_shows_the_rows(tables: pw.Database, capsys: pytest.CaptureFixture[str]) -> None:
     bulk_insert(Passage, [{"embedding": [1, 2, 3]}] * 25, batch_rows=10, progress=True)
     assert "25.0/25.0" in capsys.readouterr().err
+
+
+def test_copies_of_two_threads_leave_the_hook_for_exceptions_as_it_was(postgres: Place) -> None:
+    """The first to begin is the first to end, so neither can give back what it has found."""
+    before = sys.excepthook
+    begun, ended = [threading.Event(), threading.Event()], threading.Event()
+
+    def lines(number: int, until: threading.Event) -> Iterator[bytes]:
+        begun[number].set()
+        assert until.wait(30)
+        yield b"%d\n" % number
+
+    def copy(number: int, until: threading.Event) -> None:
+        with opened(postgres) as db, db.atomic():
+            copy_in(db.cursor(), "copied", ["n"], lines(number, until))
+
+    with opened(postgres) as db, ThreadPoolExecutor(2) as threads:
+        db.execute_sql("CREATE TABLE copied (n int)")
+        first = threads.submit(copy, 0, begun[1])
+        assert begun[0].wait(30)
+        second = threads.submit(copy, 1, ended)
+        first.result(30)
+        ended.set()
+        second.result(30)
+        assert db.execute_sql("SELECT n FROM copied ORDER BY n").fetchall() == [(0,), (1,)]
+    assert sys.excepthook is before
