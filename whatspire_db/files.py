@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 CREATED_MODE = 0o600
-SQLITE = b"SQLite format 3\0"  # how a database begins
+SQLITE_HEADER = b"SQLite format 3\0"  # how a database begins
 BESIDE_SQLITE = ("-wal", "-shm", "-journal")  # what SQLite adds to its name for the files beside it
 # What file systems answer to a call that they do not offer: CIFS, exFAT, FUSE, NFS without its lock daemon; AFS
 # links within a folder alone (EXDEV).
@@ -297,4 +297,4 @@ def _is_sqlite(path: Path) -> bool:
     if not path.is_file():
         return False
     with open(path, "rb") as file:
-        return file.read(len(SQLITE)) == SQLITE
+        return file.read(len(SQLITE_HEADER)) == SQLITE_HEADER

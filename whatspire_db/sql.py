@@ -39,6 +39,11 @@ SAFE_TO_QUERY = (
 )
 
 
+def version_of(text: str) -> tuple[int, ...]:
+    """Return the numbers of a version, as of an extension, in their order; such versions can be compared."""
+    return tuple(map(int, re.findall(r"\d+", text)))
+
+
 def quoted(name: str) -> str:
     """Return a name as SQL takes it, on either engine."""
     return '"' + name.replace('"', '""') + '"'

@@ -18,7 +18,15 @@ from ..dsn.naming import describe
 from ..dsn.redaction import looks_like_dsn
 from ..dsn.targets import PostgresTarget, SqliteTarget
 from ..errors import ConfigError, ConnectionFailed, WhatspireDBError
-from ..files import NotRegular, open_regular, others_can_write, owner_name, require_regular, trusted_owners
+from ..files import (
+    BESIDE_SQLITE,
+    NotRegular,
+    open_regular,
+    others_can_write,
+    owner_name,
+    require_regular,
+    trusted_owners,
+)
 from ..light_stdlib import replace
 from ..settings import Settings
 from .call import read_settings
@@ -30,7 +38,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("whatspire_db.migrate")
 
 # What lies beside a database file and is none.
-_BESIDE = ("-wal", "-shm", "-journal", "-stamps")
+_BESIDE = (*BESIDE_SQLITE, "-stamps")
 _READABLE_BY_OTHERS = stat.S_IRGRP | stat.S_IROTH
 MOST_BYTES = 1 << 24  # of a file of DSNs
 

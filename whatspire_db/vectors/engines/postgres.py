@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from weakref import WeakKeyDictionary
 import peewee
 
 from whatspire_db.errors import ModelError
-from whatspire_db.sql import pinned, quoted
+from whatspire_db.sql import pinned, quoted, version_of
 
 _EXTENSION = pinned("""
 SELECT n.nspname, e.extversion, current_setting('server_version_num')::int
@@ -80,7 +79,7 @@ def extension_of(db: peewee.Database) -> Extension:
                 "the database does not have the extension vector",
                 "run up, which creates it; or let a superuser run: CREATE EXTENSION vector;",
             )
-        known = place, Extension(row[0], tuple(map(int, re.findall(r"\d+", row[1]))), row[2])
+        known = place, Extension(row[0], version_of(row[1]), row[2])
         _found[db] = known
     return known[1]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from whatspire_db.errors import (
     TargetRefused,
     VersionMismatch,
 )
-from whatspire_db.sql import quoted
+from whatspire_db.sql import quoted, version_of
 
 from . import tools as pg_tools
 from .content import COPIED, EXTENSIONS, content_of, hashing_for, sequences_of, sequences_to_compare, sources_of
@@ -101,7 +100,7 @@ def require_fitting(admin: Session, content: Content) -> None:
                 f"the backup holds the extension {name} {version}, which this server does not have",
                 f"install it on the server: {name} {version} or later",
             )
-        if _numbers(available[name]) < _numbers(version):
+        if version_of(available[name]) < version_of(version):
             raise VersionMismatch(
                 f"the backup holds the extension {name} {version}, and this server has {available[name]}",
                 f"install {name} {version} or later on the server",
@@ -118,10 +117,6 @@ def _require_named_roles(admin: Session, roles: Mapping[str, Sequence[str]]) -> 
             "; ".join(f"CREATE ROLE {quoted(name)}" for name in missing)
             + "; or drop what names them, and make another backup",
         )
-
-
-def _numbers(version: str) -> list[int]:
-    return [int(number) for number in re.findall(r"\d+", version)]
 
 
 def compared(target: PostgresTarget, content: Content) -> list[str]:

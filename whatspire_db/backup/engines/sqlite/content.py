@@ -19,11 +19,11 @@ from peewee import sqlite3  # the library that Peewee uses: two in one process l
 
 from whatspire_db import interruption
 from whatspire_db.backup.manifest import Content, Progress, Table, silent
-from whatspire_db.connection.engines.sqlite.damage import HEADER, damage, is_unreadable, verdict, with_stand_ins
+from whatspire_db.connection.engines.sqlite.damage import damage, is_unreadable, verdict, with_stand_ins
 from whatspire_db.connection.engines.sqlite.holders import held_by
 from whatspire_db.dsn.targets import SqliteTarget
 from whatspire_db.errors import BackupFailed, BackupInvalid, ConfigError, LockTimeout
-from whatspire_db.files import kind_of
+from whatspire_db.files import SQLITE_HEADER, kind_of
 from whatspire_db.messages import ERROR, first_line, is_disk_full, is_locked, primary, sqlite_code
 from whatspire_db.messages import hint as hint_for
 from whatspire_db.transfer.fence import Fence, find
@@ -35,7 +35,6 @@ LARGE_STEP = 2**20
 HEAD_OF_LIST = 5  # in Python's serialization: its type, and its length
 ROWID_NAMES = ("rowid", "_rowid_", "oid")
 OK, BUSY, LOCKED, DONE = 0, 5, 6, 101  # SQLITE_OK and so on; the module names them from Python 3.11 on
-SIDE_FILES = ("-wal", "-shm", "-journal")
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -102,7 +101,7 @@ def examine(path: Path, progress: Progress = silent, named: str | Path | None = 
     :raises FileNotFoundError: when it is not there, or not any more.
     """
     with path.open("rb") as file:
-        if file.read(len(HEADER)) != HEADER:
+        if file.read(len(SQLITE_HEADER)) != SQLITE_HEADER:
             raise BackupInvalid(f"{named or path.name} is not a SQLite database", "take another backup")
     try:
         tables, problem = _at_once(lambda: _tables(path, progress), lambda: _damage(path))

@@ -11,8 +11,8 @@ from whatspire_db.backup import compression
 from whatspire_db.backup.archive import digest
 from whatspire_db.backup.durable import new_file
 from whatspire_db.backup.manifest import Content, Progress
-from whatspire_db.connection.engines.sqlite.damage import HEADER
 from whatspire_db.errors import BackupFailed, BackupInvalid, NothingToBackUp
+from whatspire_db.files import SQLITE_HEADER
 
 from .content import BUSY, LOCKED, copy_pages, examine, not_openable, opened, own, told, warn_of_fence
 
@@ -85,6 +85,6 @@ class _Locked(sqlite3.OperationalError):
 def _without_wal(path: Path) -> None:
     """Have a copy say of itself that it has no WAL (https://www.sqlite.org/fileformat2.html, 1.3.3)."""
     with path.open("r+b") as file:
-        if file.read(len(HEADER)) == HEADER:
+        if file.read(len(SQLITE_HEADER)) == SQLITE_HEADER:
             file.seek(MARK_OF_WAL)
             file.write(b"\x01\x01")

@@ -21,6 +21,7 @@ from whatspire_db.connection.engines.sqlite.damage import damage, is_unreadable,
 from whatspire_db.connection.engines.sqlite.holders import held_by
 from whatspire_db.errors import BackupFailed, LockTimeout, TargetRefused
 from whatspire_db.files import (
+    BESIDE_SQLITE,
     CREATED_MODE,
     give_name,
     is_not_offered,
@@ -32,7 +33,7 @@ from whatspire_db.files import (
 )
 from whatspire_db.messages import ERROR, first_line, is_locked, primary
 
-from .content import BUSY, DONE, LOCKED, OK, SIDE_FILES, copy_pages, examine, opened, told, uri_of
+from .content import BUSY, DONE, LOCKED, OK, copy_pages, examine, opened, told, uri_of
 from .dumping import MARK_OF_WAL, copy_of
 from .verifying import copied
 
@@ -91,7 +92,7 @@ def _unreadable(path: Path, wait: float) -> str | None:
 
 
 def _side_files(path: Path) -> list[Path]:
-    return [side for end in SIDE_FILES if os.path.lexists(side := path.with_name(path.name + end))]
+    return [side for end in BESIDE_SQLITE if os.path.lexists(side := path.with_name(path.name + end))]
 
 
 def _give_rights_of(replaced: Path, scratch: Path) -> None:

@@ -12,7 +12,6 @@ from peewee import sqlite3
 
 from whatspire_db.messages import ERROR, NOTADB, first_line, is_damage, primary
 
-HEADER = b"SQLite format 3\0"
 MANY_LINES = 2**31 - 1
 LONGEST_NAME = 255  # bytes of a function's name
 # SQLite's checks report these too: rows that were stored so on purpose, or before a constraint was there. It is data.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 import peewee
@@ -10,7 +9,7 @@ import peewee
 from whatspire_db.errors import ModelError
 from whatspire_db.messages import first_line, sqlstate
 from whatspire_db.migrate.ddl import ModelType, execute, quote
-from whatspire_db.sql import pinned
+from whatspire_db.sql import pinned, version_of
 
 from ..base import Engine
 from .trust import Stranger, require_trusted
@@ -64,16 +63,12 @@ def types_too_new(db: peewee.PostgresqlDatabase, models: Sequence[ModelType]) ->
     for name in sorted({name for model in models for name in type_names(db, model)} & SINCE.keys()):
         extension, since = EXTENSION_TYPES[name], ".".join(map(str, SINCE[name]))
         for installed, newest in execute(db, _VERSIONS, [extension]):
-            if _version(installed or newest) < SINCE[name]:
+            if version_of(installed or newest) < SINCE[name]:
                 where = f"the database has {installed}" if installed else f"the server brings {newest}"
-                install = "" if _version(newest) >= SINCE[name] else "install a newer one on the server, then "
+                install = "" if version_of(newest) >= SINCE[name] else "install a newer one on the server, then "
                 update = f"ALTER EXTENSION {quote(extension)} UPDATE;" if installed else "up again"
                 return f"{name} came with {extension} {since}, and {where}: {install}run {update}"
     return None
-
-
-def _version(text: str) -> tuple[int, ...]:
-    return tuple(map(int, re.findall(r"\d+", text)))
 
 
 def create_extension(engine: Engine, name: str, found: Sequence[Stranger]) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def duplicates(table: str, columns: Sequence[str]) -> str:
-    """Return the remark on rows that what is to be unique would refuse."""
+    """Return the remark on rows that a unique key or index would refuse as duplicates."""
     listed = ", ".join(columns)
     return f"rows in the way: SELECT {listed}, count(*) FROM {table} GROUP BY {listed} HAVING count(*) > 1"
 
