@@ -413,16 +413,39 @@ def test_time_limits_of_a_role_end_no_session(postgres: Place, server: Server) -
         rows(
             place,
             "CREATE SCHEMA s",
-            "CREATE TABLE s.kept AS SELECT n AS a, repeat('x', 1000) AS b FROM generate_series(1, 60000) AS n",
+            "CREATE TABLE s.kept AS SELECT n AS a, repeat('x', 1000) AS b FROM generate_series(1, 200000) AS n",
             "CREATE MATERIALIZED VIEW s.total AS SELECT count(*) FROM s.kept",
         )
         limits = ["idle_session_timeout", "idle_in_transaction_session_timeout", "lock_timeout"]
         limits += ["transaction_timeout"] if POSTGRES_VERSION >= 17 else []
-        server.execute(*[f"ALTER ROLE plain SET {limit} = '300ms'" for limit in limits])
+        server.execute(*[f"ALTER ROLE plain SET {limit} = '1s'" for limit in limits])
         made = done(place, "create", "--test-restore")
         done(place, "restore", made["path"], "--force")
-        assert rows(place, "SELECT count FROM s.total") == [(60000,)]
+        assert rows(place, "SELECT count FROM s.total") == [(200000,)]
         server.execute(f"DROP DATABASE {name}")
+
+
+def test_database_that_cannot_be_compared_once_it_is_replaced_is_kept_and_the_warning_says_why(
+    postgres: Place, server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("WHATSPIRE_PG_BIN", postgres_programs())
+    with plain_role(server, "own_only"), spare(server, "OWNER own_only") as name:
+        place = at(postgres, name, user="own_only")
+        rows(place, "CREATE SCHEMA s", "CREATE TABLE s.kept (a integer)", "INSERT INTO s.kept VALUES (1)")
+        settings = Settings(driver="postgres", dsn=place.dsn)
+        taken = backup.create(settings, postgres.folder)
+
+        def hide(what: str, done: int, total: int) -> None:
+            if what == "swapping":
+                rows(at(postgres, name), "CREATE TABLE s.hidden (a integer)")
+
+        (old,) = backup.restore(taken, settings, postgres.folder, force=True, progress=hide).kept
+        said = [record.getMessage() for record in caplog.records if old in record.getMessage()]
+        assert len(said) == 1
+        assert said[0].startswith(f"database {old} is kept, for it could not be compared or dropped: ")
+        assert "permission denied for table hidden" in said[0]
+        assert rows(at(postgres, old), "SELECT a FROM s.kept") == [(1,)]
+        server.execute(f'DROP DATABASE "{old}"', f"DROP DATABASE {name}")
 
 
 # Before 18 a generated column is stored, and a row that it cannot be computed for is not there.

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from whatspire_db import messages
 from whatspire_db.backup.archive import Backup
 from whatspire_db.backup.durable import new_file, undisturbed
 from whatspire_db.backup.manifest import Content
 from whatspire_db.connection.patience import patient
+from whatspire_db.dsn.redaction import redact
 from whatspire_db.dsn.targets import PostgresTarget
 from whatspire_db.errors import (
     BackupFailed,
@@ -128,9 +130,12 @@ def _replace(
         with maintenance(target, name) as ender, undisturbed():
             swap(admin, ender, target, new, name, old, wanted.wait)
             outcome.kept, outcome.is_done = (old,), True
-    with suppress(Exception):  # the restore is done: what cannot be looked at, or dropped, is kept and told
+    try:
         warn_of_subscriptions(quiet)
         _drop_if_saved(admin, quiet.to(old), properties, wanted)
+    except Exception as error:  # the restore is done: what cannot be looked at, or dropped, is kept and told
+        why = redact(messages.first_line(error), target.secrets)
+        logger.warning("database %s is kept, for it could not be compared or dropped: %s", old, why)
 
 
 def _drop_if_saved(admin: Session, old: PostgresTarget, properties: Mapping[str, Any], wanted: Restoration) -> None:
