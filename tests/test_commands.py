@@ -56,6 +56,7 @@ def test_front_door_hands_on_to_every_command(place: Place) -> None:
     assert door("--version").stdout.startswith("whatspire-db 0.")
 
 
+@pytest.mark.soak
 def test_front_door_says_what_to_type(sqlite: Place) -> None:
     for arguments, words in {
         (): "no verb is given",
@@ -116,6 +117,7 @@ def test_database_that_cannot_be_reached_is_one_document_that_names_it(
     assert "gone" in str(document["error"])
 
 
+@pytest.mark.soak
 def test_refused_migration_is_one_document_with_its_plan(place: Place) -> None:
     with opened(place) as db:
         db.execute_sql("CREATE TABLE sessions (id text PRIMARY KEY, status text)")
@@ -184,6 +186,7 @@ def test_every_verb_names_the_database(place: Place) -> None:
             assert "hunter2" not in done.stdout + done.stderr
 
 
+@pytest.mark.soak
 def test_file_is_named_in_full_and_said_to_be_new(sqlite: Place) -> None:
     (sqlite.folder / "data").mkdir()
     path = sqlite.folder / "data" / "x.db"

@@ -275,6 +275,7 @@ def test_other_variables_of_the_service_are_left_alone() -> None:
     assert read(WHATSAPP_EVENTS_CLEANUP_TIME="02:00", WHATSAPP_SERVER_PORT="80") == Settings()
 
 
+@pytest.mark.soak
 def test_every_command_tells_which_file_it_read(sqlite: Place) -> None:
     (sqlite.folder / "config.yaml").write_text("database: {max_idle_conns: 3}")
     done = sqlite.run("plan")
@@ -289,6 +290,7 @@ def test_every_command_tells_which_file_it_read(sqlite: Place) -> None:
     ]
 
 
+@pytest.mark.soak
 def test_health_and_runs_over_many_tell_which_file_they_read(sqlite: Place) -> None:
     assert sqlite.run("up").returncode == 0
     (sqlite.folder / "config.yaml").write_text("database: {max_idle_conns: 3}")
@@ -306,6 +308,7 @@ def settings_of(place: Place, *arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.soak
 def test_settings_prints_values_and_where_they_come_from(sqlite: Place) -> None:
     dsn = f"postgres://me:{SECRET}@localhost/app"
     (sqlite.folder / "config.yaml").write_text(f"database:\n  replica_dsn: {dsn}\n  slow_threshold: 1500ms")

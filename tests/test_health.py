@@ -126,6 +126,7 @@ def test_database_that_was_never_migrated_is_unhealthy(place: Place) -> None:
     assert len(found["differences"]) == 5
 
 
+@pytest.mark.soak
 def test_own_models_are_looked_for(place: Place) -> None:
     (place.folder / "notes.py").write_text("import peewee\nclass Note(peewee.Model):\n    text = peewee.TextField()\n")
     assert place.run("--models", "notes", "--only-models").returncode == 0
@@ -184,6 +185,7 @@ def test_connection_is_left_as_it_was(place: Place) -> None:
 # SQLite
 
 
+@pytest.mark.soak
 def test_figures_of_a_file(sqlite: Place) -> None:
     up(sqlite)
     with opened(sqlite) as db:
@@ -259,6 +261,7 @@ def test_locked_file_is_not_reachable(sqlite: Place) -> None:
         assert health(sqlite).returncode == 0
 
 
+@pytest.mark.soak
 def test_file_and_folder_that_may_only_be_read() -> None:
     with tempfile.TemporaryDirectory() as folder:
         place = Place("sqlite", f"{folder}/whatspire.db", Path(folder))
@@ -377,6 +380,7 @@ def test_role_that_may_only_look_finds_a_stamped_schema_in_sync(postgres: Place,
         assert (found["in_sync"], found["note"]) == (True, None)
 
 
+@pytest.mark.soak
 def test_names_alone_are_compared_without_a_stamp_and_temporary_tables(postgres: Place, clerk: Place) -> None:
     psql(postgres.dsn, f"REVOKE TEMPORARY ON DATABASE {name_of(postgres)} FROM PUBLIC")
     psql(postgres.dsn, "COMMENT ON TYPE migration_versions IS NULL")
@@ -403,6 +407,7 @@ def test_quick_check_is_not_for_postgres(postgres: Place) -> None:
     assert document(health(postgres, "--json", "--quick-check"))["quick_check"] is None
 
 
+@pytest.mark.soak
 def test_stopped_server_is_not_reachable(server: Server, tmp_path: Path) -> None:
     with new_node(server, "-c fsync=off") as node:
         place = Place("postgres", node.dsn(), tmp_path)

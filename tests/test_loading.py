@@ -48,6 +48,7 @@ def tables(path: Path) -> set[str]:
 # Only models.
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("way", ["option", "variable"])
 def test_only_models_leaves_the_services_tables_out(place: Place, way: str) -> None:
     (place.folder / "blog.py").write_text(UNBOUND)

@@ -74,6 +74,7 @@ def migrate_a_table_with_rows(path: str) -> None:
     MigrationRunner(db, [Note]).up()
 
 
+@pytest.mark.soak
 def test_refusal_crosses_processes_with_its_plan(tmp_path: Path) -> None:
     path = str(tmp_path / "x.db")
     with closing(sqlite3.connect(path)) as file:
@@ -273,6 +274,7 @@ def test_connection_that_fails_says_what_to_do(postgres: Place, wrong: str, stat
     assert remedy in error.hint
 
 
+@pytest.mark.soak
 def test_closed_port_is_told_from_a_silent_one() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
@@ -328,6 +330,7 @@ def test_user_id_without_a_name_is_asked_to_name_the_user(postgres: Place, monke
 # Commands
 
 
+@pytest.mark.soak
 def test_service_role_without_temporary_gets_names_alone(postgres: Place, server: Server) -> None:
     assert postgres.run("-q").returncode == 0
     name = postgres.dsn.rpartition("dbname='")[2].partition("'")[0]
@@ -353,6 +356,7 @@ class Wide(BaseModel):
 """
 
 
+@pytest.mark.soak
 def test_model_that_is_too_wide_fits_on_a_screen(place: Place) -> None:
     columns = "\n".join(f"    c{n} = IntegerField(null=True)" for n in range(2001))
     (place.folder / "wide.py").write_text(MODELS.format(columns))

@@ -135,12 +135,14 @@ def test_lock_is_waited_for_and_named(place: Place) -> None:
     assert place.run("--lock-timeout", "10s").returncode == 0
 
 
+@pytest.mark.soak
 def test_errors_are_told_by_their_codes(place: Place) -> None:
     Path(place.dsn).write_bytes(b"nothing of the kind" * 1000)
     for module, verb in (("migrate", "plan"), ("backup", "create"), ("health", "--no-schema")):
         fails(place.run(verb, module=f"whatspire_db.{module}"), 1, "is not a SQLite database")
 
 
+@pytest.mark.soak
 def test_backup_and_health_work_with_either_library(place: Place) -> None:
     assert place.run("-q").returncode == 0
     for module, *arguments in (

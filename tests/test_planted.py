@@ -53,6 +53,7 @@ def test_a_query_that_hides_an_operator_is_not_pinned(hidden: str) -> None:
         pinned(f"SELECT {hidden}")
 
 
+@pytest.mark.soak
 def test_planted_code_fits_the_calls(postgres: Place) -> None:
     with planted(postgres.dsn) as here:
         path = "SET search_path = public, pg_catalog; "
@@ -94,6 +95,7 @@ INSERT INTO events VALUES ('1', 't', 's', '{}', now(), now());
 """
 
 
+@pytest.mark.soak
 def test_planted_code_does_not_run_in_what_mends_drift(postgres: Place) -> None:
     up(postgres)
     psql(postgres.dsn, DRIFT)
@@ -134,6 +136,7 @@ def test_planted_code_does_not_run_in_the_pool(hostile: tuple[Place, Planted]) -
     assert here.is_harmless()
 
 
+@pytest.mark.soak
 def test_planted_code_does_not_run_in_a_query_of_json_values(postgres: Place) -> None:
     up(postgres)
     psql(postgres.dsn, """INSERT INTO events VALUES ('1', 't', 's', '{"a": {"b": "c"}}', now(), now())""")

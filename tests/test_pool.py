@@ -520,6 +520,7 @@ def test_the_collector_ends_a_lease_while_somebody_steps_into_the_line(monkeypat
     assert pool.stats().wait_duration < 1
 
 
+@pytest.mark.soak
 def test_the_collector_ends_a_lease_while_somebody_gives_his_back(monkeypatch: pytest.MonkeyPatch) -> None:
     pool = bare_pool(max_open=2, max_idle=1)
     lease, collect = pool.acquire(object, usable), dropped_by_the_collector(pool)

@@ -101,6 +101,7 @@ def prove(postgres: Place, seconds: float, **settings: Any) -> tuple[Any, Worker
     return db, workers
 
 
+@pytest.mark.soak
 def test_sessions_that_are_replaced_are_never_one_too_many(postgres: Place) -> None:
     """Connections are closed all the time: for their age, and since few may be idle."""
     db, _ = prove(postgres, 2, conn_max_lifetime=timedelta(milliseconds=50), max_idle_conns=2)

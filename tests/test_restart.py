@@ -120,6 +120,7 @@ def hold_all(db: peewee.Database, number: int) -> set[int]:
         return set(pool.map(hold, range(number)))
 
 
+@pytest.mark.soak
 def test_killed_connections_of_the_pool_cost_no_statement(postgres: Place, server: Server) -> None:
     db = postgres.connect()
     for _ in range(3):

@@ -96,6 +96,7 @@ def ask(place: Place, question: str) -> list[tuple[Any, ...]]:
         return cursor.fetchall()
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("number", NUMBERS)
 def test_wait_for_the_migration_lock_is_ended(place: Place, number: int) -> None:
     with place.connect() as db, MigrationRunner(db).engine.lock(1):
@@ -169,6 +170,7 @@ def test_connecting_to_a_server_that_never_answers_is_ended(
     assert not list((postgres.folder).rglob(".*.partial"))
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("number", NUMBERS)
 def test_index_build_is_ended_and_the_next_run_finishes_it(postgres: Place, number: int) -> None:
     (postgres.folder / "big.py").write_text(SLOW_INDEX)

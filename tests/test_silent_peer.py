@@ -77,6 +77,7 @@ def backend(db: Any) -> int:
     return int(db.execute_sql("SELECT pg_backend_pid()").fetchone()[0])
 
 
+@pytest.mark.soak
 def test_a_statement_goes_on_over_a_new_connection(postgres: Place, proxy: Proxy) -> None:
     db = pool(postgres, proxy)
     with db.connection_context():
@@ -88,6 +89,7 @@ def test_a_statement_goes_on_over_a_new_connection(postgres: Place, proxy: Proxy
     db.close_all()
 
 
+@pytest.mark.soak
 def test_a_transaction_begins_over_a_new_connection(postgres: Place, proxy: Proxy) -> None:
     db = pool(postgres, proxy)
     with db.connection_context():
@@ -147,6 +149,7 @@ def test_a_peer_that_answers_nobody_is_an_error_and_later_forgotten(
     db.close_all()
 
 
+@pytest.mark.soak
 def test_cleaning_a_session_of_a_silent_peer_ends_in_closing_it(
     postgres: Place, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -161,6 +164,7 @@ def test_cleaning_a_session_of_a_silent_peer_ends_in_closing_it(
     db.close_all()
 
 
+@pytest.mark.soak
 def test_an_answer_in_time_leaves_the_connection_alone(postgres: Place, proxy: Proxy) -> None:
     db = pool(postgres, proxy)
     with db.connection_context():

@@ -61,6 +61,7 @@ def test_restore_makes_the_folder_of_to_but_not_that_of_the_dsn(sqlite: Place) -
     assert (sqlite.folder / "missing" / "x.db").exists()
 
 
+@pytest.mark.soak
 def test_data_alone_is_made(sqlite: Place) -> None:
     for dsn in ("data/w.db", "./data/../data/v.db", "file:data/u.db"):
         done = sqlite.run("--dsn", dsn)

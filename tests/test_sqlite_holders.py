@@ -42,6 +42,7 @@ def holding(place: Place, *statements: str) -> Iterator[int]:
         holder.stdin.close()
 
 
+@pytest.mark.soak
 @pytest.mark.sampled
 @pytest.mark.parametrize("mode", ["wal", "delete"])
 @pytest.mark.parametrize(
@@ -60,6 +61,7 @@ def test_writer_is_named(sqlite: Place, mode: str, module: str, arguments: list[
     fails(done, 1, f"(pid {pid}, python")
 
 
+@pytest.mark.soak
 def test_reader_that_stops_a_restore_is_named(sqlite: Place) -> None:
     up(sqlite)
     assert sqlite.run("create", module=BACKUP).returncode == 0

@@ -80,6 +80,7 @@ def columns_of(line: str) -> list[str]:
     return re.split(r"  +", line.strip())
 
 
+@pytest.mark.soak
 def test_verify_status_health_and_backups_are_tables_on_a_terminal(sqlite: Place) -> None:
     assert sqlite.run("-q").returncode == 0
     db = sqlite.connect()
@@ -106,6 +107,7 @@ def test_verify_status_health_and_backups_are_tables_on_a_terminal(sqlite: Place
     assert listed[2].endswith("yes")
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("verb", ["plan", "verify"])
 def test_what_a_killed_undo_left_is_told_beside_a_table(postgres: Place, verb: str) -> None:
     assert postgres.run("-q").returncode == 0

@@ -28,6 +28,7 @@ def both(place: Place) -> tuple[list[Any], list[Any]]:
     return json.loads(verify.stdout)["times"], json.loads(health.stdout)["times"]
 
 
+@pytest.mark.soak
 def test_times_in_utc_are_no_news(place: Place) -> None:
     up(place)
     with closing(place.connect()) as db:
@@ -37,6 +38,7 @@ def test_times_in_utc_are_no_news(place: Place) -> None:
     assert "note:" not in place.run("verify").stdout
 
 
+@pytest.mark.soak
 @pytest.mark.sampled
 @pytest.mark.parametrize(
     ("text", "example"),
@@ -94,6 +96,7 @@ class Wall(BaseModel):
         abstract = True
 
 
+@pytest.mark.soak
 def test_wall_clock_in_the_future_is_named(postgres: Place) -> None:
     up(postgres)
     with closing(postgres.connect()) as db, db.connection_context():
@@ -110,6 +113,7 @@ def test_wall_clock_in_the_future_is_named(postgres: Place) -> None:
     )
 
 
+@pytest.mark.soak
 def test_rows_that_a_policy_hides_are_no_proof_of_right_times(server: Server, postgres: Place) -> None:
     up(postgres)
     name = postgres.connect().database
@@ -150,6 +154,7 @@ def test_column_of_a_plain_wall_clock_may_hold_a_future(postgres: Place) -> None
         assert runner.time_notes() == ()
 
 
+@pytest.mark.soak
 def test_wall_clocks_are_named_where_the_server_is_not_in_utc(server: Server, postgres: Place) -> None:
     up(postgres)
     name = postgres.connect().database

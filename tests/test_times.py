@@ -279,6 +279,7 @@ def test_values_that_sqlite_let_into_columns_of_another_type(sqlite: Place) -> N
         ][: 1 + gives_the_row_again]
 
 
+@pytest.mark.soak
 def test_deeply_nested_json_is_refused(migrated: peewee.Database) -> None:
     deep: list[Any] = []
     for _ in range(200_000):

@@ -171,6 +171,7 @@ def test_bytes_that_flipped_in_the_file_are_found(place: Place, one: backup.Back
         backup.verify(one)
 
 
+@pytest.mark.soak
 def test_the_command_line_ends_with_3(place: Place, one: backup.Backup) -> None:
     whole = one.file.read_bytes()
     truncate(one.file)
@@ -192,6 +193,7 @@ def test_the_engine_finds_what_a_manifest_hides(place: Place, one: backup.Backup
             refused(place, one.file)
 
 
+@pytest.mark.soak
 def test_rows_that_the_file_does_not_hold_are_found_when_it_is_tried_out(place: Place, one: backup.Backup) -> None:
     tables = dict(one.manifest.content.tables)
     (name,) = tables

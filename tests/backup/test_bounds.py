@@ -56,6 +56,7 @@ def zstd_bomb(path: Path, head: bytes) -> None:
             file.write(bytes(MEBI))
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("verb", [("verify", "latest"), ("restore", "latest", "--to", "new.db")])
 @pytest.mark.parametrize("bomb", [gzip_bomb, zstd_bomb])
 def test_a_file_is_not_unpacked_beyond_what_its_manifest_says(
@@ -229,6 +230,7 @@ def test_a_url_is_no_file_of_a_backup(sqlite: Place) -> None:
         assert "SECRET" not in done.stderr
 
 
+@pytest.mark.soak
 def test_a_folder_may_have_any_name_that_is_written_as_a_path(sqlite: Place) -> None:
     filled(sqlite.dsn)
     home = sqlite.folder / "home"

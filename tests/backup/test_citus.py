@@ -39,6 +39,7 @@ def test_cluster_whose_tables_are_all_on_one_node_is_backed_up(citus: Place) -> 
     assert "torn" not in done(citus, "create")
 
 
+@pytest.mark.soak
 def test_accepted_torn_backup_says_so_wherever_it_is_shown(cluster: Place) -> None:
     made = done(cluster, "create", "--accept-torn", "--test-restore", warns="this backup is torn: ")
     torn = ["public.api_keys", "public.sessions"]
@@ -61,6 +62,7 @@ def test_restore_warns_that_the_distribution_is_lost(cluster: Place, server: Ser
         assert "SELECT create_distributed_table('public.sessions', 'id');" in ran.stderr
 
 
+@pytest.mark.soak
 def test_torn_backup_restores_although_its_rows_are_not_those_that_were_counted(cluster: Place) -> None:
     made = done(cluster, "create", "--accept-torn", warns="torn")
     path = Path(cluster.folder, made["manifest"])
@@ -81,6 +83,7 @@ def test_migration_with_a_backup_is_refused_before_anything_is_changed(cluster: 
         assert "idx_sessions_jid" not in {index.name for index in db.get_indexes("sessions")}
 
 
+@pytest.mark.soak
 def test_safety_backup_of_a_cluster_is_refused_and_the_database_kept(cluster: Place, server: Server) -> None:
     done(cluster, "create", "--accept-torn", warns="torn")
     said = refused(cluster, 1, "restore", "latest", "--force")

@@ -101,6 +101,7 @@ def test_the_life_of_a_backup(place: Place, elsewhere: Place) -> None:
     assert [one["fate"] for one in pruned["backups"]] == ["kept", "kept", "deleted"]
 
 
+@pytest.mark.soak
 def test_the_same_in_words(sqlite: Place) -> None:
     fill(sqlite)
     created = run(sqlite, "create")
@@ -121,6 +122,7 @@ def test_the_same_in_words(sqlite: Place) -> None:
     assert "PROBLEM: its file has 7 bytes" in run(sqlite, "list").stdout
 
 
+@pytest.mark.soak
 def test_quiet_says_nothing_that_is_no_error(sqlite: Place) -> None:
     fill(sqlite)
     quiet = [
@@ -255,6 +257,7 @@ def test_exit_2_for_another_place_that_is_no_database(postgres: Place) -> None:
         assert "://" not in done.stderr
 
 
+@pytest.mark.soak
 def test_another_place_is_named_as_a_dsn_names_it(sqlite: Place) -> None:
     fill(sqlite)
     made(sqlite)
@@ -335,6 +338,7 @@ def test_exit_5_when_the_server_is_older(postgres: Place) -> None:
     assert entries(postgres) == rows
 
 
+@pytest.mark.soak
 def test_names_that_the_terminal_cannot_show(sqlite: Place) -> None:
     odd = replace(sqlite, dsn=str(sqlite.folder / "größe 1.db"))
     fill(odd)
@@ -401,6 +405,7 @@ def test_times_are_utc_whatever_the_zone(sqlite: Place) -> None:
     assert document["file"] == f"whatspire-{stamp}.sqlite3"
 
 
+@pytest.mark.soak
 def test_a_lock_is_waited_for_and_then_named(place: Place) -> None:
     fill(place)
     with opened(place) as db:
@@ -422,6 +427,7 @@ def test_a_lock_is_waited_for_and_then_named(place: Place) -> None:
 # The scripts
 
 
+@pytest.mark.soak
 def test_scripts(sqlite: Place) -> None:
     """They take what the verbs take; without PYTHON the first python3 of PATH runs them."""
     variables = {name: value for name, value in sqlite.variables().items() if name != "PYTHON"}
@@ -481,6 +487,7 @@ def test_backup_is_made_before_anything_changes(place: Place, elsewhere: Place) 
     assert len(entries(elsewhere)) == 3
 
 
+@pytest.mark.soak
 def test_json_names_the_backup(place: Place) -> None:
     pend(place)
     report = told(with_option(place, "--json"))
@@ -492,6 +499,7 @@ def test_json_names_the_backup(place: Place) -> None:
     assert len(backup.list_backups(folder_of(place))[0]) == 1
 
 
+@pytest.mark.soak
 def test_no_backup_when_there_is_nothing_to_do_or_to_lose(place: Place) -> None:
     """Nothing pending, or nothing in the database yet."""
     first = with_variable(place)
@@ -510,6 +518,7 @@ def test_only_up_makes_one(place: Place) -> None:
     assert not folder_of(place).exists()
 
 
+@pytest.mark.soak
 def test_backup_that_fails_stops_the_migration(place: Place) -> None:
     pend(place)
     (place.folder / "backups").write_text("in the way")
@@ -525,6 +534,7 @@ def test_backup_that_fails_stops_the_migration(place: Place) -> None:
     assert pending(place) == []
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("way", [with_option, with_variable])
 def test_backup_that_would_wait_for_its_own_run_is_refused_at_once(sqlite: Place, way: Callable[..., Done]) -> None:
     pend(sqlite)

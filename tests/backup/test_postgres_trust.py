@@ -114,6 +114,7 @@ def test_trusted_backup_of_a_tenant_is_restored_by_a_superuser(postgres: Place, 
         server.execute(f"DROP DATABASE {name}")
 
 
+@pytest.mark.soak
 def test_owner_restores_without_a_word_of_trust(postgres: Place, server: Server) -> None:
     with tenants(postgres, server) as place:
         own = at(place, name_of(place), user="mallory")
@@ -122,6 +123,7 @@ def test_owner_restores_without_a_word_of_trust(postgres: Place, server: Server)
         assert not is_superuser(place)
 
 
+@pytest.mark.soak
 def test_backup_before_a_migration_runs_no_code(postgres: Place, server: Server) -> None:
     with tenants(postgres, server) as place:
         ran = place.run("up", "--backup", "--trust-source", "--json")
@@ -130,6 +132,7 @@ def test_backup_before_a_migration_runs_no_code(postgres: Place, server: Server)
         assert not is_superuser(place)
 
 
+@pytest.mark.soak
 def test_manifest_does_not_decide_who_is_trusted(postgres: Place, server: Server) -> None:
     with tenants(postgres, server) as place:
         one = read(Path(done(place, "create")["path"]))
@@ -140,6 +143,7 @@ def test_manifest_does_not_decide_who_is_trusted(postgres: Place, server: Server
         assert not is_superuser(place)
 
 
+@pytest.mark.soak
 def test_owner_who_is_not_there_any_more_is_not_trusted(postgres: Place, server: Server) -> None:
     with role(server, "tenant"):
         rows(postgres, "CREATE TABLE own (a integer)", "ALTER TABLE own OWNER TO tenant")
@@ -254,6 +258,7 @@ def ran() -> Iterator[Path]:
         yield path
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("where", PLANNED)
 def test_reading_a_tenants_tables_for_a_backup_plans_none_of_his_code(
     postgres: Place, server: Server, where: str, ran: Path
@@ -266,6 +271,7 @@ def test_reading_a_tenants_tables_for_a_backup_plans_none_of_his_code(
         assert made.content.tables["public.note"].rows == 1
 
 
+@pytest.mark.soak
 def test_looking_for_rows_in_a_target_plans_none_of_its_owners_code(postgres: Place, server: Server, ran: Path) -> None:
     up(postgres)
     made = done(postgres, "create")["path"]
@@ -295,6 +301,7 @@ CREATE TABLE empty (a integer);
 """
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("encoding", ["UTF8", "LATIN1", "SQL_ASCII", "EUC_JP"])
 def test_fingerprint_of_what_was_copied_is_that_of_a_query(
     postgres: Place, server: Server, encoding: str, ran: Path

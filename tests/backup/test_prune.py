@@ -78,6 +78,7 @@ def history_of(place: Place) -> list[backup.Backup]:
     return [first, *copies(first, *TIMES[1:])][::-1]
 
 
+@pytest.mark.soak
 def test_what_is_kept_and_why(place: Place, history: list[backup.Backup]) -> None:
     rules = ("--keep-last", "1", "--keep-daily", "2", "--keep-weekly", "2", "--keep-monthly", "2")
     before = look(folder_of(place))
@@ -237,6 +238,7 @@ def test_names_that_begin_alike_are_two(sqlite: Place) -> None:
     assert look(folder_of(sqlite)) == {name: data for name, data in before.items() if name not in gone}
 
 
+@pytest.mark.soak
 def test_other_database_of_the_name_is_not_touched(place: Place, request: pytest.FixtureRequest) -> None:
     fill(place)
     folder = folder_of(place)
@@ -302,6 +304,7 @@ def test_foreign_files_links_and_directories_are_not_touched(sqlite: Place) -> N
     assert (history[4].file / "inside").read_text() == "mine"
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("policy", [(1,), (0, 9)], ids=["last", "daily alone"])
 def test_what_restores_put_aside_is_counted_by_itself(place: Place, policy: tuple[int, ...]) -> None:
     fill(place)
@@ -321,6 +324,7 @@ def test_what_restores_put_aside_is_counted_by_itself(place: Place, policy: tupl
     assert backup.find("latest", settings=settings_of(place)) == kept[1]
 
 
+@pytest.mark.soak
 def test_what_restores_put_aside_has_the_name_of_the_restore(place: Place) -> None:
     """So the rules for that name are heard, and two machines that share a folder do not mix theirs."""
     fill(place)

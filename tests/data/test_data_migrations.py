@@ -344,6 +344,7 @@ def test_the_condition_of_a_batch_calls_no_planted_operator(postgres: Place, key
 # What a function must not do to a run
 
 
+@pytest.mark.soak
 def test_a_key_is_no_part_of_a_script(place: Place) -> None:
     """Keys come from outside, and a position is one."""
     app(place, "1 / 0", key="TextField(primary_key=True)")
@@ -476,6 +477,7 @@ def test_a_failure_by_locks_or_isolation_is_tried_again(postgres: Place) -> None
         assert sorted(row[0] for row in table.select(table.n).tuples()) == [1] * 29 + [11]
 
 
+@pytest.mark.soak
 def test_a_lock_at_the_beginning_is_waited_for(place: Place, db: peewee.Database) -> None:
     import threading
 
@@ -1092,6 +1094,7 @@ def test_the_commands_tell_what_is_pending_and_done(place: Place) -> None:
     assert "Nothing to do" in command(place, "data").stdout
 
 
+@pytest.mark.soak
 def test_the_commands_after_a_failure(place: Place) -> None:
     app(place, "1 / 0")
     first = command(place, "up")

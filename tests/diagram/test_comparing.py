@@ -184,6 +184,7 @@ def test_database_in_sync_has_no_differences(place: Place) -> None:
     assert not diagram.script
 
 
+@pytest.mark.soak
 def test_names_from_hell_are_compared_and_drawn(place: Place) -> None:
     """One of two schemas with the same table is left out on SQLite, which has no schemas of its own."""
     models = [m for m in models_from_hell() if not (place.is_sqlite and m._meta.schema)]

@@ -68,6 +68,7 @@ def test_database_that_cannot_be_reached_is_an_error_and_never_left_out(shop: Pl
     assert not Path(tmp_path / "no.db").exists()
 
 
+@pytest.mark.soak
 def test_live_draws_the_database_and_with_models_both(shop: Place) -> None:
     assert shop.run("--models", "shop", "--only-models").returncode == 0
     live = draw(shop, "--live", "--json")
@@ -161,6 +162,7 @@ def test_mermaid_that_would_not_be_drawn_is_refused(sqlite: Place) -> None:
     assert draw(sqlite, "--models", "large", "--only-models", "--keys").returncode == 0
 
 
+@pytest.mark.soak
 def test_file_is_replaced_whole_and_never_through_a_link(sqlite: Place) -> None:
     target, link = sqlite.folder / "a.svg", sqlite.folder / "link.svg"
     target.write_text("old")
@@ -176,6 +178,7 @@ def test_file_is_replaced_whole_and_never_through_a_link(sqlite: Place) -> None:
     assert not list(sqlite.folder.glob(".*partial"))
 
 
+@pytest.mark.soak
 def test_a_database_is_never_replaced_by_a_picture(sqlite: Place) -> None:
     assert sqlite.run("-q").returncode == 0
     before = Path(sqlite.dsn).read_bytes()
@@ -184,6 +187,7 @@ def test_a_database_is_never_replaced_by_a_picture(sqlite: Place) -> None:
     assert Path(sqlite.dsn).read_bytes() == before
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("end", ["-wal", "-shm", "-journal"])
 def test_a_file_beside_a_database_is_never_replaced_by_a_picture(sqlite: Place, end: str) -> None:
     """The newest rows may stand there alone; and what is not there yet would be taken for SQLite's own."""
@@ -215,6 +219,7 @@ def test_pictures_of_a_database_whose_rows_were_moved_say_so(sqlite: Place) -> N
     assert fence.fact in (sqlite.folder / "v.html").read_text()
 
 
+@pytest.mark.soak
 def test_verify_html_writes_the_differences_and_keeps_its_exit_codes(sqlite: Place) -> None:
     (sqlite.folder / "shop.py").write_text(SHOP)
     usual = ["--models", "shop", "--only-models", "--html", "v.html"]

@@ -118,6 +118,7 @@ def test_names_from_hell_are_text_and_no_markup() -> None:
         assert "\u202e" not in text
 
 
+@pytest.mark.soak
 @names
 def test_dbml_is_read_back_with_every_table_and_reference(name: str) -> None:
     diagram = PICTURES[name]

@@ -136,6 +136,7 @@ def test_accepted_drift_that_goes_further_is_told(place: Place) -> None:
     assert "60" in str(drift.live)
 
 
+@pytest.mark.soak
 def test_the_commands_show_what_is_accepted_and_exit_0(place: Place) -> None:
     db = drifted(place)
     accepted = json.dumps(listed(db))

@@ -208,6 +208,7 @@ TAKEN = [
 ]
 
 
+@pytest.mark.soak
 def test_reference_that_no_cluster_takes_is_refused(db: pw.PostgresqlDatabase) -> None:
     for table, call in {"apart": "'tenant', 7", "single": "NULL, 8"}.items():
         MigrationRunner(db, [model(table)]).up()

@@ -77,6 +77,7 @@ def test_verbs_in_the_life_of_a_database(place: Place) -> None:
     assert place.run("-q").stdout == ""
 
 
+@pytest.mark.soak
 def test_what_runs_is_what_was_shown(place: Place) -> None:
     shown = json.loads(place.run("plan", "--json").stdout)["pending"]
     assert json.loads(place.run("--json").stdout)["applied"] == shown
@@ -92,6 +93,7 @@ def test_statements_of_the_plan_make_the_schema(place: Place) -> None:
         assert not MigrationRunner(db).verify_schema()
 
 
+@pytest.mark.soak
 def test_statements_alone_run_through_the_engines_own_shell(place: Place, server: Server) -> None:
     planned = place.run("plan", "--sql")
     assert planned.returncode == 3
@@ -105,6 +107,7 @@ def test_statements_alone_run_through_the_engines_own_shell(place: Place, server
     assert place.run("verify").returncode == 0
 
 
+@pytest.mark.soak
 def test_lock_timeout_ends_the_wait_in_two_lines(place: Place) -> None:
     db = place.connect()
     with db.connection_context(), MigrationRunner(db).engine.lock(1):
@@ -175,6 +178,7 @@ def test_postgres_without_a_dsn(sqlite: Place) -> None:
     fails(done, 2, "WHATSAPP_DATABASE_DSN is not set")
 
 
+@pytest.mark.soak
 def test_models_modules(sqlite: Place) -> None:
     (sqlite.folder / "broken.py").write_text("raise ValueError('not today')\n")
     (sqlite.folder / "empty.py").write_text("from peewee import Model\nfrom whatspire_db import Session\n")
@@ -232,6 +236,7 @@ def test_own_models_are_migrated_too(place: Place) -> None:
 # SQLite files
 
 
+@pytest.mark.soak
 def test_sqlite_path_is_a_directory(sqlite: Place) -> None:
     Path(sqlite.dsn).mkdir()
     for verb in ("up", "plan", "verify", "status", "version"):
@@ -289,6 +294,7 @@ def run_as_nobody(sqlite: Place) -> Callable[..., subprocess.CompletedProcess[st
     return run
 
 
+@pytest.mark.soak
 def test_sqlite_file_that_cannot_be_read(
     sqlite: Place, run_as_nobody: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
@@ -311,6 +317,7 @@ def test_file_in_a_folder_that_cannot_be_searched_is_not_taken_for_a_missing_one
     closed.chmod(0o755)
 
 
+@pytest.mark.soak
 def test_read_only_file(sqlite: Place, run_as_nobody: Callable[..., subprocess.CompletedProcess[str]]) -> None:
     db = sqlite.connect()
     db.execute_sql("PRAGMA journal_mode = DELETE")
@@ -325,6 +332,7 @@ def test_read_only_file(sqlite: Place, run_as_nobody: Callable[..., subprocess.C
     os.chmod(sqlite.folder, 0o755)
 
 
+@pytest.mark.soak
 def test_read_only_file_in_sync_is_no_error(
     sqlite: Place, run_as_nobody: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
@@ -364,6 +372,7 @@ def test_unknown_parameter_of_the_server(postgres: Place) -> None:
     fails(postgres.run("--dsn", f"{postgres.dsn} search_pth=x"), 1, "search_pth")
 
 
+@pytest.mark.soak
 def test_passwords(locked: Server, postgres: Place) -> None:
     name = parse_postgres(postgres.dsn).arguments["dbname"]
     escaped = PASSWORD.replace("\\", "\\\\").replace("'", "\\'")
@@ -379,6 +388,7 @@ def test_passwords(locked: Server, postgres: Place) -> None:
     assert postgres.run(env=url).returncode == 0
 
 
+@pytest.mark.soak
 def test_role_without_rights(postgres: Place, server: Server) -> None:
     server.execute("DROP ROLE IF EXISTS reader", "CREATE ROLE reader LOGIN")
     name = parse_postgres(postgres.dsn).arguments["dbname"]
@@ -403,6 +413,7 @@ def test_role_without_rights(postgres: Place, server: Server) -> None:
     server.execute("DROP ROLE reader")
 
 
+@pytest.mark.soak
 def test_role_that_may_make_no_temporary_tables(postgres: Place, server: Server) -> None:
     name = parse_postgres(postgres.dsn).arguments["dbname"]
     server.execute("DROP ROLE IF EXISTS modest", "CREATE ROLE modest LOGIN")
@@ -428,6 +439,7 @@ def test_role_that_may_make_no_temporary_tables(postgres: Place, server: Server)
     server.execute("DROP ROLE modest")
 
 
+@pytest.mark.soak
 def test_session_that_may_only_read(postgres: Place) -> None:
     reading = f"{postgres.dsn} default_transaction_read_only=on"
     fails(postgres.run("up", "--dsn", reading), 1, "read-only transaction")
@@ -435,6 +447,7 @@ def test_session_that_may_only_read(postgres: Place) -> None:
     assert postgres.run("up", "--dsn", reading).returncode == 0
 
 
+@pytest.mark.soak
 def test_search_path_decides_where_tables_go(postgres: Place) -> None:
     db = postgres.connect()
     db.execute_sql("CREATE SCHEMA app")
@@ -447,6 +460,7 @@ def test_search_path_decides_where_tables_go(postgres: Place) -> None:
     db.close()
 
 
+@pytest.mark.soak
 def test_name_with_a_newline_starts_no_line_of_its_own(place: Place) -> None:
     text = (
         "import peewee\nclass Odd(peewee.Model):\n    v = peewee.IntegerField(column_name='v\\nno drift')\n{}"

@@ -44,6 +44,7 @@ def declare(place: Place, default: str) -> None:
     (place.folder / "declared.py").write_text(MODEL.format(default), encoding="utf-8")
 
 
+@pytest.mark.soak
 def test_old_encoding_is_migrated_and_compared(old: Place) -> None:
     declare(old, "x")
     done = old.run("--models", "declared")

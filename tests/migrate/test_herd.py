@@ -214,6 +214,7 @@ def test_more_tables_than_a_server_has_locks_for_are_refused(cramped: Place, ver
     assert cramped.run("--models", "many", "--only-models").returncode == 0
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("settings", [STOCK, SMALL, f"{SMALL} -c max_pred_locks_per_transaction=10"])
 def test_room_that_is_expected_is_there(server: Server, settings: str) -> None:
     with started(server, settings) as node, closing(connect(node.dsn())) as db:

@@ -43,6 +43,7 @@ def test_session_of_another_role_is_named_without_what_is_hidden(postgres: Place
     assert "local socket" not in done.stderr
 
 
+@pytest.mark.soak
 def test_session_that_can_be_seen_is_named_in_full(owned: Place, postgres: Place) -> None:
     with closing(psycopg2.connect(owned.dsn, application_name="own")) as holder:
         holder.cursor().execute(WRITES)
@@ -51,6 +52,7 @@ def test_session_that_can_be_seen_is_named_in_full(owned: Place, postgres: Place
             fails(done, 1, f"pid {holder.info.backend_pid}, application own, user plain, from local socket, since 20")
 
 
+@pytest.mark.soak
 def test_prepared_transaction_is_named(server: Server, postgres: Place) -> None:
     with new_node(server, "-c max_prepared_transactions=2 -c fsync=off") as node:
         node.make()
@@ -69,6 +71,7 @@ BESIDE = {
 }
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("what", BESIDE)
 def test_holder_of_a_lock_that_no_step_asks_for_is_named(postgres: Place, what: str) -> None:
     assert postgres.run().returncode == 0

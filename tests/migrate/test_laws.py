@@ -141,6 +141,7 @@ def test_a_dump_and_restore_of_sqlite_is_in_sync(tmp_path: Path, by: str) -> Non
     law()
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("by", ["dump", "backup"])
 def test_a_dump_and_restore_of_postgres_is_in_sync(
     postgres: Place, server: Server, by: str, monkeypatch: pytest.MonkeyPatch
@@ -242,6 +243,7 @@ KINDS = {
 }
 
 
+@pytest.mark.soak
 def test_random_drift_is_reported_as_it_was_made_and_mended(postgres: Place) -> None:
     chosen = [Far, Near, Mixed]
     db = postgres.connect()
@@ -306,6 +308,7 @@ PARTS = {
 }
 
 
+@pytest.mark.soak
 def test_random_drift_of_sqlite_is_reported_as_it_was_made_and_mended(tmp_path: Path) -> None:
     counter = iter(range(1000))
 

@@ -60,6 +60,7 @@ def slowly_indexed() -> type[pw.Model]:
     return model
 
 
+@pytest.mark.soak
 def test_time_limit_of_a_role_does_not_end_a_run(postgres: Place, impatient: Place) -> None:
     def backup() -> None:
         psql(postgres.dsn, f"SELECT pg_sleep({LONGER})")
@@ -79,6 +80,7 @@ def test_time_limit_of_a_role_does_not_end_an_online_step(impatient: Place) -> N
     db.close_all()
 
 
+@pytest.mark.soak
 def test_time_limit_of_a_role_does_not_end_a_look(impatient: Place) -> None:
     model = table()
     model.add_index(SQL("CREATE INDEX t_slow ON t (x) WHERE slow(1) + slow(2) + slow(3) > 0"))
@@ -178,6 +180,7 @@ def test_plan_names_the_error_that_clients_with_prepared_statements_get(postgres
     assert error in json.dumps(plan.to_json()["notes"]).replace("\\", "")
 
 
+@pytest.mark.soak
 def test_statements_of_a_plan_have_its_note_as_a_comment(postgres: Place) -> None:
     assert postgres.run("up").returncode == 0
     psql(postgres.dsn, "ALTER TABLE sessions DROP COLUMN jid")

@@ -55,6 +55,7 @@ def execute(place: Place, sql: str) -> None:
         cursor.execute(sql)
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(
     ("verb", "table"), [(verb, "sessions") for verb in LOOKS] + [(verb, "migration_versions") for verb in QUESTIONS]
 )
@@ -117,6 +118,7 @@ def test_no_look_is_compiled(postgres: Place) -> None:
         assert engine.ask("SHOW jit") == "off"
 
 
+@pytest.mark.soak
 def test_killed_look_leaves_no_session_that_waits(postgres: Place) -> None:
     assert postgres.run().returncode == 0
     execute(postgres, NO_STAMP)
@@ -135,6 +137,7 @@ def test_killed_look_leaves_no_session_that_waits(postgres: Place) -> None:
         eventually(lambda: not waiting(), "its session ends")
 
 
+@pytest.mark.soak
 def test_killed_build_leaves_no_session_that_waits(postgres: Place) -> None:
     assert postgres.run().returncode == 0
     times = "'2026-01-01 00:00:00+00:00', '2026-01-01 00:00:00+00:00'"
@@ -205,6 +208,7 @@ def test_tables_that_refer_to_each_other_compare_equal_over_batches(postgres: Pl
         assert not runner.verify_schema()
 
 
+@pytest.mark.soak
 def test_batch_holds_few_locks(postgres: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     held: list[int] = []
     usual = PostgresEngine.scratch
@@ -321,6 +325,7 @@ def test_runs_that_start_together_look_once(postgres: Place, monkeypatch: pytest
     assert len(looks) == 1
 
 
+@pytest.mark.soak
 def test_run_with_nothing_to_do_does_not_wait_for_a_migration_in_vain(postgres: Place) -> None:
     assert postgres.run().returncode == 0
     execute(postgres, NO_STAMP)

@@ -235,6 +235,7 @@ def dsn_file(place: Place, *lines: str, mode: int = 0o600) -> str:
     return str(path)
 
 
+@pytest.mark.soak
 def test_dsns_of_both_engines_without_their_passwords(postgres: Place) -> None:
     secret = "hunter2'\\ x"
     quoted = secret.replace("\\", "\\\\").replace("'", "\\'")
@@ -293,6 +294,7 @@ def test_a_file_of_dsns_may_be_a_link_but_no_pipe_or_folder(sqlite: Place) -> No
 # Schemas
 
 
+@pytest.mark.soak
 def test_each_schema_of_the_pattern_and_no_other(postgres: Place) -> None:
     schemas(postgres, "tenant_1", "tenant_2", "Tenant_3", "other")
     done = run(postgres, "--each-schema", "tenant_*")
@@ -317,6 +319,7 @@ def test_each_schema_of_the_pattern_and_no_other(postgres: Place) -> None:
 ODD = ['Q"uoted', "two words", "back\\slash", "per%s", "it's,", "a;b", "Ünï\nline", "0"]
 
 
+@pytest.mark.soak
 def test_schemas_with_any_name(postgres: Place) -> None:
     schemas(postgres, *ODD)
     for verb in ("up", "up"):  # a look, and the stamp
@@ -334,6 +337,7 @@ def test_a_schema_that_no_search_path_can_name_is_refused(postgres: Place) -> No
     assert tables_by_schema(postgres) == {}
 
 
+@pytest.mark.soak
 def test_a_schema_that_the_role_may_not_use_fails_and_no_other_schema_takes_its_place(
     postgres: Place, server: Server
 ) -> None:
@@ -354,6 +358,7 @@ def test_a_schema_that_the_role_may_not_use_fails_and_no_other_schema_takes_its_
     server.execute("DROP ROLE limited")
 
 
+@pytest.mark.soak
 def test_a_history_of_another_schema_does_not_count(postgres: Place) -> None:
     schemas(postgres, "tenant_1")
     assert postgres.run(*OWN).returncode == 0
@@ -412,6 +417,7 @@ def lock_of(place: Place, schema: str) -> Any:
     return db, MigrationRunner(db, []).engine.lock(1)
 
 
+@pytest.mark.soak
 def test_the_lock_of_one_schema_stops_no_other(postgres: Place) -> None:
     schemas(postgres, "tenant_1", "tenant_2", "tenant_3")
     db, lock = lock_of(postgres, "tenant_2")
@@ -443,6 +449,7 @@ atexit.register(lambda: pathlib.Path("counts").write_text(f"{len(said)} {len(ope
 """
 
 
+@pytest.mark.soak
 def test_a_schema_with_nothing_to_do_costs_one_statement_and_no_connection(postgres: Place) -> None:
     few, many, jobs = 4, 13, 3
     schemas(postgres, *(f"tenant_{number:02}" for number in range(many)))
@@ -470,6 +477,7 @@ def place_of_many(place: Place, number: int) -> tuple[str, str]:
     return "--each-schema", "t_*"
 
 
+@pytest.mark.soak
 def test_threads_record_each_run_where_it_belongs(place: Place) -> None:
     many = place_of_many(place, 9)
     done = run(place, *many, "--jobs", "6")
@@ -491,6 +499,7 @@ def damage(place: Place, number: int, sql: str) -> None:
         cursor.execute(f"SET search_path TO t_{number:03}; {sql}")
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("place", MOSTLY_SQLITE, indirect=True)
 def test_the_worst_exit_code_of_all(place: Place) -> None:
     many = place_of_many(place, 4)
@@ -515,6 +524,7 @@ def test_the_worst_exit_code_of_all(place: Place) -> None:
     assert (quiet.returncode, quiet.stdout, quiet.stderr.count("error: ")) == (4, "", 2)
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("place", MOSTLY_POSTGRES, indirect=True)
 def test_drift_is_logged_with_its_database(place: Place) -> None:
     many = place_of_many(place, 2)
@@ -535,6 +545,7 @@ def summary(done: subprocess.CompletedProcess[str]) -> list[str]:
     return sorted(done.stdout.splitlines()[-1].split(": ")[1].split(", "))
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("place", MOSTLY_SQLITE, indirect=True)
 def test_drift_is_in_the_line_and_the_summary_and_accepted_drift_is_in_sync(place: Place) -> None:
     many = place_of_many(place, 3)
@@ -551,6 +562,7 @@ def test_drift_is_in_the_line_and_the_summary_and_accepted_drift_is_in_sync(plac
     assert f"{name}: in sync, 1 accepted\n" in done.stdout
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("place", MOSTLY_SQLITE, indirect=True)
 def test_status_does_not_hide_that_plan_refuses(place: Place) -> None:
     many = place_of_many(place, 2)
@@ -580,6 +592,7 @@ def test_fail_fast_begins_no_other(place: Place) -> None:
     assert [d.keys() for d in others] == [keys, keys]
 
 
+@pytest.mark.soak
 def test_a_backup_of_each_file_or_one_of_all_schemas(place: Place) -> None:
     many = place_of_many(place, 3)
     assert run(place, *many).returncode == 0
@@ -593,6 +606,7 @@ def test_a_backup_of_each_file_or_one_of_all_schemas(place: Place) -> None:
     assert len(list((place.folder / "backups").glob("*.json"))) == len(made)
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("place", MOSTLY_POSTGRES, indirect=True)
 def test_nothing_is_changed_where_the_backup_fails(place: Place) -> None:
     many = place_of_many(place, 2)

@@ -351,6 +351,7 @@ def test_run_that_dies_before_it_is_recorded_is_recorded_by_the_next(
     assert again.version == again.previous_version == report.version
 
 
+@pytest.mark.soak
 def test_old_release_starts_while_the_new_one_builds(postgres: Place, db: pw.Database) -> None:
     old, new = [Parent, big()], [Parent, big(indexes=[SQL(INDEX)])]
     MigrationRunner(db, old).up()
@@ -441,6 +442,7 @@ def undisturbed(place: Place) -> Iterator[Stalls]:
         thread.join()
 
 
+@pytest.mark.soak
 def test_wait_ends_well_when_the_way_is_free_again(postgres: Place, db: pw.Database) -> None:
     listener = Listener()
     with session(postgres, "BEGIN", "UPDATE big SET b = b WHERE id = 1") as other:
@@ -459,6 +461,7 @@ def test_wait_ends_well_when_the_way_is_free_again(postgres: Place, db: pw.Datab
     assert in_sync(db, Parent, model)
 
 
+@pytest.mark.soak
 def test_vacuum_is_waited_for(postgres: Place, db: pw.Database) -> None:
     started = threading.Event()
 
@@ -525,6 +528,7 @@ def test_settings_of_the_session_are_as_before(postgres: Place, db: pw.Database)
     assert one(db, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()") == 0
 
 
+@pytest.mark.soak
 def test_progress_is_logged_where_there_is_no_terminal(postgres: Place, db: pw.Database) -> None:
     (postgres.folder / "app.py").write_text(
         "import peewee as pw\nclass Big(pw.Model):\n    a = pw.IntegerField(index=True)\n    b = pw.TextField(null=True)\n"

@@ -68,6 +68,7 @@ def test_every_verb_waits_for_a_full_server(few: Place, verb: str) -> None:
     assert process.returncode == {"plan": 3, "verify": 3}.get(verb, 0)
 
 
+@pytest.mark.soak
 def test_a_server_that_stays_full_is_an_error_in_two_lines(few: Place) -> None:
     with filled(few):
         done = few.run("-q", "--lock-timeout", "1s")

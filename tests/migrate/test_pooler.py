@@ -60,6 +60,7 @@ def test_fresh_database_is_migrated_once(pooled: Place) -> None:
     migrates_once(pooled)
 
 
+@pytest.mark.soak
 def test_session_mode_works_as_well(postgres: Place, server: Server) -> None:
     with bouncer(server, "session") as folder:
         place = through(postgres, folder)
@@ -135,6 +136,7 @@ def lock_excludes(holder: Place, others: list[Place], seconds: float = 0.3) -> N
             MigrationRunner(db, lock_timeout=30, record_all=True).up()
 
 
+@pytest.mark.soak
 def test_lock_excludes_others_behind_the_pooler_and_beside_it(postgres: Place, pooled: Place) -> None:
     with opened(postgres) as db:
         db.execute_sql("CREATE TABLE other (id integer)")
@@ -142,6 +144,7 @@ def test_lock_excludes_others_behind_the_pooler_and_beside_it(postgres: Place, p
     lock_excludes(holder=postgres, others=[pooled])
 
 
+@pytest.mark.soak
 def test_lock_outlasts_the_time_limits_for_transactions(postgres: Place, pooled: Place) -> None:
     name = parse_postgres(postgres.dsn).arguments["dbname"]
     with opened(postgres) as db:
@@ -188,6 +191,7 @@ def test_no_setting_and_no_lock_is_left_on_the_poolers_connections(postgres: Pla
     eventually(lambda: lock_holders(postgres) == [], "the migration lock is given back")
 
 
+@pytest.mark.soak
 def test_a_run_over_schemas_never_works_in_another_schema_behind_a_pooler(
     postgres: Place, server: Server, socket: Path
 ) -> None:

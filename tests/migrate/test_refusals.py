@@ -404,6 +404,7 @@ def test_outcome_that_is_not_the_declared_schema_is_rolled_back(
 # Names that need quotes, and what the engines make of a value.
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("name", ["order", "group", "my col", 'a"b', "it's", "Select"])
 def test_names_that_need_quotes(place: Place, db: pw.Database, name: str) -> None:
     quoted = '"' + name.replace('"', '""') + '"'

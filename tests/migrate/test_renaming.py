@@ -69,6 +69,7 @@ def test_refused_run_says_so_too(place: Place, db: pw.Database, caplog: pytest.L
     assert [m for m in caplog.messages if m.startswith("renamed? ")]
 
 
+@pytest.mark.soak
 def test_command_line_shows_it(place: Place, db: pw.Database) -> None:
     db.execute_sql('CREATE TABLE "item" (id integer NOT NULL PRIMARY KEY, "na\nme" varchar(20))')
     (place.folder / "itemmodels.py").write_text(

@@ -97,6 +97,7 @@ def shown(done: subprocess.CompletedProcess[str]) -> str:
     return done.stderr.partition("somebody who has the right run: ")[2]
 
 
+@pytest.mark.soak
 def test_what_was_done_before_a_right_was_missing_is_not_shown_as_pending(postgres: Place, clerk: Place) -> None:
     psql(postgres.dsn, "ALTER TABLE receipts DROP COLUMN to_jid, OWNER TO clerk; DROP INDEX idx_sessions_jid;")
     psql(postgres.dsn, sessions(LARGE))
@@ -106,6 +107,7 @@ def test_what_was_done_before_a_right_was_missing_is_not_shown_as_pending(postgr
     assert postgres.run("verify").returncode == 0
 
 
+@pytest.mark.soak
 def test_role_for_rows_records_no_starts_that_change_nothing(postgres: Place, clerk: Place) -> None:
     unrecorded = as_killed_before_its_record(postgres)
     psql(postgres.dsn, f"COMMENT ON TYPE migration_versions IS '{unrecorded}'")
@@ -143,6 +145,7 @@ def path_of(place: Place) -> str:
     return place.dsn.partition("?")[0]
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("stamps", [True, False])
 def test_read_only_file_in_sync_has_nothing_to_do(archived: Place, stamps: bool) -> None:
     up(archived)
@@ -153,6 +156,7 @@ def test_read_only_file_in_sync_has_nothing_to_do(archived: Place, stamps: bool)
     assert "Nothing to do" in done.stdout.splitlines()
 
 
+@pytest.mark.soak
 def test_read_only_file_of_the_usual_journal_is_read_as_immutable(archived: Place) -> None:
     usual = replace(archived, dsn=path_of(archived))
     up(usual)
@@ -216,6 +220,7 @@ def mend_both(by_hand: Place, by_run: Place) -> Any:
     return schema(by_run)
 
 
+@pytest.mark.soak
 def test_statements_of_a_fresh_database_make_what_a_run_makes(twins: tuple[Place, Place]) -> None:
     assert "idx_events_session_timestamp" in str(mend_both(*twins))
 

@@ -112,6 +112,7 @@ def test_verbs_that_look_work_on_a_standby_in_sync(migrated: Pair, verb: str, sa
         assert said[0] == said[1] != "0\n"
 
 
+@pytest.mark.soak
 def test_start_without_a_stamp_has_nothing_to_do_either(pair: Pair) -> None:
     pair.change(pair.primary.run("plan", "--sql").stdout)
     assert ask(pair.standby, "SELECT obj_description('migration_versions'::regtype, 'pg_type')") == (None,)
@@ -121,6 +122,7 @@ def test_start_without_a_stamp_has_nothing_to_do_either(pair: Pair) -> None:
     assert NO_SCRATCH in done.stderr
 
 
+@pytest.mark.soak
 def test_pending_on_a_standby_ends_in_two_lines_with_the_statement(migrated: Pair) -> None:
     migrated.change("DROP INDEX idx_sessions_jid")
     version = migrated.primary.run("version").stdout
@@ -144,6 +146,7 @@ LOST = {
 }
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("lost", LOST.values(), ids=LOST.keys())
 def test_statements_shown_by_the_standby_mend_the_primary(migrated: Pair, lost: str) -> None:
     migrated.change(lost)
@@ -164,6 +167,7 @@ def test_start_on_a_standby_of_a_run_not_yet_recorded_has_nothing_to_do(migrated
     assert "Nothing to do" in done.stdout.splitlines()
 
 
+@pytest.mark.soak
 def test_health_of_a_standby(migrated: Pair) -> None:
     for place, in_recovery in ((migrated.primary, False), (migrated.standby, True)):
         done = place.run("--json", module="whatspire_db.health")

@@ -111,6 +111,7 @@ def test_one_starter_adds_what_all_find_missing(place: Place) -> None:
         storm_for_a_column(place, FEW)
 
 
+@pytest.mark.soak
 def test_one_starter_creates_an_extension_that_all_need(postgres: Place) -> None:
     (postgres.folder / "memos.py").write_text(MEMOS)
     reports = start(postgres, FEW, "--models", "memos")

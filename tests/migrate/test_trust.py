@@ -86,6 +86,7 @@ def test_superuser_who_trusts_the_source_runs_what_the_models_mean(postgres: Pla
     assert ask(postgres.dsn, RAN)
 
 
+@pytest.mark.soak
 def test_command_line_refuses_with_exit_4_and_trusts_on_demand(postgres: Place, tenant: str) -> None:
     as_tenant(postgres, tenant, "CREATE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 1'")
     for verb in ("plan", "up"):
@@ -128,6 +129,7 @@ def test_object_of_another_role_that_a_step_could_run_is_refused(postgres: Place
     db.close_all()
 
 
+@pytest.mark.soak
 def test_table_of_another_role_is_changed_by_that_role_alone(postgres: Place, tenant: str) -> None:
     up(as_role(postgres, tenant))
     psql(postgres.dsn, "DROP INDEX idx_sessions_jid")
@@ -139,6 +141,7 @@ def test_table_of_another_role_is_changed_by_that_role_alone(postgres: Place, te
 # What is not refused
 
 
+@pytest.mark.soak
 def test_start_with_nothing_to_do_is_never_refused(postgres: Place, tenant: str) -> None:
     up(as_role(postgres, tenant))
     with planted(postgres.dsn) as here:
@@ -210,6 +213,7 @@ HISTORIES = {
 }
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("kind", HISTORIES)
 def test_history_of_another_role_is_read_without_running_its_code(postgres: Place, tenant: str, kind: str) -> None:
     as_tenant(postgres, tenant, PLANTED + HISTORIES[kind])
@@ -225,6 +229,7 @@ def test_history_of_another_role_is_read_without_running_its_code(postgres: Plac
         assert "7  2026-01-02 03:04:05 UTC  auto_migration" in postgres.run("status").stdout
 
 
+@pytest.mark.soak
 def test_superuser_looks_for_odd_times_in_no_table_of_another_role(postgres: Place, tenant: str) -> None:
     up(as_role(postgres, tenant))
     as_tenant(

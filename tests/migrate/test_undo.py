@@ -104,6 +104,7 @@ def on_each(cases: Mapping[str, Sequence[Any]]) -> list[tuple[str, str]]:
 # A round
 
 
+@pytest.mark.soak
 def test_undo_gives_the_earlier_schema_and_the_run_can_be_repeated(place: Place, db: pw.Database) -> None:
     up(db, old())
     before = schema(place)
@@ -946,6 +947,7 @@ def test_a_superuser_runs_no_function_that_a_table_calls(server: Server, postgre
 # With data
 
 
+@pytest.mark.soak
 def test_with_data_it_makes_a_backup_first(place: Place, db: pw.Database) -> None:
     (place.folder / "blog.py").write_text(
         "import peewee\nfrom whatspire_db import BaseModel\n\n\nclass Note(BaseModel):\n    text = peewee.TextField()\n"
@@ -1277,6 +1279,7 @@ def test_an_undo_that_is_killed_goes_on(place: Place, db: pw.Database, step: int
     assert db.execute_sql("SELECT name FROM item ORDER BY id").fetchall() == rows
 
 
+@pytest.mark.soak
 def test_a_refusal_after_a_kill_lets_writers_store_values_again(postgres: Place) -> None:
     db = postgres.connect()
     with db.connection_context():
@@ -1292,6 +1295,7 @@ def test_a_refusal_after_a_kill_lets_writers_store_values_again(postgres: Place)
         assert schema(postgres) == before
 
 
+@pytest.mark.soak
 def test_an_undo_of_fewer_runs_removes_what_a_killed_one_left(postgres: Place) -> None:
     db = postgres.connect()
     with db.connection_context():
@@ -1304,6 +1308,7 @@ def test_an_undo_of_fewer_runs_removes_what_a_killed_one_left(postgres: Place) -
         run(db, "UPDATE item SET note = 'x' WHERE id = 1")
 
 
+@pytest.mark.soak
 def test_a_proof_that_was_left_is_made_anew_on_a_table_that_is_no_longer_large(postgres: Place) -> None:
     db = postgres.connect()
     with db.connection_context():
@@ -1314,6 +1319,7 @@ def test_a_proof_that_was_left_is_made_anew_on_a_table_that_is_no_longer_large(p
         assert not MigrationRunner(db, old()).verify_schema()
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("finished", [False, True])
 def test_a_run_that_was_killed_in_its_online_part_can_be_undone(postgres: Place, finished: bool) -> None:
     db = postgres.connect()
@@ -1381,6 +1387,7 @@ def test_the_command(place: Place) -> None:
     assert told("undo", "--plan")[0] == 0
 
 
+@pytest.mark.soak
 def test_the_command_refuses_in_two_lines_and_prints_a_script(place: Place, db: pw.Database) -> None:
     assert place.run().returncode == 0
     script = place.run("undo", "--sql")

@@ -62,6 +62,7 @@ class Reading(Watcher):
             self.read()
 
 
+@pytest.mark.soak
 def test_a_lock_that_is_not_had_in_time_leaves_nothing_unsaid(postgres: Place) -> None:
     """Neither the index that is dropped already, nor the CHECK that the same lock keeps from being removed."""
     db = postgres.connect()

@@ -58,6 +58,7 @@ def with_a_unique_name() -> Models:
     return [model("Item", "item", fields, extensions=["vector"])]
 
 
+@pytest.mark.soak
 def test_what_only_a_text_needs_stays(postgres: Place) -> None:
     db = postgres.connect()
     with db.connection_context():

@@ -408,6 +408,7 @@ def acknowledged(notes: Path) -> dict[str, str | None]:
     return dict(json.loads(line) for line in notes.read_text().splitlines())
 
 
+@pytest.mark.soak
 def test_no_acknowledged_row_is_missing_after_the_switch(sqlite: Place, tmp_path: Path) -> None:
     path, copy = Path(sqlite.dsn), tmp_path / "copy.db"
     db: Any = sqlite.connect()

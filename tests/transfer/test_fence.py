@@ -184,6 +184,7 @@ def fenced(sqlite: Place, db: peewee.SqliteDatabase) -> Place:
     return sqlite
 
 
+@pytest.mark.soak
 def test_migrate_says_so_first(fenced: Place) -> None:
     done = fenced.run("up")
     assert (done.returncode, done.stderr.startswith(f"error: {FACT}")) == (4, True)
@@ -247,6 +248,7 @@ def test_data_migrations_are_refused(fenced: Place, db: peewee.SqliteDatabase) -
     assert fenced.run("up", "--models", "renaming").returncode == 4
 
 
+@pytest.mark.soak
 def test_backup_is_made_with_a_warning_and_holds_the_fence(fenced: Place) -> None:
     done = fenced.run("create", "--to", "kept", "--test-restore", module="whatspire_db.backup")
     assert (done.returncode, done.stderr.count(FACT)) == (0, 1)
@@ -258,6 +260,7 @@ def test_backup_is_made_with_a_warning_and_holds_the_fence(fenced: Place) -> Non
         assert fence.find(db) is not None
 
 
+@pytest.mark.soak
 def test_restore_over_a_fenced_file_takes_force(fenced: Place, db: peewee.SqliteDatabase) -> None:
     fence.remove(db)
     db.close()

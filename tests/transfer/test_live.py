@@ -386,6 +386,7 @@ def test_who_reads_a_file_with_a_rollback_journal_is_waited_for_before_the_targe
     assert contents(postgres, ROWS) == contents(sqlite, ROWS)
 
 
+@pytest.mark.soak
 def test_a_log_that_could_not_be_removed_is_named_and_removed(
     sqlite: Place, postgres: Place, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -158,6 +158,7 @@ def test_a_trigger_that_waits_for_the_commit_runs_before_the_proof(service: Plac
     assert all(not rows for rows in contents(postgres, ROWS).values())
 
 
+@pytest.mark.soak
 def test_the_table_of_transfers_runs_no_code_after_the_proof(service: Place, postgres: Place, tmp_path: Path) -> None:
     transfer(service.dsn, postgres.dsn)
     back = Place("sqlite", str(tmp_path / "back.db"), tmp_path)
@@ -481,6 +482,7 @@ def test_the_command_moves_and_says_how_to_switch(service: Place, postgres: Plac
     assert len(again.stderr.splitlines()) == 2
 
 
+@pytest.mark.soak
 def test_an_error_names_both_databases(service: Place, postgres: Place) -> None:
     """The target that is read-only, or that differs, was called by the name of the source, or by none."""
     name = postgres.connect().database
@@ -501,6 +503,7 @@ def test_an_error_names_both_databases(service: Place, postgres: Place) -> None:
         assert line.endswith(f"dbname={name})")
 
 
+@pytest.mark.soak
 def test_the_command_checks(service: Place, postgres: Place) -> None:
     db = service.connect()
     with db.connection_context():

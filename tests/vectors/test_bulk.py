@@ -175,6 +175,7 @@ def test_field_that_is_named_twice_is_refused(tables: pw.Database) -> None:
             bulk_insert(Passage, rows, fields)
 
 
+@pytest.mark.soak
 def test_statement_with_expressions_has_no_more_values_than_sqlite_takes(tables: pw.Database) -> None:
     sizes: list[int] = []
     tables.query_hooks.append(lambda event: sizes.append(len(event.params or ())))

@@ -114,6 +114,7 @@ def test_backup_with_test_restore_and_restore_keep_every_bit(place: Place, kept:
     assert "in sync" in succeeds(place, "verify", module="whatspire_db.migrate")
 
 
+@pytest.mark.soak
 def test_transfer_to_the_other_engine_and_back_keeps_every_bit(sqlite: Place, postgres: Place) -> None:
     kept = keep(sqlite)
     before = bits(sqlite, kept)

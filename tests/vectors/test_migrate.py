@@ -241,6 +241,7 @@ def filled(db: pw.Database, rows: int, dimensions: int) -> Any:
     return model_of(VectorField(dimensions, index="hnsw"))
 
 
+@pytest.mark.soak
 def test_index_of_a_filled_table_is_built_online_with_memory_and_leaves_the_session_as_it_was(
     postgres: Place,
 ) -> None:

@@ -379,6 +379,7 @@ def test_columns_of_different_types_have_no_distance() -> None:
             Passage.embedding.l2_distance(other)
 
 
+@pytest.mark.soak
 def test_sqlite_finds_the_same_by_extension_by_numpy_and_in_plain_python(sqlite: Place) -> None:
     fields = [(f"{m}_{t}", m, t) for m in ("cosine", "l2", "inner_product") for t in ("vector", "halfvec")]
     members: dict[str, Any] = {name: VectorField(8, metric, type=type_) for name, metric, type_ in fields}
