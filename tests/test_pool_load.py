@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
@@ -49,14 +50,16 @@ class Workers:
             self.failed.append(error)
 
     def run(self, admin: Any, seconds: float) -> list[int]:
-        """Let them work for a time and return how many sessions the server saw, again and again."""
-        seen = []
-        timer = threading.Timer(seconds, self.stop.set)
-        for thread in [timer, *self.threads]:
+        """Let them work for a time, or until all are at it, and return how many sessions the server saw at each look."""
+        seen = [0]
+        for thread in self.threads:
             thread.start()
-        while not self.stop.wait(0.01):
+        begun = time.monotonic()
+        while time.monotonic() - begun < (seconds if max(seen) >= CONNECTIONS else 60):
             admin.execute(SESSIONS)
             seen.append(admin.fetchone()[0])
+            self.stop.wait(0.01)
+        self.stop.set()
         for thread in self.threads:
             thread.join(60)
         return seen

@@ -135,7 +135,10 @@ def _replace(
         _drop_if_saved(admin, quiet.to(old), properties, wanted)
     except Exception as error:  # the restore is done: what cannot be looked at, or dropped, is kept and told
         why = redact(messages.first_line(error), target.secrets)
-        logger.warning("database %s is kept, for it could not be compared or dropped: %s", old, why)
+        logger.warning(
+            "database %s is kept, for it could not be compared or dropped (%s): drop it when nothing of it is needed",
+            *(old, why),
+        )
 
 
 def _drop_if_saved(admin: Session, old: PostgresTarget, properties: Mapping[str, Any], wanted: Restoration) -> None:
