@@ -5,8 +5,9 @@ from __future__ import annotations
 import peewee as pw
 import pytest
 from peewee import SQL
+from playhouse.sqlite_ext import FTS5Model, SearchField
 
-from tests.conftest import Place, stamp
+from tests.conftest import POSTGRES_VERSION, Place, stamp
 from tests.migrate.models import converges, model, run
 from tests.servers import psql
 from whatspire_db import MigrationRunner, ModelError
@@ -731,3 +732,207 @@ def test_a_moment_in_an_index_that_is_built_online_is_the_same_in_every_session(
         assert [step.online for step in steps if step.name == "t_late"] == [True]
         assert db.execute_sql("SHOW TimeZone").fetchone() == zone
     assert not MigrationRunner(postgres.connect(), [T]).verify_schema()
+
+
+# Spellings that a person chooses, and what only looks like one.
+
+WRITTEN = {
+    "conflict, named": ("a TEXT NOT NULL ON CONFLICT IGNORE", "a TEXT CONSTRAINT nn NOT NULL ON CONFLICT IGNORE"),
+    "conflict, of the table": ("a TEXT UNIQUE ON CONFLICT IGNORE", 'a TEXT, CONSTRAINT u UNIQUE ("A") ON CONFLICT IGNORE'),
+    "conflict, more beside": ("a TEXT UNIQUE ON CONFLICT FAIL", "a TEXT DEFAULT NULL UNIQUE ON CONFLICT FAIL"),
+    "conflict of a key": (
+        "a INTEGER PRIMARY KEY ON CONFLICT REPLACE",
+        "a INTEGER, PRIMARY KEY (a ASC) ON CONFLICT REPLACE",
+    ),
+    "conflict of a check does nothing": ("a TEXT, CHECK (a > 1)", "a TEXT, CHECK (a > 1) ON CONFLICT IGNORE"),
+    "conflict of null does nothing": ("a TEXT", "a TEXT NULL ON CONFLICT IGNORE"),
+    "order of a key": ("a TEXT PRIMARY KEY DESC", "a TEXT, PRIMARY KEY (a DESC)"),
+    "comment in a type": ("a VARCHAR(10)", "a VARCHAR /* of ten */ (10)"),
+    "pairs of a reference": (
+        "a INT, b INT, FOREIGN KEY (a, b) REFERENCES p (x, y) ON DELETE CASCADE",
+        "a INT, b INT, FOREIGN KEY (b, a) REFERENCES p (y, x) ON DELETE CASCADE",
+    ),
+}  # fmt: skip
+UNLIKE = {
+    "conflict": ("a TEXT UNIQUE ON CONFLICT IGNORE", "a TEXT UNIQUE ON CONFLICT FAIL", "table"),
+    "type beside a conflict": (
+        "a TEXT NOT NULL ON CONFLICT IGNORE",
+        "a VARCHAR(3) NOT NULL ON CONFLICT IGNORE",
+        "column_type",
+    ),
+    "order of a key": ("a TEXT PRIMARY KEY", "a TEXT PRIMARY KEY DESC", "primary_key"),
+    "pairs of a reference": (
+        "a INT, b INT, FOREIGN KEY (a, b) REFERENCES p (x, y)",
+        "a INT, b INT, FOREIGN KEY (b, a) REFERENCES p (x, y)",
+        "foreign_key",
+    ),
+}
+
+
+class Pair(pw.Model):
+    x = pw.IntegerField()
+    y = pw.IntegerField()
+
+    class Meta:
+        table_name = "p"
+        primary_key = pw.CompositeKey("x", "y")
+
+
+class Written(pw.Field):
+    """A column as it is written, with all that follows it in CREATE TABLE."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(null=True)
+        self.text = text
+
+    def ddl(self, context: pw.Context) -> pw.Node:
+        return SQL(self.text)
+
+
+def as_written(text: str) -> list[type[pw.Model]]:
+    """Return models of a table `t` with this text, and of what it refers to."""
+    return [Pair, model("T", "t", {"a": Written(text)}, primary_key=False)]
+
+
+def made(text: str) -> tuple[str, ...]:
+    pair = 'CREATE TABLE p (x INTEGER NOT NULL, y INTEGER NOT NULL, PRIMARY KEY ("x", "y"))'
+    return pair, f"CREATE TABLE t ({text})"
+
+
+@pytest.mark.parametrize("case", WRITTEN)
+def test_sqlite_takes_ways_to_write_a_table_for_one(sqlite: Place, case: str) -> None:
+    declared, live = WRITTEN[case]
+    changes = compared(sqlite, as_written(declared), *made(live))
+    assert not changes, changes
+
+
+@pytest.mark.parametrize("case", UNLIKE)
+def test_sqlite_tells_what_differs_once(sqlite: Place, case: str) -> None:
+    declared, live, kind = UNLIKE[case]
+    assert [drift.kind for drift in compared(sqlite, as_written(declared), *made(live)).drift] == [kind]
+
+
+KEYS = {
+    "of an operand": ("(b = 'x' COLLATE NOCASE)", "(b = 'x')", "((b = 'x' collate nocase))"),
+    "of an operand, the usual one": ("(a = 'x' COLLATE BINARY)", "(a = 'x')", "(a='x' COLLATE binary ASC)"),
+    "of the key": ("((b || 'x') COLLATE NOCASE)", "(b || 'x')", "(((b || 'x') COLLATE NOCASE))"),
+    "of a call": ("(lower(b) COLLATE BINARY)", "(lower(b) COLLATE NOCASE)", "(lower(b))"),
+}
+
+
+@pytest.mark.parametrize("case", KEYS)
+def test_a_collation_within_a_key_of_an_index_is_compared(sqlite: Place, case: str) -> None:
+    declared, other, same = (f"CREATE UNIQUE INDEX i ON t {keys}" for keys in KEYS[case])
+    fields = {"a": pw.TextField(null=True, collation="NOCASE"), "b": pw.TextField(null=True)}
+    indexed = model("T", "t", fields, primary_key=False, indexes=[SQL(declared)])
+    db = sqlite.connect()
+    stamp(db, [indexed])
+    runner = MigrationRunner(db, [indexed])
+    run(db, "DROP INDEX i", same)
+    assert not runner.verify_schema()
+    run(db, "DROP INDEX i", other)
+    assert [drift.kind for drift in runner.up().drift] == ["index"]
+
+
+def test_letters_within_the_arguments_of_a_virtual_table_are_compared(sqlite: Place) -> None:
+    class Doc(FTS5Model):
+        title = SearchField()
+
+        class Meta:
+            table_name = "doc"
+            options = {"tokenize": "unicode61 tokenchars 'X'"}
+
+    live = """CREATE VIRTUAL TABLE doc USING fts5 ("Title", tokenize="unicode61 tokenchars '{}'")"""
+    db = sqlite.connect()
+    run(db, live.format("X"))
+    assert not MigrationRunner(db, [Doc]).verify_schema()
+    run(db, "DROP TABLE doc", live.format("x"))
+    assert [drift.kind for drift in MigrationRunner(db, [Doc]).verify_schema().drift] == ["table"]
+
+
+REFERRING = "CREATE TABLE t (a integer, b integer, CONSTRAINT f FOREIGN KEY {})"
+
+
+@pytest.mark.parametrize(
+    ("reference", "kinds"),
+    [
+        ("(b, a) REFERENCES p (y, x) ON DELETE SET NULL (b, a)", []),
+        ("(b, a) REFERENCES p (x, y) ON DELETE SET NULL (a, b)", ["foreign_key"]),
+        ("(b, a) REFERENCES p (y, x) ON DELETE SET NULL (b)", ["foreign_key"]),
+    ],
+)
+def test_a_reference_pairs_its_columns_in_any_order(postgres: Place, reference: str, kinds: list[str]) -> None:
+    declared = "a integer, b integer, CONSTRAINT f FOREIGN KEY (a, b) REFERENCES p (x, y) ON DELETE SET NULL (a, b)"
+    live = (made("")[0], REFERRING.format(reference))
+    changes = compared(postgres, as_written(declared), *live)
+    assert [drift.kind for drift in changes.drift] == kinds
+    assert not changes.missing
+    script = str(MigrationRunner(postgres.connect(), as_written(declared)).mending())
+    psql(postgres.dsn, script)
+    assert not MigrationRunner(postgres.connect(), as_written(declared)).verify_schema()
+
+
+def test_a_default_that_a_dump_brings_back_in_another_form_is_the_same(postgres: Place) -> None:
+    declared = table("DEFAULT CASE WHEN 'x'::varchar IN ('x', 'y') THEN 'p' ELSE 'q' END")
+    db = postgres.connect()
+    runner = MigrationRunner(db, [declared])
+    runner.up()
+    text = "SELECT pg_get_expr(adbin, adrelid) FROM pg_attrdef WHERE adrelid = 't'::regclass AND adnum = 2"
+    with db.connection_context():
+        (shown,) = db.execute_sql(text).fetchone()
+    run(db, f"ALTER TABLE t ALTER a SET DEFAULT {shown}")
+    with db.connection_context():
+        assert db.execute_sql(text).fetchone() != (shown,)
+    assert not runner.verify_schema()
+    other = shown.replace("'y'", "'z'")
+    run(db, f"ALTER TABLE t ALTER a SET DEFAULT {other}")
+    assert [drift.kind for drift in runner.verify_schema().drift] == ["column_default"]
+    psql(postgres.dsn, str(runner.mending()))
+    assert not runner.verify_schema()
+
+
+def test_an_operator_class_of_the_same_name_in_another_schema_is_another(postgres: Place) -> None:
+    operators = ", ".join(f"OPERATOR {number} {symbol}" for number, symbol in enumerate(("<", "<=", "=", ">=", ">"), 1))
+    classes = [
+        f"CREATE OPERATOR CLASS {schema}.own FOR TYPE text USING btree AS {operators}, FUNCTION 1 bttextcmp(text, text)"
+        for schema in ("one", "two")
+    ]
+    indexed = model("T", "t", {"a": pw.TextField()}, indexes=[SQL("CREATE INDEX t_a ON t (a one.own)")])
+    db = postgres.connect()
+    run(db, "CREATE SCHEMA one", "CREATE SCHEMA two", *classes)
+    converges(db, [indexed])
+    stamp(db, [indexed])
+    run(db, "DROP INDEX t_a", "CREATE INDEX t_a ON t (a two.own)")
+    (drift,) = MigrationRunner(db, [indexed]).up().drift
+    assert ("one.own" in str(drift.declared), "two.own" in str(drift.live)) == (True, True)
+
+
+def test_the_next_start_sees_that_a_reference_leads_to_a_column_of_another_name(postgres: Place) -> None:
+    reference = SQL("CONSTRAINT a_to FOREIGN KEY (a) REFERENCES ext (code)")
+    referring = model("A", "a", {"a": pw.IntegerField(null=True)}, constraints=[reference])
+    db = postgres.connect()
+    run(db, "CREATE TABLE ext (code integer UNIQUE)")
+    stamp(db, [referring])
+    run(db, "ALTER TABLE ext RENAME code TO was", "ALTER TABLE ext ADD code integer UNIQUE")
+    assert [(drift.kind, drift.name) for drift in MigrationRunner(db, [referring]).up().drift] == [
+        ("foreign_key", "a_to")
+    ]
+
+
+@pytest.mark.parametrize("type_", ["address", "address[]"])
+def test_the_next_start_sees_that_a_column_has_a_composite_type_of_another_name(postgres: Place, type_: str) -> None:
+    db, models = postgres.connect(), [Pair, model("T", "t", {"a": Written(f"a {type_}")}, primary_key=False)]
+    run(db, "CREATE TYPE address AS (street text)")
+    stamp(db, models)
+    run(db, "ALTER TYPE address RENAME TO was", "CREATE TYPE address AS (city text)")
+    assert [(drift.kind, drift.name) for drift in MigrationRunner(db, models).up().drift] == [("column_type", "a")]
+
+
+@pytest.mark.skipif(POSTGRES_VERSION < 18, reason="WITHOUT OVERLAPS came with PostgreSQL 18")
+def test_a_unique_without_overlaps_is_mended(postgres: Place) -> None:
+    text = "a int4range, b int4range, CONSTRAINT u UNIQUE (a, b WITHOUT OVERLAPS)"
+    changes = compared(postgres, as_written(text), *made(text.replace(" WITHOUT OVERLAPS", "")))
+    assert [drift.kind for drift in changes.drift] == ["index"]
+    runner = MigrationRunner(postgres.connect(), as_written(text))
+    psql(postgres.dsn, str(runner.mending()))
+    assert not runner.verify_schema()

@@ -521,3 +521,61 @@ def test_index_is_made_under_its_name_however_that_is_written(place: Place, db: 
     model = item()
     model._meta.indexes = [SQL(f"CREATE INDEX {written} ON item (name)")]
     converges(db, model)
+
+
+TAKEN = {
+    "a check has the name of a unique constraint": ("UNIQUE (b)", "CONSTRAINT taken CHECK (b > 5)"),
+    "a unique constraint has the name of a check": ("CHECK (b > 5)", "CONSTRAINT taken UNIQUE (b)"),
+    "a primary key has the name of a unique constraint": ("UNIQUE (b)", "CONSTRAINT taken PRIMARY KEY (b)"),
+}
+
+
+@pytest.mark.parametrize("case", TAKEN)
+def test_a_constraint_whose_name_another_of_the_table_has_is_refused(postgres: Place, case: str) -> None:
+    declared, live = TAKEN[case]
+
+    class T(pw.Model):
+        b = pw.IntegerField(null=True)
+
+        class Meta:
+            table_name = "t"
+            primary_key = False
+            constraints = [SQL(f"CONSTRAINT taken {declared}")]
+
+    db = postgres.connect()
+    with db.connection_context():
+        db.execute_sql(f"CREATE TABLE t (b integer, {live})")
+        (refusal,) = MigrationRunner(db, [T]).plan().refused
+    assert "another" in refusal.hint
+
+
+def test_an_index_whose_name_another_of_the_table_has_is_refused(place: Place) -> None:
+    class T(pw.Model):
+        a = pw.IntegerField(index=True)
+        b = pw.IntegerField(index=True)
+
+        class Meta:
+            table_name = "t"
+
+    db = place.connect()
+    key = "INTEGER NOT NULL PRIMARY KEY" if place.is_sqlite else "serial PRIMARY KEY"
+    with db.connection_context():
+        db.execute_sql(f"CREATE TABLE t (id {key}, a integer NOT NULL, b integer NOT NULL)")
+        db.execute_sql("CREATE INDEX t_a ON t (b)")
+        (refusal,) = MigrationRunner(db, [T]).plan().refused
+    assert (refusal.name, refusal.hint) == ("t_a", "give the index another name")
+
+
+def test_a_trigger_takes_no_name_of_an_index(sqlite: Place) -> None:
+    class T(pw.Model):
+        a = pw.IntegerField(index=True)
+
+        class Meta:
+            table_name = "t"
+
+    db = sqlite.connect()
+    with db.connection_context():
+        db.execute_sql("CREATE TABLE t (id INTEGER NOT NULL PRIMARY KEY, a INTEGER NOT NULL)")
+        db.execute_sql("CREATE TABLE other (id INTEGER)")
+        db.execute_sql("CREATE TRIGGER t_a AFTER DELETE ON other BEGIN SELECT 1; END")
+        assert [step.name for step in MigrationRunner(db, [T]).up().applied if step.table == "t"] == ["t_a"]

@@ -153,7 +153,7 @@ def test_reference_of_several_columns() -> None:
         ("(a integer PRIMARY KEY AUTOINCREMENT)", ("AUTOINCREMENT",)),
         ("(a integer PRIMARY KEY DESC)", ("PRIMARY KEY DESC",)),
         ("(a int UNIQUE ON CONFLICT ABORT)", ()),
-        ("(a int UNIQUE ON CONFLICT REPLACE)", ("a int unique ON CONFLICT REPLACE",)),
+        ("(a int UNIQUE ON CONFLICT REPLACE)", ("UNIQUE (a) ON CONFLICT REPLACE",)),
         ("(a int DEFAULT 'AUTOINCREMENT')", ()),
     ],
 )

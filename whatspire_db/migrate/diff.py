@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T", Index, Constraint)
 # The kinds of drift in which texts of expressions are compared.
-EXPRESSIONS = ("check", "exclude", "index", "column_generated")
+EXPRESSIONS = ("check", "exclude", "index", "column_generated", "column_default")
 
 
 @dataclass(frozen=True)
@@ -286,14 +286,18 @@ def _diff_indexes(declared: Table, live: Table, changes: Changes) -> None:
 
 def _same_reference(a: Constraint, b: Constraint) -> bool:
     """Tell whether two references lead from the same columns to the same table: a column can have several."""
-    return a.kind == b.kind == "foreign_key" and (a.columns, a.references) == (b.columns, b.references)
+    return a.kind == b.kind == "foreign_key" and _same_columns(a, b) and a.references == b.references
 
 
 def _same_place(a: Constraint, b: Constraint) -> bool:
     """Constraints that are each other's changed form: a table has one primary key, a column one reference."""
     if a.kind != b.kind:
         return False
-    return a.kind == "primary_key" or (a.kind == "foreign_key" and a.columns == b.columns) or _named_alike(a, b)
+    return a.kind == "primary_key" or (a.kind == "foreign_key" and _same_columns(a, b)) or _named_alike(a, b)
+
+
+def _same_columns(a: Constraint, b: Constraint) -> bool:
+    return sorted(a.columns) == sorted(b.columns)
 
 
 def _named_alike(a: T, b: T) -> bool:
@@ -308,8 +312,8 @@ def _diff_constraints(
     pairs = _match(
         declared.constraints,
         live.constraints,
-        lambda a, b: (a.kind, a.definition) == (b.kind, b.definition) and a.name == b.name,
-        lambda a, b: (a.kind, a.definition) == (b.kind, b.definition),
+        lambda a, b: a.means(b) and a.name == b.name,
+        Constraint.means,
         _same_reference,
         _same_place,
         lambda a, b: not constraints_can_be_added and a.kind == b.kind == "check" and a.columns == b.columns,
@@ -318,9 +322,10 @@ def _diff_constraints(
         title = wanted.name or ", ".join(wanted.columns)
         if got is not None:
             matched.append(got)
-            if (wanted.definition, wanted.valid) != (got.definition, got.valid):
+            is_same = wanted.means(got)
+            if not is_same or wanted.valid != got.valid:
                 drift = Drift(wanted.kind, name, title, wanted.shown, got.shown, declared.key, wanted=wanted, got=got)
-                if wanted.definition == got.definition and wanted.valid and not got.has_index:
+                if is_same and wanted.valid and not got.has_index:
                     drift = replace(drift, unfinished=wanted, left=got)
                 changes.drift.append(drift)
         elif wanted.optional:

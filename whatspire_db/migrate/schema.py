@@ -160,6 +160,7 @@ class Constraint:
     referenced_columns: tuple[str, ...] = ()
     inline: str | None = None  # the column in whose definition it stands
     optional: bool = False  # a reference in a cycle, which peewee creates only when asked: compared where it is
+    tail: str = ""  # what the definition of a reference says behind its columns
 
     @property
     def has_index(self) -> bool:
@@ -170,6 +171,21 @@ class Constraint:
     def is_text(self) -> bool:
         """Tell whether an expression is part of it."""
         return self.kind in ("check", "exclude")
+
+    def means(self, other: Constraint) -> bool:
+        """Tell whether another one does the same: a reference pairs its columns in whatever order they are written."""
+        if self.kind != other.kind or self.definition == other.definition:
+            return self.kind == other.kind
+        return bool(self._pairs) and (self._pairs, self.references, self.tail) == (
+            other._pairs,
+            other.references,
+            other.tail,
+        )
+
+    @property
+    def _pairs(self) -> list[tuple[str, str]]:
+        has_all = self.kind == "foreign_key" and len(self.columns) == len(self.referenced_columns)
+        return sorted(zip(self.columns, self.referenced_columns, strict=True)) if has_all else []
 
     @property
     def shown(self) -> str:

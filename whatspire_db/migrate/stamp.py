@@ -18,7 +18,7 @@ from .schema import Difference
 KEPT = 8  # declared schemas a database: some releases of a few services that share it
 BYTES = 1 << 16  # many times what so many take
 _KEPT_DDL = "whatspire_ddl"
-_FORMAT = 2  # rises when the comparison itself changes, so that nobody trusts what an older one verified
+_FORMAT = 3  # rises when the comparison itself changes, so that nobody trusts what an older one verified
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,15 @@ from ..costs import INSTANT
 from ..ddl import quote
 from ..schema import Constraint, Key, label
 from .draft import Draft
-from .obstacles import cannot_be_unique, has_target, is_unreachable, is_violated, name_is_taken, title_of
+from .obstacles import (
+    cannot_be_unique,
+    constraint_is_named,
+    has_target,
+    is_unreachable,
+    is_violated,
+    name_is_taken,
+    title_of,
+)
 
 
 def add_constraint(draft: Draft, key: Key, constraint: Constraint) -> None:
@@ -16,10 +24,7 @@ def add_constraint(draft: Draft, key: Key, constraint: Constraint) -> None:
         return
     if is_violated(draft, key, constraint):
         return
-    live = draft.live.tables[key]
-    if constraint.name in {c.name for c in live.constraints} | {i.name for i in live.indexes if i.constraint}:
-        reason = f"cannot add constraint {constraint.name} to {label(key)}: another of that name stands there"
-        draft.refuse("add_constraint", key, constraint.name, reason, "give the constraint another name")
+    if constraint_is_named(draft, key, constraint.name):
         return
     if constraint.has_index and name_is_taken(draft, key, constraint.name):
         return

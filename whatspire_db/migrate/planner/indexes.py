@@ -9,7 +9,7 @@ from ..ddl import qualified, quote
 from ..schema import Index, Key, label
 from ..stamp import rendered
 from .draft import Draft
-from .obstacles import cannot_be_unique, has_duplicates, name_is_taken
+from .obstacles import cannot_be_unique, constraint_is_named, has_duplicates, name_is_taken
 
 # To build another kind of index takes some hundred times as long a row.
 QUICKLY_BUILT = ("", "btree", "hash", "brin")
@@ -23,7 +23,9 @@ def create_index(draft: Draft, key: Key, index: Index, broken: Index | None = No
         return
     if broken is None and _comes_with_parent(draft, key, index):
         return
-    if name_is_taken(draft, key, index.name) or has_duplicates(draft, key, index):
+    if index.constraint and constraint_is_named(draft, key, index.name):
+        return
+    if (broken is None and name_is_taken(draft, key, index.name)) or has_duplicates(draft, key, index):
         return
     statements = {draft.engine.fold(name): sql for name, sql in rendered(draft.db, model).indexes}
     if index.name in statements:

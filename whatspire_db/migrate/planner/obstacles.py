@@ -16,12 +16,22 @@ def title_of(key: Key, constraint: Constraint) -> str:
 
 
 def name_is_taken(draft: Draft, key: Key, name: str) -> bool:
-    """Tell whether something else has the name of an index."""
+    """Tell whether something has the name of an index that is to be made, be it of the same table."""
     owner = draft.live.names.get((key[0], draft.engine.fold(name)))
-    if owner is None or owner == key[1]:
+    if owner is None:
         return False
     reason = f"cannot create index {name} on {label(key)}: {owner} has something of that name"
     draft.refuse("create_index", key, name, reason, "give the index another name")
+    return True
+
+
+def constraint_is_named(draft: Draft, key: Key, name: str) -> bool:
+    """Tell whether another constraint of the table has the name of one that is to be added."""
+    live = draft.live.tables[key]
+    if name not in {c.name for c in live.constraints} | {i.name for i in live.indexes if i.constraint}:
+        return False
+    reason = f"cannot add constraint {name} to {label(key)}: another of that name stands there"
+    draft.refuse("add_constraint", key, name, reason, "give the constraint another name")
     return True
 
 

@@ -77,7 +77,7 @@ SELECT 'index', o.relname, json_build_object(
                         ELSE quote_ident(a.attname) END,
                     'key', n <= i.indnkeyatts,
                     'column', a.attname,
-                    'opclass', (SELECT p.opcname FROM pg_catalog.pg_opclass AS p
+                    'opclass', (SELECT {opclass} FROM pg_catalog.pg_opclass AS p
                         WHERE p.oid = i.indclass[n - 1] AND NOT (p.opcdefault AND {parameters} IS NULL)),
                     'parameters', {parameters},
                     'collation', (SELECT {collation} FROM pg_catalog.pg_collation AS l
@@ -151,6 +151,10 @@ SELECT 'rule', o.relname, json_build_object('kind', x.kind, 'name', x.name,
 
 _COLLATION = """(SELECT CASE WHEN n.nspname = 'pg_catalog' THEN '' ELSE quote_ident(n.nspname) || '.' END
                     FROM pg_catalog.pg_namespace AS n WHERE n.oid = l.collnamespace) || quote_ident(l.collname)"""
+# Its schema is told where the name alone would mean another one, or none.
+_OPCLASS = """CASE WHEN pg_opclass_is_visible(p.oid) THEN '' ELSE (
+                        SELECT quote_ident(n.nspname) || '.' FROM pg_catalog.pg_namespace AS n
+                        WHERE n.oid = p.opcnamespace) END || quote_ident(p.opcname)"""
 _DISABLED = """EXISTS (
             SELECT FROM pg_catalog.pg_trigger AS g WHERE g.tgconstraint = k.oid AND g.tgenabled = ANY ('{D,R}'))"""
 _PARAMETERS = """(SELECT array_to_string(a.attoptions, ', ') FROM pg_catalog.pg_attribute AS a
@@ -181,6 +185,7 @@ def snapshot_query(namespace: str, version: int) -> str:
             enforced="k.conenforced" if version >= 180000 else "true",
             set_columns=_SET_COLUMNS if version >= 150000 else "NULL",
             collation=_COLLATION,
+            opclass=_OPCLASS,
             disabled=_DISABLED,
             period="k.conperiod" if version >= 180000 else "false",
             parameters=_PARAMETERS if version >= 130000 else "NULL::text",
@@ -332,18 +337,20 @@ def _listed(columns: Sequence[str], row: Mapping[str, Any]) -> str:
 
 
 def _foreign_key(row: Mapping[str, Any], columns: tuple[str, ...], target: Key) -> Constraint:
+    columns_of_both = (
+        f"FOREIGN KEY ({_listed(columns, row)}) REFERENCES {qualified(*target)} ({_listed(row['targets'], row)})"
+    )
     parts = [
-        f"FOREIGN KEY ({_listed(columns, row)})",
-        f"REFERENCES {qualified(*target)} ({_listed(row['targets'], row)})",
         "MATCH FULL" if row["match"] == "f" else "",
         f"ON UPDATE {_ACTIONS[row['on_update']]}" if row["on_update"] in _ACTIONS else "",
         f"ON DELETE {_ACTIONS[row['on_delete']]}" if row["on_delete"] in _ACTIONS else "",
-        f"({', '.join(map(quote, row['set_columns']))})" if row["set_columns"] else "",
+        f"({', '.join(map(quote, sorted(row['set_columns'])))})" if row["set_columns"] else "",
         _deferrability(row),
         "" if row["enforced"] else "NOT ENFORCED",
         _disabled(row),
     ]
-    definition = " ".join(filter(None, parts))
+    tail = " ".join(filter(None, parts))
+    definition = f"{columns_of_both} {tail}".rstrip()
     return Constraint(
         row["name"],
         "foreign_key",
@@ -353,4 +360,5 @@ def _foreign_key(row: Mapping[str, Any], columns: tuple[str, ...], target: Key) 
         sql=definition,
         references=target,
         referenced_columns=tuple(row["targets"]),
+        tail=f"PERIOD {columns[-1]} {tail}" if row["period"] else tail,
     )

@@ -56,7 +56,9 @@ WITH oids AS (
             hashtext(relkind::text || relpersistence::text)::bigint << 32 # relnamespace::bigint AS version
         FROM pg_catalog.pg_class WHERE oid = ANY ((SELECT o FROM oids)::oid[])
     UNION ALL
+    -- Composite types are those of tables too, so of them count those that a column has.
     SELECT 2, attrelid, xmin::text::bigint << 16 | attnum
+            # coalesce(hashtext(CASE WHEN atttypid >= 16384 THEN atttypid::regtype::text END), 0)
         FROM pg_catalog.pg_attribute WHERE attrelid = ANY ((SELECT o FROM oids)::oid[]) AND attnum > 0
     UNION ALL
     SELECT 3, indexrelid, i.xmin::text::bigint << 32 # hashtext(concat_ws(' ', relname, relam, reloptions))::bigint
@@ -64,7 +66,10 @@ WITH oids AS (
         WHERE indrelid = ANY ((SELECT o FROM oids)::oid[])
     UNION ALL
     -- Those of partitions come and go with them.
-    SELECT 4, oid, xmin::text::bigint << 32 # hashtext(concat_ws(' ', confrelid::regclass::text, (
+    SELECT 4, oid, xmin::text::bigint << 32 # hashtext(concat_ws(' ', confrelid::regclass::text, ARRAY(
+            SELECT attname FROM pg_catalog.pg_attribute
+                WHERE attrelid = confrelid AND attnum = ANY (confkey) ORDER BY attnum
+        )::text, (
             SELECT count(*) FROM pg_catalog.pg_trigger WHERE tgconstraint = k.oid AND tgenabled = ANY ('{D,R}')
         )))::bigint
         FROM pg_catalog.pg_constraint AS k

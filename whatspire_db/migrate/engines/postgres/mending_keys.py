@@ -46,8 +46,11 @@ def index(site: Site, drift: Drift) -> Fix:
     made = _made(site, wanted, temporary)
     if made is None:
         return unsafe([drift], "no statement of the model makes it", "create it by hand")
-    if site.table.live.partitioned:
-        return Fix((drift,), tuple(_swapped_at_once(site, wanted, got, made, temporary)), 2)
+    why = "the table is partitioned" if site.table.live.partitioned else ""
+    if wanted.constraint and wanted.method == "gist":
+        why = "a constraint WITHOUT OVERLAPS cannot be made of an index"
+    if why:
+        return Fix((drift,), tuple(_swapped_at_once(site, wanted, got, made, temporary, why)), 2)
     references = site.references_by(got.name)
     old = site.free_name(got.name, "old")
     # A reference that is made again could take the old one, which then could not go.
@@ -65,9 +68,9 @@ def index(site: Site, drift: Drift) -> Fix:
     return Fix((drift,), site.within(sql), 2)
 
 
-def _swapped_at_once(site: Site, wanted: Index, got: Index, made: str, temporary: str) -> Iterator[str]:
-    """Yield what swaps an index of a partitioned table, for which nothing can be built beside writers."""
-    yield comment("the table is partitioned: writers wait while the index is built")
+def _swapped_at_once(site: Site, wanted: Index, got: Index, made: str, temporary: str, why: str) -> Iterator[str]:
+    """Yield what swaps an index that cannot be built beside writers."""
+    yield comment(f"{why}: writers wait while the index is built")
     steps = [made, _dropped(site, got), _rename(site, temporary, wanted.name)]
     if wanted.constraint:
         add = site.alter(f"ADD CONSTRAINT {quote(wanted.name)} {unique_definition(wanted)}")

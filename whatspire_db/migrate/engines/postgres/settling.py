@@ -60,6 +60,8 @@ def _statements(table: Table) -> Iterator[str]:
     for column in table.columns.values():
         if column.generated:
             yield f"ALTER TABLE {name} ADD COLUMN {_column(column)}"
+        elif column.default is not None and not column.is_serial:
+            yield f"ALTER TABLE {name} ALTER {quote(column.name)} SET DEFAULT {column.default}"
     for constraint in table.constraints:
         if constraint.is_text:
             yield f"ALTER TABLE {name} ADD CONSTRAINT {quote(constraint.name)} {constraint.definition}"
@@ -73,16 +75,20 @@ def _statements(table: Table) -> Iterator[str]:
 def _with_texts(table: Table, again: Table) -> Table:
     indexes = {index.name: index for index in again.indexes}
     constraints = {constraint.name: constraint for constraint in again.constraints}
-    columns = {
-        name: replace(column, generated=again.columns[name].generated if name in again.columns else column.generated)
-        for name, column in table.columns.items()
-    }
+    columns = {name: _with_column_texts(column, again.columns.get(name)) for name, column in table.columns.items()}
     return replace(
         table,
         columns=columns,
         indexes=tuple(_with_index_text(index, indexes.get(index.name)) for index in table.indexes),
         constraints=tuple(_with_constraint_text(c, constraints.get(c.name)) for c in table.constraints),
     )
+
+
+def _with_column_texts(column: Column, again: Column | None) -> Column:
+    if again is None:
+        return column
+    is_settled = column.default is not None and again.default is not None and not column.is_serial
+    return replace(column, generated=again.generated, default=again.default if is_settled else column.default)
 
 
 def _with_index_text(index: Index, again: Index | None) -> Index:

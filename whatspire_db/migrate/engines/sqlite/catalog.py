@@ -14,7 +14,15 @@ from whatspire_db.errors import ModelError
 from whatspire_db.migrate.ddl import execute, quote
 from whatspire_db.migrate.schema import Column, Constraint, Index, IndexKey, Key, Schema, Table, folded_ascii
 
-from .table_reader import Reference, TableText, canonical, canonical_default, parse_index, parse_table
+from .table_reader import (
+    Reference,
+    TableText,
+    canonical_arguments,
+    canonical_default,
+    parse_index,
+    parse_table,
+    without_comments,
+)
 
 # {0} is the schema's name. One row a fact: what it is, of which table, and its values. What a transfer put there is its
 # own: a fence is reported as one, and of a change log the table alone, without the triggers of every other table.
@@ -26,7 +34,7 @@ WITH t AS (
 )
 SELECT 'table' AS what, name, type, sql, virtual, NULL, NULL, NULL, NULL FROM t
 UNION ALL
-SELECT 'name', name, tbl_name, NULL, NULL, NULL, NULL, NULL, NULL FROM "{0}".sqlite_master
+SELECT 'name', name, tbl_name, NULL, NULL, NULL, NULL, NULL, NULL FROM "{0}".sqlite_master WHERE type != 'trigger'
 UNION ALL
 SELECT 'rule', tbl_name, name, NULL, NULL, NULL, NULL, NULL, NULL FROM "{0}".sqlite_master WHERE type = 'trigger'
     AND name NOT GLOB 'whatspire_db_fence_*' AND name NOT GLOB 'whatspire_db_changes_*'
@@ -104,7 +112,7 @@ def _table(key: Key, rows: Rows, primary_key_of: Callable[[str], tuple[str, ...]
     """Return a table from its rows of the snapshot."""
     kind, sql, virtual = rows["table"][0][:3]
     if kind == "view" or virtual:
-        options = (canonical(sql) or "",) if virtual else ()
+        options = (canonical_arguments(sql),) if virtual else ()
         # The name is the table's own; what the module and its arguments are is what can differ.
         return Table(
             key,
@@ -142,6 +150,7 @@ def _column(row: tuple[Any, ...], text: TableText, is_rowid: bool) -> Column:
     if hidden in (2, 3):
         generated = f"{'VIRTUAL' if hidden == 2 else 'STORED'} ({text.generated.get(lower, '')})"
         type_ = re.sub(r"\s*generated always$", "", type_, flags=re.IGNORECASE)
+    type_ = without_comments(type_)
     collation = text.collations.get(lower)
     return Column(
         lower,
@@ -163,7 +172,8 @@ def _indexes(rows: Rows, columns: Sequence[str]) -> Iterator[Index]:
             continue
         keys = _keys(rows, name)
         has_text = sql and (is_partial or any(row[2] == -2 for row in keys))
-        expressions, predicate = parse_index(sql, columns) if has_text else ([], None)
+        collations = [folded_ascii(row[5]) for row in keys]
+        expressions, predicate = parse_index(sql, columns, collations) if has_text else ([], None)
         found = [_index_key(row, expressions) for row in keys]
         own_name = "" if sql is None else folded_ascii(name)  # SQLite numbers the index of a UNIQUE constraint
         yield Index(own_name, tuple(found), bool(unique), predicate=predicate)
@@ -222,12 +232,12 @@ def _reference(
         for event, action in (("DELETE", on_delete), ("UPDATE", on_update))
         if action != "NO ACTION"
     ]
-    tail = [*actions, written.deferrable]
+    tail = " ".join(filter(None, [*actions, written.deferrable]))
     listed = f" ({', '.join(map(quote, targets))})" if targets else ""
     plain = f" ({', '.join(targets)})" if targets else ""
-    clause = " ".join(filter(None, [f"REFERENCES {quote(table)}{listed}", *tail]))
+    clause = " ".join(filter(None, [f"REFERENCES {quote(table)}{listed}", tail]))
     definition = " ".join(
-        filter(None, [f"FOREIGN KEY ({', '.join(columns)}) REFERENCES {folded_ascii(table)}{plain}", *tail])
+        filter(None, [f"FOREIGN KEY ({', '.join(columns)}) REFERENCES {folded_ascii(table)}{plain}", tail])
     )
     return Constraint(
         written.name,
@@ -237,4 +247,5 @@ def _reference(
         sql=clause,
         references=("", folded_ascii(table)),
         referenced_columns=targets,
+        tail=tail,
     )

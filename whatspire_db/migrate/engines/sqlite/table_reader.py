@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 
 from whatspire_db.light_stdlib import NamedTuple
 from whatspire_db.migrate.ddl import quote_text
@@ -150,6 +151,23 @@ def canonical_default(sql: str | None) -> str | None:
     return _join(tokens, ())
 
 
+def canonical_arguments(sql: str) -> str:
+    """Return what a virtual table is made with in canonical form: behind a `=` stand texts, whatever their quotes."""
+    found, is_value = [], False
+    for token in tokenize(sql):
+        if token.kind == "other" and token.text in ",=":
+            is_value = token.text == "="
+        found.append(token.literal if is_value and token.literal is not None else token.text)
+    return " ".join(found)
+
+
+def without_comments(text: str) -> str:
+    """Return a column's type without the comments that SQLite keeps in it."""
+    if "--" not in text and "/*" not in text:
+        return text
+    return " ".join(text[token.start : token.end] for token in tokenize(text))
+
+
 def canonical(sql: str | None, columns: Collection[str] | None = None) -> str | None:
     """Return an expression in a form that does not depend on quotes, space, case and outer parentheses.
 
@@ -289,13 +307,39 @@ def _read_element(
 def _oddities(element: Sequence[Token]) -> Iterator[str]:
     """Yield what no pragma tells of a column or constraint, and what changes how rows are written."""
     words = [t.text if t.kind == "word" else "" for t in element]
+    # Only a column of this type is the rowid unless its key is DESC; another one's order is told with the key.
+    can_be_rowid = not is_constraint(element) and len(element) > 1 and element[1].name == "integer"
     for position, word in enumerate(words):
         if word == "autoincrement":
             yield "AUTOINCREMENT"
-        elif words[position : position + 3] == ["primary", "key", "desc"]:
+        elif can_be_rowid and words[position : position + 3] == ["primary", "key", "desc"]:
             yield "PRIMARY KEY DESC"
-        elif words[position : position + 2] == ["on", "conflict"] and words[position + 2] != "abort":
-            yield f"{_join(element[:position], None)} ON CONFLICT {words[position + 2].upper()}"
+        elif words[position : position + 2] == ["on", "conflict"]:
+            constraint, action = _of_conflict(element, words[:position]), words[position + 2]
+            if constraint and action != "abort":
+                yield f"{constraint} ON CONFLICT {action.upper()}"
+
+
+def _of_conflict(element: Sequence[Token], words: Sequence[str]) -> str:
+    """Return the constraint that ON CONFLICT belongs to, in one spelling; "" where it does nothing, as for a CHECK.
+
+    :param words: those before it; "" for what is no word.
+    """
+    kinds = {"null": "NOT NULL", "key": "PRIMARY KEY", "unique": "UNIQUE", "check": ""}
+    position = max((i for i, word in enumerate(words) if word in kinds and not _depth(element, i)), default=0)
+    kind = kinds.get(words[position], "")
+    if not kind or (words[position] == "null" and words[position - 1] != "not"):
+        return ""
+    if not is_constraint(element):
+        return f"{kind} ({element[0].text})"
+    end = _argument_end(element, position)
+    return f"{kind} ({', '.join(part[0].text for part in _split(element[position + 2 : end]))})"
+
+
+def _depth(tokens: Sequence[Token], position: int) -> int:
+    """Return how many parentheses are open at a token."""
+    before = [t.text for t in tokens[:position] if t.kind == "other"]
+    return before.count("(") - before.count(")")
 
 
 def _argument_end(tokens: Sequence[Token], position: int) -> int:
@@ -315,20 +359,32 @@ def _deferrable(tokens: Sequence[Token]) -> str:
     return "" if before == "not" or mode == "IMMEDIATE" else "DEFERRABLE INITIALLY DEFERRED"
 
 
-def parse_index(sql: str, columns: Collection[str] | None = None) -> tuple[list[str], str | None]:
+def parse_index(
+    sql: str, columns: Collection[str] | None = None, collations: Sequence[str] = ()
+) -> tuple[list[str], str | None]:
     """Read a CREATE INDEX: each key's expression without its order and collation, and the predicate.
 
     :param columns: the table's columns in lower case.
+    :param collations: those of the keys as the pragma tells them, in lower case.
     """
     tokens = tokenize(sql)
     start = _open(tokens)
     end = _group_end(tokens, start)
     keys = []
-    for part in _split(tokens[start + 1 : end]):
+    for part, collation in zip_longest(_split(tokens[start + 1 : end]), collations):
         if part[-1].is_word("asc", "desc"):
             part = part[:-1]
-        if len(part) > 2 and part[-2].is_word("collate"):
+        part = list(_stripped(part))
+        if len(part) > 2 and part[-2].is_word("collate") and _is_of_key(part, collation):
             part = part[:-2]
         keys.append(_join(part, columns))
     predicate = _join(tokens[end + 2 :], columns) if len(tokens) > end + 2 else None
     return keys, predicate
+
+
+def _is_of_key(part: Sequence[Token], collation: str | None) -> bool:
+    """Tell whether the COLLATE at the end of a key is that of the key: in `a = b COLLATE nocase` it is that of b."""
+    if collation is None or part[-1].name != "binary":
+        return collation is None or part[-1].name == collation
+    opening = 0 if part[0].text == "(" else 1
+    return len(part) == 3 or (part[opening].text == "(" and _group_end(part, opening) == len(part) - 3)
