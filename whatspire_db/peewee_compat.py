@@ -7,7 +7,7 @@ tests/test_peewee_compat.py checks this, and that the installed Peewee has each 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import peewee
 
@@ -386,3 +386,15 @@ def sequence_parts(field: peewee.Field) -> tuple[str, ...]:
 def schema_of(table: peewee.Table) -> str | None:
     """Return the schema that a table is rendered with."""
     return table._schema
+
+
+def as_pinned(db: peewee.Database, given: Sequence[Any]) -> tuple[Any, ...]:
+    """Return parameters that mean the same where standard_conforming_strings is not what it was at the start.
+
+    psycopg2 writes a text with a backslash by what it was, and doubles the backslash by what it is.
+    """
+    if "\\" not in repr(given) or not hasattr(db.connection(), "get_parameter_status"):
+        return tuple(given)
+    from .sql import written
+
+    return tuple(map(written, given))

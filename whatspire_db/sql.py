@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
-from .light_stdlib import pattern
+from .light_stdlib import Any, pattern
 
 _TOKEN = pattern(
     r"""(?P<skip>'(?:[^']|'')*'|--[^\n]*|%%|%s|\s+)
@@ -47,6 +47,41 @@ def version_of(text: str) -> tuple[int, ...]:
 def quoted(name: str) -> str:
     """Return a name as SQL takes it, on either engine."""
     return '"' + name.replace('"', '""') + '"'
+
+
+def literal(text: str) -> str:
+    """Return a text as PostgreSQL takes it, whatever standard_conforming_strings says."""
+    written = "'" + text.replace("'", "''") + "'"
+    return "E" + written.replace("\\", "\\\\") if "\\" in text else written
+
+
+class _Text:
+    """A text as psycopg2 is to write it."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._encoding = "utf-8"
+
+    def __repr__(self) -> str:
+        return repr(self._text)
+
+    def __conform__(self, protocol: object) -> _Text:
+        return self
+
+    def prepare(self, connection: Any) -> None:
+        from psycopg2.extensions import encodings
+
+        self._encoding = encodings[connection.encoding]
+
+    def getquoted(self) -> bytes:
+        return literal(self._text).encode(self._encoding)
+
+
+def written(value: Any) -> Any:
+    """Return a value for psycopg2 whose texts mean the same whatever the session's settings are."""
+    if isinstance(value, list | tuple):
+        return type(value)(map(written, value))
+    return _Text(value) if isinstance(value, str) and "\\" in value else value
 
 
 @lru_cache(maxsize=256)

@@ -936,3 +936,34 @@ def test_a_unique_without_overlaps_is_mended(postgres: Place) -> None:
     runner = MigrationRunner(postgres.connect(), as_written(text))
     psql(postgres.dsn, str(runner.mending()))
     assert not runner.verify_schema()
+
+
+@pytest.mark.parametrize("online_rows", [10_000, 0])
+def test_backslashes_mean_the_same_in_a_session_that_reads_them_otherwise(postgres: Place, online_rows: int) -> None:
+    class T(pw.Model):
+        a = pw.TextField(column_name="a\\b")
+
+        class Meta:
+            table_name = 't\\b"q'
+
+    T.add_index(T.index(T.a, where=T.a != "x\\n'y", name="t\\i"))
+    odd = Place("postgres", f"{postgres.dsn} options='-c standard_conforming_strings=off'", postgres.folder)
+    runners = [MigrationRunner(place.connect(), [T], online_rows=online_rows) for place in (odd, postgres)]
+    runners[0].up()
+    run(postgres.connect(), 'INSERT INTO "t\\b""q" VALUES (1, \'a\')', 'DROP INDEX "t\\i"')
+    assert [step.name for step in runners[0].up().applied] == ["t\\i"]
+    for runner in runners:
+        assert not runner.verify_schema()
+        assert not runner.up().applied
+        assert [step.kind for step in runner.undo_plan().pending] == ["drop_index"]
+
+
+def test_a_stamp_of_drift_is_kept_by_a_session_that_reads_backslashes_otherwise(postgres: Place) -> None:
+    quoted = model("T", 't"q', {"a": pw.IntegerField(null=True)})
+    odd = Place("postgres", f"{postgres.dsn} options='-c standard_conforming_strings=off'", postgres.folder)
+    runner = MigrationRunner(odd.connect(), [quoted])
+    runner.up()
+    run(postgres.connect(), 'ALTER TABLE "t""q" ALTER a TYPE bigint')
+    assert runner.up().drift
+    with runner.db.connection_context():
+        assert runner._stamping.drift(runner._stamping.standing())

@@ -101,7 +101,8 @@ class Applying:
                 self.execute_online(left[0])
                 left = left[1:]
             now = self.looking.stamping.standing()
-            live = self._verify(declared, plan, ())
+            with self.looking.reading():  # what is shown of a constant depends on the session's settings
+                live = self._verify(declared, plan, ())
             return self.engine.transact(
                 lambda: self._record(plan, now, self._added(declared, plan, now, live)), (), self.wait_seconds
             )

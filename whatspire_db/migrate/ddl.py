@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import peewee
 from peewee import SQL, Context, Entity, ForeignKeyField, Model
@@ -72,7 +72,7 @@ def literal(db: peewee.Database, query: tuple[str, list[Any]]) -> str:
     mogrify = getattr(db.cursor(), "mogrify", None)
     try:
         if mogrify is not None:
-            text = mogrify(sql, params)
+            text = mogrify(sql, peewee_compat.as_pinned(db, params))
             return text.decode() if isinstance(text, bytes) else str(text)
     except (IndexError, TypeError, ValueError):
         if not params:
@@ -82,11 +82,11 @@ def literal(db: peewee.Database, query: tuple[str, list[Any]]) -> str:
     return sql.replace("%%", "%")  # psycopg 3, which has no mogrify
 
 
-def execute(db: peewee.Database, sql: str, params: Iterable[Any] | None = None) -> Any:
+def execute(db: peewee.Database, sql: str, params: Sequence[Any] | None = None) -> Any:
     """Execute final SQL text through peewee, so that its hooks and error classes apply."""
     if params is None and _takes_percent(db):
         sql = sql.replace("%", "%%")
-    return db.execute_sql(sql, tuple(params or ()))
+    return db.execute_sql(sql, peewee_compat.as_pinned(db, params or ()))
 
 
 def _rendered(

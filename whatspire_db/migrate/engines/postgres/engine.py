@@ -18,7 +18,7 @@ from whatspire_db.migrate.plan import Step
 from whatspire_db.migrate.progress import Progress
 from whatspire_db.migrate.schema import Column, Index, Key, Schema, Table
 from whatspire_db.migrate.stamp import Stamps, Standing, declared_text
-from whatspire_db.sql import pinned
+from whatspire_db.sql import literal, pinned
 
 from ..base import LOOK_SECONDS, Engine, IndexPart, T, discarded
 from . import NAME_BYTES, history
@@ -244,10 +244,9 @@ class PostgresEngine(Engine):
         return [schemas, [quote(self.fold(model._meta.table_name)) for model in models]]
 
     def keep(self, stamps: Stamps) -> None:
-        text = stamps.to_text().replace("'", "''")
         with suppress(peewee.PeeweeException), self.db.atomic():  # without them the next start looks in full
             execute(self.db, lock_limit(KEEP_SECONDS))
-            execute(self.db, f"COMMENT ON TYPE migration_versions IS '{text}'")
+            execute(self.db, f"COMMENT ON TYPE migration_versions IS {literal(stamps.to_text())}")
 
     def looks_alone(self, standing: Standing | None) -> bool:
         # The scratch tables take locks of a table that all databases of the server share.

@@ -20,11 +20,11 @@ from whatspire_db.migrate.mending import (
     vectors_lost,
 )
 from whatspire_db.migrate.schema import Column, Key, label
-from whatspire_db.sql import pinned
+from whatspire_db.sql import literal, pinned
 
 from ..base import discarded
 from .probing import alters_by_rewriting
-from .scripts import Reference, Site, guard, literal, made_again, transaction, validated
+from .scripts import Reference, Site, guard, made_again, transaction, validated
 
 _OWN_SEQUENCE = pinned("SELECT pg_get_serial_sequence(%s, %s)")
 # What names a column in its own text, which a change of the type would have to rewrite.

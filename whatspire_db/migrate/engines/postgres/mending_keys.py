@@ -17,10 +17,10 @@ from whatspire_db.migrate.diff import Drift
 from whatspire_db.migrate.mending import RUN_UP_FIRST, Fix, comment, unknown, unsafe
 from whatspire_db.migrate.schema import Constraint, Index, Key, Table
 from whatspire_db.migrate.stamp import rendered
-from whatspire_db.sql import pinned
+from whatspire_db.sql import literal, pinned
 
 from . import online
-from .scripts import Reference, Site, guard, literal, made_again, transaction, validated, without_tail
+from .scripts import Reference, Site, guard, made_again, transaction, validated, without_tail
 
 DEFERRABLE = ("NOT DEFERRABLE", "DEFERRABLE", "INITIALLY DEFERRED", "INITIALLY IMMEDIATE")
 _REPLICA_IDENTITY = pinned("SELECT indisreplident, indisclustered FROM pg_index WHERE indexrelid = to_regclass(%s)")

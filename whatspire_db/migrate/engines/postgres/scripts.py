@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from whatspire_db.light_stdlib import TYPE_CHECKING
-from whatspire_db.migrate.ddl import ModelType, execute, qualified, quote_text
+from whatspire_db.migrate.ddl import ModelType, execute, qualified
 from whatspire_db.migrate.mending import DriftedTable, comment
 from whatspire_db.migrate.schema import Schema
-from whatspire_db.sql import pinned
+from whatspire_db.sql import literal, pinned
 
 from . import NAME_BYTES
 
@@ -25,12 +25,6 @@ SELECT format('%%I.%%I', n.nspname, c.relname), quote_ident(k.conname), pg_get_c
 FROM pg_constraint AS k JOIN pg_class AS c ON c.oid = k.conrelid JOIN pg_namespace AS n ON n.oid = c.relnamespace
 WHERE k.contype = 'f' AND k.conparentid = 0 AND k.conindid = to_regclass(%s) ORDER BY k.oid
 """)
-
-
-def literal(text: str) -> str:
-    """Return a text as SQL, whatever standard_conforming_strings says."""
-    quoted = quote_text(text)
-    return "E" + quoted.replace("\\", "\\\\") if "\\" in text else quoted
 
 
 def transaction(*statements: str) -> tuple[str, ...]:
