@@ -967,3 +967,27 @@ def test_a_stamp_of_drift_is_kept_by_a_session_that_reads_backslashes_otherwise(
     assert runner.up().drift
     with runner.db.connection_context():
         assert runner._stamping.drift(runner._stamping.standing())
+
+
+LETTERS = "н" * 40
+
+
+@pytest.mark.parametrize(
+    ("place", "index"),
+    [
+        ("sqlite", f"CREATE INDEX t_i ON {LETTERS} (a) WHERE a <> \"{LETTERS} {LETTERS}\""),
+        ("sqlite", f"CREATE INDEX t_i ON {LETTERS} (a)"),
+        ("postgres", f"CREATE INDEX t_i ON {LETTERS[:30]} (a)"),
+    ],
+    indirect=["place"],
+)  # fmt: skip
+def test_many_letters_beyond_ascii_are_read_at_once(place: Place, index: str) -> None:
+    fields = {"a": pw.TextField(null=True)}
+    named = model("T", LETTERS if place.is_sqlite else LETTERS[:30], fields, indexes=[SQL(index)])
+    converges(place.connect(), [named])
+
+
+def test_many_letters_beyond_ascii_in_a_reference_are_read_at_once(place: Place) -> None:
+    target, name = model("P", LETTERS[:30], {"a": pw.IntegerField(unique=True)}), LETTERS[:30]
+    reference = SQL(f"FOREIGN KEY (a) REFERENCES {name} (a)")
+    converges(place.connect(), [target, model("T", "t", {"a": pw.IntegerField(null=True)}, constraints=[reference])])

@@ -23,7 +23,7 @@ _INDEX_NAME = pattern(
         (?:(?:"[^"]+"|\w+)\.)?(?:"((?:[^"]|"")+)"|`([^`]+)`|\[([^\]]+)\]|(\w+))""",
     re.IGNORECASE | re.VERBOSE,
 )
-_NAME = r'(?:"(?:[^"]|"")+"|(?:\w|[^\x00-\x7f])+)'
+_NAME = r'(?:"(?:[^"]|"")+"|[\w\x80-\U0010ffff]+)'
 _INDEXED = pattern(rf"\sON\s+(?P<place>(?:ONLY\s+)?(?:(?P<schema>{_NAME})\s*\.\s*)?(?P<table>{_NAME}))", re.IGNORECASE)
 _REFERENCES = pattern(rf"\bREFERENCES\s+(?:{_NAME}\s*\.\s*)?({_NAME})", re.IGNORECASE)
 _UNIQUE_OR_QUOTED = pattern(

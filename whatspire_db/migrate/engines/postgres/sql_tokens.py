@@ -13,7 +13,7 @@ from whatspire_db.migrate.schema import folded_ascii
 _TOKEN = re.compile(
     r"""(?P<skip>\s+|--[^\n]*|/\*.*?\*/)
       |(?P<string>[eE]'(?:[^'\\]|\\.|'')*'|'(?:[^']|'')*'|\$(?P<tag>[^\W\d]\w*|)\$.*?\$(?P=tag)\$)
-      |(?P<name>"(?:[^"]|"")+"|(?:[^\W\d]|[^\x00-\x7f])(?:[\w$]|[^\x00-\x7f])*)
+      |(?P<name>"(?:[^"]|"")+"|[A-Za-z_\x80-\U0010ffff][\w$\x80-\U0010ffff]*)
       |(?P<other>.)""",
     re.VERBOSE | re.DOTALL,
 )

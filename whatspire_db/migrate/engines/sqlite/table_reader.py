@@ -15,11 +15,13 @@ from whatspire_db.light_stdlib import NamedTuple
 from whatspire_db.migrate.ddl import quote_text
 from whatspire_db.migrate.schema import folded_ascii
 
+# One class of characters: where two overlap, a name of many letters beyond ASCII takes for ever not to match.
+_WORD = re.compile(r"[A-Za-z_\x80-\U0010ffff][\w$\x80-\U0010ffff]*")
 _TOKEN = re.compile(
     r"""(?P<skip>\s+|--[^\n]*|/\*.*?(?:\*/|\Z))
       |(?P<string>[xX]?'(?:[^']|'')*')
       |(?P<quoted>"(?:[^"]|"")*"|`(?:[^`]|``)*`|\[[^\]]*\])
-      |(?P<word>(?:[^\W\d]|[^\x00-\x7f])(?:[\w$]|[^\x00-\x7f])*)
+      |(?P<word>[A-Za-z_\x80-\U0010ffff][\w$\x80-\U0010ffff]*)
       |(?P<number>0[xX][0-9a-fA-F_]+|(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(?:[eE][+-]?\d[\d_]*)?)
       |(?P<other>->>|->|\|\||<=|>=|<>|==|!=|<<|>>|.)""",
     re.VERBOSE | re.DOTALL,
@@ -117,7 +119,7 @@ def _token(kind: str, text: str, start: int, end: int) -> Token:
     name = folded_ascii(inner)
     if kind == "string":
         return Token(kind, text, name, start, end)
-    plain = re.fullmatch(r"(?:[^\W\d]|[^\x00-\x7f])(?:[\w$]|[^\x00-\x7f])*", name) and name not in _RESERVED
+    plain = _WORD.fullmatch(name) and name not in _RESERVED
     shown = name if plain else '"' + name.replace('"', '""') + '"'
     return Token(kind, shown, name, start, end, quote_text(inner) if text[0] == '"' else None)
 
