@@ -7,11 +7,13 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import peewee as pw
 import pytest
 
 from tests.conftest import Place, Server
 from tests.migrate.test_command_line import fails
 from tests.servers import psql
+from whatspire_db import MigrationRunner
 
 MODEL = """
 from peewee import *
@@ -75,3 +77,17 @@ def test_default_that_the_encoding_lacks_is_refused_in_two_lines(old: Place, enc
         fails(done, 1, "encoding of the database")
     else:
         assert done.returncode == 3, done.stderr
+
+
+@pytest.mark.parametrize("encoding", ["SQL_ASCII"], indirect=True)
+@pytest.mark.parametrize("live", ["DEFAULT E'\\xe4'", "CHECK (a <> E'\\xe4')"])
+def test_expressions_with_bytes_that_are_not_text_are_compared(old: Place, live: str) -> None:
+    class Checked(pw.Model):
+        a = pw.TextField(null=True, constraints=[pw.Check("a IN ('x', 'y')", name="u_a_check")])
+
+        class Meta:
+            table_name = "u"
+
+    psql(old.dsn, f"CREATE TABLE u (id serial PRIMARY KEY, a text {live})")
+    kinds = {drift.kind for drift in MigrationRunner(old.connect(), [Checked]).verify_schema().drift}
+    assert kinds == {"column_default" if live.startswith("DEFAULT") else "check"}

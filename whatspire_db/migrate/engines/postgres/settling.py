@@ -27,7 +27,9 @@ def settled(engine: PostgresEngine, table: Table) -> Table:
 
     An expression that it does not take back, or that a superuser should not run, stays as it is.
     """
-    statements = list(_statements(table))
+    statements = list(filter(_is_text, _statements(table)))
+    if not _is_text(_create(table)):
+        return table
     words = trust.words_of("\0".join([*statements, _create(table)]))
     found = [] if engine.trust_source else trust.strangers(engine.db, words, [])
     if any(stranger.is_meant_by(words) for stranger in found):
@@ -40,6 +42,11 @@ def settled(engine: PostgresEngine, table: Table) -> Table:
                 execute(engine.db, sql)
         again = engine.scratch(table.key[0], {table.key[1]: table.key})[table.key]
     return _with_texts(table, again)
+
+
+def _is_text(sql: str) -> bool:
+    """Tell whether the driver can send SQL: a database in SQL_ASCII can hold bytes that are not text."""
+    return sql == sql.encode(errors="ignore").decode()
 
 
 def _create(table: Table) -> str:
