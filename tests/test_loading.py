@@ -241,6 +241,32 @@ def test_a_dsn_in_the_error_of_a_module_is_not_repeated(sqlite: Place) -> None:
     assert "Zq7SECRETx9" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("code", "fact", "hint"),
+    [
+        ("1 / 0", "ZeroDivisionError: division by zero", "correct {file}, line 1"),
+        ("\ndef", "SyntaxError: invalid syntax", "correct {file}, line 2"),
+        ("import nowhere.at_all", "No module named 'nowhere'", "install what {file}, line 1 imports"),
+        (
+            "from whatspire_db import VectorField\nVectorField(0)",
+            "a vector cannot have 0 dimensions",
+            "give a number from 1 to 16,000, in {file}, line 2",
+        ),
+    ],
+    ids=["error", "syntax", "import", "model"],
+)
+def test_a_module_that_fails_is_not_asked_for_under_another_name(
+    sqlite: Place, code: str, fact: str, hint: str
+) -> None:
+    (sqlite.folder / "blog.py").write_text(code)
+    done = sqlite.run("--models", "blog")
+    assert done.returncode == 2
+    error, told = done.stderr.splitlines()
+    assert "the module blog cannot be imported" in error
+    assert fact in error
+    assert told.startswith("hint:  " + hint.format(file=sqlite.folder / "blog.py"))
+
+
 # What a newcomer tries first.
 
 

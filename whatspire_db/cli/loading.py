@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Iterable, Sequence
 from contextlib import redirect_stdout
 
@@ -15,7 +16,7 @@ from ..dsn.forms import POSTGRES, SQLITE
 from ..dsn.naming import describe
 from ..dsn.redaction import looks_like_dsn, shown
 from ..dsn.targets import PostgresTarget, SqliteTarget
-from ..errors import ConfigError
+from ..errors import ConfigError, WhatspireDBError
 from ..light_stdlib import replace
 from ..models.base import data_migrations_of, database, declared_data, is_own, registered_models
 from ..settings import Settings
@@ -145,13 +146,32 @@ def _models_in(name: str) -> list[Model]:
         with redirect_stdout(sys.stderr):  # stdout is the command's own
             module = importlib.import_module(name)
     except (Exception, SystemExit) as error:  # whatever the module's own code raises
-        raise ConfigError(
-            f"the module {name} cannot be imported: {type(error).__name__}: {_without_dsn(str(error))}",
-            "give --models or WHATSAPP_DATABASE_MODELS the dotted name of a module on the Python path",
-        ) from error
+        raise _not_imported(name, error) from error
     models: list[Model] = [v for v in vars(module).values() if peewee.is_model(v)]
     own = [m for m in models if m.__module__ == name or m.__module__.startswith(name + ".")]
     return [m for m in own if not getattr(m._meta, "abstract", False) and _is_table(m, own)]
+
+
+def _not_imported(name: str, error: BaseException) -> ConfigError:
+    """Say why a module cannot be imported: another name helps only where there is none of this one."""
+    why, place = f"{type(error).__name__}: {_without_dsn(str(error))}", _place(error)
+    hint = f"correct {place}" if place else "correct the module"
+    if isinstance(error, WhatspireDBError):
+        why, hint = _without_dsn(error.fact), f"{error.hint}, in {place}" if place else error.hint
+    elif isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}."):
+        hint = "give --models or WHATSAPP_DATABASE_MODELS the dotted name of a module on the Python path"
+    elif isinstance(error, ModuleNotFoundError):
+        hint = f"install what {place or 'it'} imports for this Python, {sys.executable}"
+    return ConfigError(f"the module {name} cannot be imported: {why}", hint)
+
+
+def _place(error: BaseException) -> str:
+    """Return the last line that an error passed in code that is neither this package's nor Peewee's; else ""."""
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}, line {error.lineno}" if error.filename else ""
+    theirs = (os.path.dirname(os.path.dirname(__file__)) + os.sep, peewee.__file__, importlib.__file__, "<frozen ")
+    frames = [each for each in traceback.extract_tb(error.__traceback__) if not each.filename.startswith(theirs)]
+    return f"{frames[-1].filename}, line {frames[-1].lineno}" if frames else ""
 
 
 def _declares_data(name: str) -> bool:
