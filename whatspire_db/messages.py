@@ -76,6 +76,10 @@ CONNECT_HINTS = MappingProxyType(  # where a code means something else when it a
 LOCK_TABLE_FULL = (
     "raise max_locks_per_transaction on the server (needs a restart), or run this when fewer sessions hold locks"
 )
+ROWS_HIDDEN = (
+    "use a role with BYPASSRLS, or the owner of the table where security is not forced on it (ALTER TABLE ... NO FORCE "
+    "ROW LEVEL SECURITY)"
+)
 CONNECTION_LOST = "the connection to the server was lost; run it again, and see the server's log"
 # PostgreSQL has one code for both kinds of memory; the file of its source that reports it tells them apart.
 _LOCK_TABLE_FILES = frozenset({"lock.c", "predicate.c", "dynahash.c", "shmem.c"})
@@ -215,8 +219,18 @@ def is_lock_table_full(error: BaseException) -> bool:
     """Tell whether a statement failed because PostgreSQL's shared lock table is full."""
     if sqlstate(error) != "53200":
         return False
+    return _source_file(error) in _LOCK_TABLE_FILES
+
+
+def is_hidden_by_policy(error: BaseException) -> bool:
+    """Tell whether a statement failed because a policy hides rows: not for want of a right, which has the same code."""
+    return sqlstate(error) == "42501" and _source_file(error) == "rls.c"
+
+
+def _source_file(error: BaseException) -> str | None:
+    """Return the file of PostgreSQL's source that reports an error."""
     diagnostics = getattr(getattr(error, "orig", error), "diag", None)
-    return getattr(diagnostics, "source_file", None) in _LOCK_TABLE_FILES
+    return getattr(diagnostics, "source_file", None)
 
 
 def is_connection_lost(error: BaseException) -> bool:
@@ -270,6 +284,8 @@ def hint(error: BaseException, default: str = NOTHING_CHANGED) -> str:
         return error.hint
     if is_lock_table_full(error):
         return LOCK_TABLE_FULL
+    if is_hidden_by_policy(error):
+        return ROWS_HIDDEN
     state, code = sqlstate(error), sqlite_code(error)
     if state is not None:
         return SQLSTATE_HINTS.get(state) or (CONNECTION_LOST if state.startswith("08") else default)

@@ -30,7 +30,7 @@ from whatspire_db.data import Rule, retain, rules_of
 from whatspire_db.data.engines import engine_of
 from whatspire_db.data.pace import Pace
 from whatspire_db.fields import InstantField, NaiveInstantField, utcnow
-from whatspire_db.messages import sqlstate
+from whatspire_db.messages import hint, sqlstate
 
 DAY = timedelta(days=1)
 NOW = datetime.now(timezone.utc)
@@ -286,6 +286,7 @@ def test_rows_that_a_policy_hides_are_an_error(postgres: Place) -> None:
                 with pytest.raises(peewee.PeeweeException) as error:
                     retain(db, [rule(log)], dry_run=dry_run)
                 assert sqlstate(error.value) == "42501"
+                assert hint(error.value).startswith("use a role with BYPASSRLS")
         finally:
             db.execute_sql("RESET ROLE")
             db.execute_sql(f"DROP OWNED BY {role}")
