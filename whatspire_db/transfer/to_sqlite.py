@@ -12,20 +12,31 @@ from typing import Any
 from peewee import sqlite3
 
 from ..data.records import DataMigrationRecord
-from ..errors import TransferRefused
+from ..errors import TransferRefused, ValueRefused
 from ..messages import CONSTRAINT, first_line, primary
 from ..migrate.ddl import quote
 from ..migrate.engines.postgres.engine import PostgresEngine
 from ..migrate.engines.sqlite.engine import SqliteEngine
 from ..migrate.schema import Schema, folded_ascii, label
 from . import records
+from .checking import shown_key
+from .faults import ORPHAN, Finding
 from .opening import Ends, connected
 from .proof import of_postgres, prove
 from .reports import Report, TableReport
 from .steps import Wishes, migrate, recorded, require_proved, snapshot, teller
 from .tables import Column, TransferTable, is_ours, require_left, transfer_tables, transferred
+from .time_kinds import InstantKind
 
 NOT_HELD = "SQLite does not hold NaN, or decimals with more than 15 digits; else look for triggers on its tables"
+
+NO_INSTANT = "a time that is infinite, or not of the years 1 to 9999"
+CORRECT = "nothing was copied; correct the row in the source"
+_ORPHANS = """
+SELECT "rowid", fkid, (SELECT count(*) FROM pragma_foreign_key_check(?1, 'main'))
+FROM pragma_foreign_key_check(?1, 'main') LIMIT 1
+"""
+_REFERENCE = "SELECT \"from\" FROM pragma_foreign_key_list(?, 'main') WHERE id = ? ORDER BY seq LIMIT 1"
 
 
 def transfer(ends: Ends, wishes: Wishes) -> Report:
@@ -64,6 +75,7 @@ def _load(sqlite: SqliteEngine, postgres: PostgresEngine, wishes: Wishes, number
         target.execute_sql("PRAGMA defer_foreign_keys = ON")  # rows may refer to later ones, until the commit
         tables = transfer_tables(target.connection(), postgres, live, wishes.models)
         seconds = [_copied(source, target.connection(), table, wishes) for table in tables]
+        _require_parents(target, tables)
         proofs = [prove(target.connection(), source, table, teller(wishes.watcher, "prove")) for table in tables]
         require_proved(proofs, NOT_HELD)
         reports = [
@@ -95,7 +107,7 @@ def _copied(source: Any, target: Any, table: TransferTable, wishes: Wishes) -> f
     insert = f"INSERT INTO {table.sqlite} ({', '.join(c.quoted for c in columns)}) VALUES ({marks})"
     try:
         for chunk in of_postgres(source, table, columns):
-            target.executemany(insert, _stored(columns, chunk))
+            target.executemany(insert, _readable(table, chunk))
             done += len(chunk)
             wishes.watcher.progress("copy", table.name, done, None)
     except sqlite3.DatabaseError as error:
@@ -106,6 +118,56 @@ def _copied(source: Any, target: Any, table: TransferTable, wishes: Wishes) -> f
             "nothing was copied; correct the rows in the source, or what the target's table asks of them",
         ) from error
     return time.monotonic() - started
+
+
+def _require_parents(target: Any, tables: Sequence[TransferTable]) -> None:
+    """Refuse references to rows that are not there, which PostgreSQL keeps where a constraint is NOT VALID.
+
+    The commit would refuse them too, and name none.
+    """
+    if not target.execute_sql("PRAGMA foreign_keys").fetchone()[0]:
+        return
+    for table in tables:
+        if orphan := target.execute_sql(_ORPHANS, (table.source,)).fetchone():
+            rowid, reference, count = orphan
+            (column,) = target.execute_sql(_REFERENCE, (table.source, reference)).fetchone()
+            finding = Finding(ORPHAN, table.name, column, _key_of(target, table, rowid))
+            more = f"; and {count - 1:,} more" if count > 1 else ""
+            raise TransferRefused(f"SQLite cannot hold what is in {finding}{more}", CORRECT)
+
+
+def _key_of(target: Any, table: TransferTable, rowid: int | None) -> str:
+    """Return the key of a row as messages show it; a table WITHOUT ROWID does not tell it."""
+    if rowid is None or not table.key:
+        return "not known"
+    names = ", ".join(map(quote, table.key))
+    sql = f"SELECT {names} FROM {table.sqlite} WHERE {table.identity[0]} = ?"
+    return shown_key(target.execute_sql(sql, (rowid,)).fetchone())
+
+
+def _readable(table: TransferTable, chunk: Sequence[tuple[Any, ...]]) -> Iterable[tuple[Any, ...]]:
+    """Return rows as SQLite stores them.
+
+    :raises TransferRefused: for a value that the model does not read, on either engine.
+    """
+    try:
+        return _stored(table.written, chunk)
+    except ValueRefused:
+        for row in chunk:
+            _require_readable(table, row)
+        raise
+
+
+def _require_readable(table: TransferTable, row: tuple[Any, ...]) -> None:
+    for column, value in zip(table.written, row, strict=True):
+        try:
+            _ = value is None or column.kind.stored(value)
+        except ValueRefused as error:
+            what = NO_INSTANT if isinstance(column.kind, InstantKind) else error.fact
+            values = {each.name: part for each, part in zip(table.written, row, strict=True)}
+            key = shown_key([values.get(name) for name in table.key])
+            place = f"{table.name}.{column.name}, key {key or 'not known'}"
+            raise TransferRefused(f"SQLite cannot hold what is in {place}: {what}", CORRECT) from error
 
 
 def _stored(columns: Sequence[Column], chunk: Sequence[tuple[Any, ...]]) -> Iterable[tuple[Any, ...]]:
