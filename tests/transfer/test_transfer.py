@@ -337,6 +337,56 @@ def test_times_that_python_has_not_come_back_as_they_are(sqlite: Place, postgres
         assert db.execute_sql("SELECT day, moment, clock FROM odd").fetchall() == [texts]
 
 
+@pytest.mark.parametrize("at", ["infinity", "0044-03-15 BC", "20000-01-01", "0001-01-01 00:00+05"])
+def test_an_instant_that_no_model_reads_is_refused_with_its_key(sqlite: Place, postgres: Place, at: str) -> None:
+    log = model("Log", "log", {"at": InstantField(null=True)})
+    db = postgres.connect()
+    with db.connection_context():
+        MigrationRunner(db, [log]).up()
+        db.execute_sql("INSERT INTO log (at) VALUES (NULL), ('2026-11-28'), (%s)", (at,))
+    with pytest.raises(TransferRefused, match=r"SQLite cannot hold what is in log.at, key 3: a time that is infinite"):
+        transfer(postgres.dsn, sqlite.dsn, [log])
+    assert not any(contents(sqlite, [log]).values())
+
+
+@pytest.mark.parametrize("has_rowid", [True, False])
+def test_a_reference_to_nothing_is_refused_with_its_key_on_the_way_back(
+    sqlite: Place, postgres: Place, has_rowid: bool
+) -> None:
+    fields = {"name": peewee.CharField(primary_key=True), "above": peewee.ForeignKeyField("self", null=True)}
+    node = model("Node", "node", fields)
+    with closing(sqlite3.connect(sqlite.dsn)) as connection:
+        columns = "name varchar(255) NOT NULL PRIMARY KEY, above_id varchar(255) REFERENCES node (name)"
+        connection.execute(f"CREATE TABLE node ({columns}) {'' if has_rowid else 'WITHOUT ROWID'}")
+    db = postgres.connect()
+    with db.connection_context():
+        MigrationRunner(db, [node]).up()
+        (name,) = db.execute_sql("SELECT conname FROM pg_constraint WHERE contype = 'f'").fetchone()
+        db.execute_sql(f'ALTER TABLE node DROP CONSTRAINT "{name}"')
+        db.execute_sql("INSERT INTO node VALUES ('a', NULL), ('b', 'a'), ('c', 'gone'), ('d', 'gone')")
+        key = "FOREIGN KEY (above_id) REFERENCES node (name) NOT VALID"
+        db.execute_sql(f'ALTER TABLE node ADD CONSTRAINT "{name}" {key}')
+    with pytest.raises(TransferRefused) as refused:
+        transfer(postgres.dsn, sqlite.dsn, [node])
+    shown = "c" if has_rowid else "not known"
+    fact = f"node.above_id, key {shown}: a reference to a row that is not there; and 1 more"
+    assert refused.value.fact == f"SQLite cannot hold what is in {fact}"
+    assert not any(contents(sqlite, [node]).values())
+
+
+def test_an_error_names_the_option_that_gave_the_database(sqlite: Place, postgres: Place) -> None:
+    (sqlite.folder / "no.db").write_text("no database at all" * 100)
+
+    def hint(*arguments: str) -> str:
+        done = sqlite.run("transfer", *arguments, module="whatspire_db", env={"WHATSAPP_DATABASE_DRIVER": ""})
+        return done.stderr.splitlines()[1]
+
+    assert hint("--from", postgres.dsn, "--to", "nowhere/x.db").endswith("correct --to")
+    assert hint("--from", postgres.dsn, "--to", "no.db").startswith("hint:  point --to at the database")
+    assert hint("--from", "no.db", "--to", postgres.dsn).startswith("hint:  point --from at the database")
+    assert hint("--dsn", "no.db", "--to", postgres.dsn).startswith("hint:  point --dsn at the database")
+
+
 def test_another_roles_trigger_is_not_run_by_a_superuser(service: Place, postgres: Place, server: Server) -> None:
     db = postgres.connect()
     role = f"r_{uuid.uuid4().hex[:12]}"

@@ -35,6 +35,7 @@ VARIABLES = {
     "name": "BACKUP_NAME",
     "lock_timeout": "MIGRATION_LOCK_TIMEOUT",
 }
+OTHER_NAMES = {"dir": "--to", "dsn": "--from"}  # of options, in `backup create` and in `transfer`
 ENDED_AT_ONCE = "run it again: the next run finishes, or clears away, what this one left"
 
 
@@ -184,15 +185,16 @@ class Call:
         fact, hint = (without_dsns(text, self.arguments) for text in (error.fact, error.hint))
         for option, variable in VARIABLES.items():
             if getattr(self.options, option, None) is not None:
-                pattern = rf"(--{option.replace('_', '-')} or )?{PREFIX}{variable}\b"
+                flag = f"--{option.replace('_', '-')}"
+                pattern = rf"(?:({flag} or )?{PREFIX}{variable}|(?<!\S){flag})\b"
                 fact, hint = (re.sub(pattern, self._typed(option), text) for text in (fact, hint))
         return fact, hint
 
     def _typed(self, option: str) -> str:
-        """Return an option as the user typed it: --to is another name for --dir in `backup create`."""
+        """Return an option as the user typed it: it may have another name, like --to for --dir in `backup create`."""
         flag = f"--{option.replace('_', '-')}"
-        is_alias = option == "dir" and not any(a.startswith(flag) for a in self.arguments)
-        return "--to" if is_alias else flag
+        is_typed = any(each.partition("=")[0] == flag for each in self.arguments)
+        return flag if is_typed else OTHER_NAMES.get(option, flag)
 
 
 def run_command(call: Call, parse: Callable[[list[str]], Any], run: Callable[[Call], Answer]) -> int:

@@ -50,7 +50,8 @@ def ends_of(source: Settings, to: str) -> Ends:
 
     :raises ConfigError: when the target's DSN is none, is the source's, or is of the same engine.
     """
-    target = replace(source, driver=kind_of("--to", to), dsn=to, replica_dsn=None, config="")
+    origins = {**source.origins, "driver": "--to", "dsn": "--to"}
+    target = replace(source, driver=kind_of("--to", to), dsn=to, replica_dsn=None, config="", origins=origins)
     ends = Ends(source, target)
     if is_same(source.target, target.target):
         raise ConfigError(f"the target is the source: {ends.source_name}", "name another database in --to")
