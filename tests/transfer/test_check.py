@@ -189,6 +189,27 @@ def test_a_refusal_names_a_value_that_nothing_was_chosen_for(sqlite: Place, post
     with pytest.raises(TransferRefused) as refused:
         transfer(sqlite.dsn, postgres.dsn, [event], on=chosen)
     assert refused.value.fact == f"PostgreSQL cannot hold what is in {time}"
+    assert refused.value.hint.endswith("correct the rows, or give --on time=set-aside --side-file FILE")
+
+
+@pytest.mark.parametrize(
+    ("value", "live", "ways"),
+    [
+        ("'a' || char(0), NULL", False, "give --on nul=replace or --on nul=set-aside --side-file FILE"),
+        ("'a' || char(0), NULL", True, "give --on nul=replace"),
+        ("'a', 7", False, "give --on orphan=set-aside --side-file FILE"),
+        ("'a', 7", True, "transfer without --live, while nothing writes, with --on orphan=set-aside --side-file FILE"),
+    ],
+)
+def test_a_refusal_offers_only_what_the_transfer_takes(
+    sqlite: Place, postgres: Place, value: str, live: bool, ways: str
+) -> None:
+    fields = {"text": TextField(), "above": pw.ForeignKeyField("self", null=True)}
+    node = model("Node", "nodes", fields)
+    made(sqlite, [node], f"INSERT INTO nodes (text, above_id) VALUES ({value})")
+    with pytest.raises(TransferRefused) as refused:
+        transfer(sqlite.dsn, postgres.dsn, [node], live=live)
+    assert refused.value.hint.endswith(f"correct the rows, or {ways}")
 
 
 def test_sound_values_are_moved(sqlite: Place, postgres: Place) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import uuid
@@ -199,6 +200,7 @@ def test_a_value_that_comes_meanwhile_is_refused_as_a_check_refuses_it(
     with pytest.raises(TransferRefused, match=rf"written meanwhile in odd\.{column}, key b: .*{what}") as failed:
         transfer(sqlite.dsn, postgres.dsn, [odd], live=True, watcher=spoiling)
     assert "yesterday" not in str(failed.value)
+    assert re.search(r"give --on (nul|encoding|type|range|length|time|json)=replace", failed.value.hint)
     assert not any(contents(postgres, [odd]).values())
     db = sqlite.connect()
     with db.connection_context():

@@ -12,7 +12,7 @@ from ..copy_in import copy_in, lines_of
 from ..errors import TransferRefused
 from .checking import shown_key
 from .chunks import Chunk, Row, chunks
-from .faults import Finding
+from .faults import REPLACE, Finding
 from .kinds import TextKind
 from .tables import Column, TransferTable
 
@@ -64,7 +64,7 @@ def _held(table: TransferTable, some: Iterable[Chunk]) -> Iterator[Chunk]:
             key = shown_key([values[name] for name in table.key])
             raise TransferRefused(
                 f"PostgreSQL cannot hold what was written meanwhile in {Finding(kind, table.name, column, key)}",
-                "nothing was copied; correct the row in the source, or choose with --on KIND=replace, and run it again",
+                f"nothing was copied; correct the row in the source, or give --on {kind}={REPLACE}, and run it again",
             )
         yield chunk
 

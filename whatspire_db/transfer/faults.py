@@ -55,6 +55,18 @@ class Finding:
         return place | {"choice": self.choice}
 
 
+def ways_out(finding: Finding, may_set_aside: bool) -> str:
+    """Say what to do so that a transfer takes a row with a fault as it is.
+
+    :param may_set_aside: False for a live transfer.
+    """
+    can_replace = finding.is_replaceable and KINDS[finding.kind][1]
+    replace, aside = f"--on {finding.kind}={REPLACE}", f"--on {finding.kind}={SET_ASIDE} --side-file FILE"
+    if may_set_aside:
+        return f"give {replace} or {aside}" if can_replace else f"give {aside}"
+    return f"give {replace}" if can_replace else f"transfer without --live, while nothing writes, with {aside}"
+
+
 def read_choices(given: Mapping[str, str]) -> dict[str, str]:
     """Return what to do about each kind of fault: what is given, refuse for the others; "all" stands for every kind.
 

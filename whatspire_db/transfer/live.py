@@ -150,7 +150,7 @@ def _move(ends: Ends, wishes: Wishes, engine: PostgresEngine) -> _Moved:
             live_source.copied(source, ends.source) as copy,
             sqlite_source(copy) as sqlite,
         ):
-            checked, found = prepared(sqlite, engine, wishes)
+            checked, found = prepared(sqlite, engine, wishes, may_set_aside=False)
             _require_keys(source, found)
             tables = [table.with_replaced(kinds) for table in found]  # such values may come meanwhile
             live = _Live(source, schema, engine, {table.source: table for table in tables}, position)

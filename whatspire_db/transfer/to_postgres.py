@@ -23,7 +23,7 @@ from ..migrate.schema import Schema, label
 from . import change_log, postgres_load, records, side_file
 from .checking import Checked, asks_postgres, check
 from .copying import copy_table
-from .faults import REFUSE
+from .faults import REFUSE, ways_out
 from .opening import Ends, connected, sqlite_source
 from .progress import Watcher
 from .proof import TableProof, prove
@@ -56,11 +56,13 @@ def transfer(ends: Ends, wishes: Wishes) -> Report:
     )
 
 
-def prepared(sqlite: sqlite3.Connection, engine: PostgresEngine, wishes: Wishes) -> tuple[Checked, list[TransferTable]]:
+def prepared(
+    sqlite: sqlite3.Connection, engine: PostgresEngine, wishes: Wishes, may_set_aside: bool = True
+) -> tuple[Checked, list[TransferTable]]:
     """Check the source, and bring the empty target to the models; return what was found and the tables."""
     require_empty(engine, wishes)
     checked = _checked(sqlite, engine, wishes)
-    _require_held(checked)
+    _require_held(checked, may_set_aside)
     migrate(engine.db, wishes, with_data=records.finished_in_sqlite(sqlite) is not None)
     _require_trusted(engine, wishes)
     return checked, _tables(sqlite, engine, wishes, live_schema(engine, wishes), checked)
@@ -120,13 +122,13 @@ def _require_utf8(engine: PostgresEngine) -> None:
         )
 
 
-def _require_held(checked: Checked) -> None:
+def _require_held(checked: Checked, may_set_aside: bool) -> None:
     if checked.refused:
         first = next(finding for finding in checked.findings if finding.choice == REFUSE)
         more = checked.refused - 1
         raise TransferRefused(
             f"PostgreSQL cannot hold what is in {first}" + (f"; and {more:,} more" if more else ""),
-            "--check lists them; correct the rows, or choose with --on KIND=replace or --on KIND=set-aside",
+            f"--check lists them; correct the rows, or {ways_out(first, may_set_aside)}",
         )
 
 
