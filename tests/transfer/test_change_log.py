@@ -318,8 +318,9 @@ def test_start_that_fails_leaves_nothing(source: peewee.SqliteDatabase) -> None:
     source.execute_sql("CREATE VIEW seen AS SELECT * FROM t")
     before = schema_of(source)
     for table in ("docs", "hidden", "seen", "nowhere"):
-        with pytest.raises(WhatspireDBError, match=f"changes of {table} cannot be noted"):
+        with pytest.raises(WhatspireDBError, match=f"changes of {table} cannot be noted") as refused:
             change_log.start(source, ["t", table])
+        assert (f"--leave {table}" in refused.value.hint) == (table != "hidden")
     assert schema_of(source) == before
 
 
@@ -334,8 +335,9 @@ def test_stop_is_part_of_the_callers_transaction(source: peewee.SqliteDatabase) 
 
 def test_log_of_other_tables_is_refused(source: peewee.SqliteDatabase) -> None:
     change_log.start(source, ["t", "n"])
-    with pytest.raises(WhatspireDBError, match="change log of other tables"):
+    with pytest.raises(WhatspireDBError, match="change log of other tables") as refused:
         change_log.start(source, ["t"])
+    assert "whatspire-db transfer --remove-log" in refused.value.hint
     assert change_log.find(source) == change_log.Log(("n", "t"), 0)
 
 

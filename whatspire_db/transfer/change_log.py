@@ -69,7 +69,7 @@ def start(db: peewee.SqliteDatabase, tables: Sequence[str]) -> Log:
         if found is not None and found != {n: f"CREATE TRIGGER {quote(n)} {sql}" for n, sql in wanted.items()}:
             raise WhatspireDBError(
                 "this database has a change log of other tables, or of another version",
-                "end the transfer that made it, or remove it with whatspire_db.transfer.change_log.stop(db)",
+                "end the transfer that made it, or remove the log: whatspire-db transfer --remove-log",
             )
         if found is None:
             _create(db, max(map(len, keys.values()), default=1))
@@ -135,7 +135,8 @@ def key_of(db: peewee.SqliteDatabase, table: str) -> tuple[str, ...]:
     ).fetchone()
     if kind != ("table", 0):
         what = "is not there" if kind is None else "is a virtual table or a view"
-        raise WhatspireDBError(f"changes of {table} cannot be noted: it {what}", "leave it out")
+        hint = f"leave its model out (--models), and the table behind: --leave {table}"
+        raise WhatspireDBError(f"changes of {table} cannot be noted: it {what}", hint)
     if key := tuple(name for name, place in sorted(columns, key=lambda column: int(column[1])) if place):
         return key
     taken = {name.lower() for name, _ in columns}
