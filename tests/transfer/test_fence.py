@@ -246,6 +246,8 @@ def test_data_migrations_are_refused(fenced: Place, db: peewee.SqliteDatabase) -
     done = fenced.run("data", "run", "--models", "renaming", module="whatspire_db")
     assert (done.returncode, done.stderr.startswith(f"error: {FACT}")) == (4, True)
     assert fenced.run("up", "--models", "renaming").returncode == 4
+    with pytest.raises(DatabaseMoved, match="this database was moved"):
+        DataMigrations(db, []).run()  # also where nothing is left to do
 
 
 @pytest.mark.soak

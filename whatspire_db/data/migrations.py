@@ -260,6 +260,7 @@ class DataMigrations:
         :raises WhatspireDBError: when a table is missing, or a superuser would run code of other roles.
         """
         with self._connection(), self.engine.alone(self.wait_seconds):
+            self.engine.require_rows_here()  # also where nothing is left to do
             return self._run()
 
     def run_unless_busy(self) -> DataOutcome:
