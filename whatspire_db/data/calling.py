@@ -34,6 +34,10 @@ from .records import Records
 T = TypeVar("T")
 
 RETRY = "correct the function, then run: whatspire-db data retry {0} (or data skip {0})"
+RETRY_ENDED = (
+    "use atomic() in the function in place of commit and rollback, and look at the rows that it changed, for a retry "
+    "{1}; then run: whatspire-db data retry {0} (or data skip {0})"
+)
 LOCKED_PAUSE_SECONDS = 0.05
 SAVEPOINT = "whatspire_db_batch"
 SERIALIZATION_FAILURE, IN_FAILED_TRANSACTION = "40001", "25P02"
@@ -147,9 +151,13 @@ def in_words(engine: RowEngine, records: Records, migration: DataMigration) -> I
             # One that ended its transaction may have kept what was recorded for its end.
             if isinstance(first, EndedItself) or records.locked(migration.name).is_left:
                 records.change(migration.name, finished=None, error=why)
-        raise DataMigrationFailed(
-            f"data migration {migration.name} failed: {why}", RETRY.format(shlex.quote(migration.name))
-        ) from error
+        raise DataMigrationFailed(f"data migration {migration.name} failed: {why}", _to_do(first, migration)) from error
+
+
+def _to_do(error: Exception, migration: DataMigration) -> str:
+    """Return the hint for a function that failed."""
+    again = "begins after them" if migration.in_batches else "calls it once more"
+    return (RETRY_ENDED if isinstance(error, EndedItself) else RETRY).format(shlex.quote(migration.name), again)
 
 
 def _first(error: BaseException) -> Exception:
