@@ -282,6 +282,14 @@ def test_closed_port_is_told_from_a_silent_one() -> None:
     assert "nothing listens there" in refused(f"host=127.0.0.1 port={port} user=u").hint
 
 
+@pytest.mark.parametrize("port", ["0", "70000"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "/nowhere", "nowhere.invalid"])
+def test_a_port_that_is_none_is_named_and_not_waited_for(host: str, port: str) -> None:
+    error = refused(f"host={host} port={port} user=u")
+    assert "correct the port" in error.hint
+    assert not error.is_unanswered
+
+
 def test_missing_and_wrong_passwords_are_told_apart(locked: Server) -> None:
     dsn = locked.of_database("postgres", user="locked")
     assert "add the password" in refused(dsn).hint

@@ -30,6 +30,7 @@ _CODE = pattern(r":\s+([0-9A-Z]{5})\s*$")
 
 UNKNOWN_HOST = "check the host in WHATSAPP_DATABASE_DSN: this machine cannot resolve the name"
 CLOSED = "start the server, or check host and port in WHATSAPP_DATABASE_DSN: nothing listens there"
+NO_PORT = "correct the port in WHATSAPP_DATABASE_DSN or PGPORT: it is a number from 1 to 65535"
 NO_SOCKET = "start the server, or check the folder of its socket (host) in WHATSAPP_DATABASE_DSN"
 UNREACHABLE = "check that the server runs and can be reached: its host does not answer (network, firewall, port)"
 NO_RIGHT = "give this user the right to open the server's socket"
@@ -111,6 +112,8 @@ def _places(arguments: Mapping[str, str]) -> Iterator[tuple[str, int]]:
 
 def _probe(host: str, port: int) -> str | None:
     """Return why a place cannot be reached; None where something answers."""
+    if not 0 < port < 65536:
+        return NO_PORT
     try:
         if host.startswith(("/", "@")):
             return _probe_socket(f"{host}/.s.PGSQL.{port}")
