@@ -6,6 +6,7 @@ import json
 import os
 import sqlite3
 import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -75,6 +76,15 @@ def test_front_door_says_what_to_type(sqlite: Place) -> None:
         done = sqlite.run(*arguments, module="whatspire_db")
         assert (done.returncode, done.stderr) == (0, ""), arguments
         assert done.stdout.startswith("usage: whatspire-db"), arguments
+
+
+@pytest.mark.parametrize("arguments", [("help", "up"), ("--help",), ("--version",), ("data", "--help")])
+def test_help_that_cannot_be_written_is_an_error(sqlite: Place, arguments: tuple[str, ...]) -> None:
+    command = [sys.executable, "-m", "whatspire_db", *arguments]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, cwd=sqlite.folder, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr.splitlines()[0]) == (1, "error: stdout: No space left on device")
+    assert len(done.stderr.splitlines()) == 2
 
 
 def test_completion_knows_every_verb_and_option(sqlite: Place) -> None:

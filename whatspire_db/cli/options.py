@@ -46,6 +46,12 @@ class Parser(argparse.ArgumentParser):
             action.type = _not_empty("/".join(action.option_strings) or str(action.metavar))
         return action
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Print help or the version at once: what cannot be written is found here, not when the interpreter ends."""
+        stream = file or sys.stderr
+        stream.write(message)
+        stream.flush()
+
     def error(self, message: str) -> NoReturn:
         raise ConfigError(without_arguments(message, self.given), f"see {self.prog} --help")
 
