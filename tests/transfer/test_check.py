@@ -271,10 +271,11 @@ def test_a_side_file_that_cannot_be_written_to_its_end_goes(sqlite: Place, postg
     file, limits = tmp_path / "aside.jsonl", resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))  # bytes of any file
     try:
-        with pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
+        with pytest.raises(OSError, match=os.strerror(errno.EFBIG)) as failed:
             transfer(sqlite.dsn, postgres.dsn, [trap], on={"nul": "set-aside"}, side_file=str(file))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert failed.value.filename == str(file)  # else a command would say that of stdout
     assert not file.exists()
 
 

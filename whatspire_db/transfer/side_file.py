@@ -35,8 +35,10 @@ def write(path: str, sqlite: sqlite3.Connection, tables: Sequence[TransferTable]
                     file.write(json.dumps({"table": table.name, "row": row}, ensure_ascii=True) + "\n")
             file.flush()
             os.fsync(file.fileno())
-    except BaseException:
+    except BaseException as error:
         os.unlink(path)
+        if isinstance(error, OSError):  # which names no file, and would pass for stdout's
+            raise OSError(error.errno, error.strerror, path) from error
         raise
 
 
