@@ -28,6 +28,7 @@ from whatspire_db import (
     LockTimeout,
     MigrationRunner,
     NotProved,
+    RightMissing,
     Session,
     Settings,
     TransferRefused,
@@ -432,6 +433,19 @@ def test_rows_that_a_policy_hides_are_not_passed_over(
         finally:
             for sql in (f"DROP OWNED BY {role} CASCADE", f"DROP ROLE {role}"):
                 db.execute_sql(sql)
+
+
+def test_a_role_without_rights_at_the_target_is_not_sent_to_plan(service: Place, postgres: Place) -> None:
+    db = postgres.connect()
+    role = f"r_{uuid.uuid4().hex[:12]}"
+    with db.connection_context():
+        db.execute_sql(f"CREATE ROLE {role} LOGIN")
+        try:
+            with pytest.raises(RightMissing, match="permission denied for schema public") as refused:
+                transfer(service.dsn, f"{postgres.dsn} user={role}")
+        finally:
+            db.execute_sql(f"DROP ROLE {role}")
+    assert refused.value.hint == "use a role that owns the tables and may create others"
 
 
 def test_a_view_in_the_place_of_a_table_is_refused(service: Place, postgres: Place) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 import peewee
 
 from ..data.records import DataMigrationRecord
-from ..errors import NotProved, WhatspireDBError
+from ..errors import NotProved, RightMissing, WhatspireDBError
+from ..messages import hint
 from ..migrate.ddl import ModelType
 from ..migrate.engines.base import Engine
 from ..migrate.engines.postgres.engine import PostgresEngine
@@ -43,7 +44,12 @@ def migrate(db: Any, wishes: Wishes, with_data: bool) -> None:
     :param with_data: and to the table of data migrations.
     """
     models = [*wishes.models, Transfer, *([DataMigrationRecord] if with_data else [])]
-    runner(db, models, wishes).up()
+    try:
+        runner(db, models, wishes).up()
+    except RightMissing as error:
+        # Statements that somebody else runs are of no use: the rows need a role that owns the tables.
+        error.hint = hint(error.__cause__ or error)
+        raise
 
 
 def runner(db: Any, models: Sequence[ModelType], wishes: Wishes) -> MigrationRunner:
