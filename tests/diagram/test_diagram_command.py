@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import stat
 import subprocess
 from contextlib import closing
@@ -19,7 +20,9 @@ from tests.conftest import PASSWORD, Place, Server
 from tests.migrate.test_command_line import fails
 from whatspire_db.diagram.drawing import SUFFIXES
 from whatspire_db.diagram.text import escaped
+from whatspire_db.diagram.writing import write_whole
 from whatspire_db.dsn.postgres import parse_postgres
+from whatspire_db.errors import ConfigError
 from whatspire_db.transfer.fence import put_up
 
 pytestmark = pytest.mark.sampled
@@ -134,6 +137,18 @@ def test_document_has_the_text_or_names_the_file(sqlite: Place) -> None:
 def test_wrong_usage_is_refused(sqlite: Place, arguments: list[str], words: str) -> None:
     assert sqlite.run("-q").returncode == 0
     fails(draw(sqlite, *arguments), 2, words)
+
+
+def test_a_picture_that_has_no_room_says_so(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))  # bytes of any file
+    try:
+        with pytest.raises(ConfigError, match="a.svg cannot be written") as failed:
+            write_whole(str(tmp_path / "a.svg"), "x" * 1000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert failed.value.hint.startswith("make room")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.soak

@@ -29,9 +29,8 @@ def write_whole(path: str, text: str) -> None:
         raise ConfigError(f"{path}: {error.strerror}", "name a regular file, or one that is not there yet") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "no path"
-        raise ConfigError(
-            f"{path} cannot be written: {reason}", "name a file in a folder that this user can write"
-        ) from None
+        hint = "make room, or name a file in a folder that this user can write"
+        raise ConfigError(f"{path} cannot be written: {reason}", hint) from None
 
 
 def _replace(target: Path, data: bytes) -> None:
