@@ -164,6 +164,20 @@ def test_a_dsn_in_the_wrong_variable_is_not_repeated(name: str, secret: str) -> 
     assert SECRET not in repr(error.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "most"),
+    [
+        ("MAX_OPEN_CONNS", "1000000000", "999999999"),
+        ("POOL_TIMEOUT", "2562048h", "2562047h"),
+    ],
+)
+def test_what_is_too_much_is_told_what_is_not(name: str, text: str, most: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        read(**{name: text})
+    assert f"from 0 to {most}" in refused.value.hint
+    assert read(**{name: most})
+
+
 def test_a_negative_duration_is_shown_as_it_was_written() -> None:
     with pytest.raises(ConfigError, match="POOL_TIMEOUT is '-1h'"):
         read(POOL_TIMEOUT="-1h")

@@ -19,7 +19,7 @@ SERVICE = "WHATSAPP_"  # how all variables of the Go service begin
 PREFIX, EVENTS = f"{SERVICE}DATABASE_", f"{SERVICE}EVENTS_"  # of the settings
 CONFIG = f"{SERVICE}CONFIG"  # names a config file; empty, it has none read
 LARGEST_COUNT = 999_999_999
-A_DURATION = "a duration of 0 or more with its unit, like 300ms, 1.5h or 2h45m"
+A_DURATION = "a duration from 0 to 2562047h with its unit, like 300ms, 1.5h or 2h45m"  # the longest that Go has
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,11 @@ TEXT = Kind("a text", str, lambda value: isinstance(value, str))
 NAME = Kind(
     "how the names of files begin", _name, lambda value: isinstance(value, str) and not redaction.looks_like_dsn(value)
 )
-COUNT = Kind("a whole number, 0 or more", _count, lambda value: type(value) is int and 0 <= value <= LARGEST_COUNT)
+COUNT = Kind(
+    f"a whole number from 0 to {LARGEST_COUNT}",
+    _count,
+    lambda value: type(value) is int and 0 <= value <= LARGEST_COUNT,
+)
 BOOLEAN = Kind("true or false", _boolean, lambda value: isinstance(value, bool))
 DURATION = Kind(
     A_DURATION,
