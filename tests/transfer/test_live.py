@@ -286,12 +286,14 @@ def test_the_proof_after_a_kill_knows_what_was_replaced(sqlite: Place, postgres:
 class EndingSessions(Watcher):
     """Has the server end the sessions of a database at a phase of the transfer."""
 
-    def __init__(self, server: Server, place: Place, phase: str) -> None:
+    def __init__(self, server: Server, place: Place, phase: str, *, is_last: bool = False) -> None:
         super().__init__()
-        self.server, self.name, self.phase = server, place.connect().database, phase
+        self.server, self.name, self.phase, self.is_last = server, place.connect().database, phase, is_last
 
     def progress(self, phase: str, table: str, done: int, total: int | None) -> None:
         if phase == self.phase:
+            if self.is_last:  # like a server that shuts down
+                self.server.execute(f'ALTER DATABASE "{self.name}" ALLOW_CONNECTIONS false')
             where = f"datname = '{self.name}' AND backend_type = 'client backend'"
             self.server.execute(f"SELECT pg_terminate_backend(pid, 30000) FROM pg_stat_activity WHERE {where}")
 
@@ -317,6 +319,19 @@ def test_a_server_that_ends_the_copy_is_heard_once(
         transfer(sqlite.dsn, postgres.dsn, [word], live=live, watcher=EndingSessions(server, postgres, "copy"))
     assert "SystemError" not in capfd.readouterr().err
     assert not any(contents(postgres, [word]).values())
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_the_end_of_a_server_is_told_and_not_that_it_takes_no_connection_afterwards(
+    sqlite: Place, postgres: Place, server: Server, live: bool
+) -> None:
+    word = model("Word", "word", {"text": peewee.TextField()})
+    made(sqlite, [word], LARGE_ROWS)
+    ending = EndingSessions(server, postgres, "copy", is_last=True)
+    with pytest.raises(WhatspireDBError, match="terminating connection due to administrator command"):
+        transfer(sqlite.dsn, postgres.dsn, [word], live=live, watcher=ending)
+    server.execute(f'ALTER DATABASE "{ending.name}" ALLOW_CONNECTIONS true')
+    assert transfer(sqlite.dsn, postgres.dsn, [word], live=live).rows
 
 
 def test_two_of_one_source_wait_for_each_other(sqlite: Place, postgres: Place, server: Server) -> None:

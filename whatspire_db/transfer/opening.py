@@ -128,6 +128,10 @@ def connected(settings: Settings, option: str) -> Iterator[Any]:
         raise
     try:
         yield db
+    except ConnectionFailed as error:
+        if settings.driver == POSTGRES and error.sqlite_code is None:  # a session that was lost was to be made anew
+            error.hint = error.hint.replace(variable("dsn"), option)
+        raise
     finally:
         if not db.is_closed():
             db.close()

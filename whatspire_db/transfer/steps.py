@@ -71,7 +71,7 @@ def recorded(engine: Engine, ends: Ends) -> Iterator[int]:
     try:
         yield number
     except BaseException as error:
-        with suppress(peewee.PeeweeException):
+        with suppress(peewee.PeeweeException, WhatspireDBError):  # where the server is gone, that is to be told
             fact = error.fact if isinstance(error, WhatspireDBError) else type(error).__name__
             records.end(engine, number, records.FAILED, error=fact)
         raise
