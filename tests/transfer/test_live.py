@@ -321,6 +321,7 @@ def test_a_server_that_ends_the_copy_is_heard_once(
     assert not any(contents(postgres, [word]).values())
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("live", [False, True])
 def test_the_end_of_a_server_is_told_and_not_that_it_takes_no_connection_afterwards(
     sqlite: Place, postgres: Place, server: Server, live: bool

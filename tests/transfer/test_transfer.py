@@ -375,6 +375,7 @@ def test_a_reference_to_nothing_is_refused_with_its_key_on_the_way_back(
     assert not any(contents(sqlite, [node]).values())
 
 
+@pytest.mark.soak
 def test_an_error_names_the_option_that_gave_the_database(sqlite: Place, postgres: Place) -> None:
     (sqlite.folder / "no.db").write_text("no database at all" * 100)
 
