@@ -83,7 +83,7 @@ def in_english(*words: str) -> tuple[str, ...]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # SQLite's files as well, but for the soaks: what these do to a disk that is slow to store is what they are for.
+    # SQLite's files as well, except in soaks, which are meant to meet a real disk.
     memory = place_for_databases()
     if memory and "not soak" in config.option.markexpr and not config.option.basetemp and "TMPDIR" not in os.environ:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", memory)

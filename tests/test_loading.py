@@ -255,9 +255,7 @@ def test_a_dsn_in_the_error_of_a_module_is_not_repeated(sqlite: Place) -> None:
     ],
     ids=["error", "syntax", "import", "model"],
 )
-def test_a_module_that_fails_is_not_asked_for_under_another_name(
-    sqlite: Place, code: str, fact: str, hint: str
-) -> None:
+def test_hint_for_a_module_that_fails_names_its_line(sqlite: Place, code: str, fact: str, hint: str) -> None:
     (sqlite.folder / "blog.py").write_text(code)
     done = sqlite.run("--models", "blog")
     assert done.returncode == 2

@@ -50,7 +50,10 @@ class Workers:
             self.failed.append(error)
 
     def run(self, admin: Any, seconds: float) -> list[int]:
-        """Let them work for a time, or until all are at it, and return how many sessions the server saw at each look."""
+        """Let them work for some seconds, and until all are seen at once, but no longer than a minute.
+
+        Returns how many sessions the server saw at each look.
+        """
         seen = [0]
         for thread in self.threads:
             thread.start()

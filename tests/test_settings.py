@@ -171,7 +171,7 @@ def test_a_dsn_in_the_wrong_variable_is_not_repeated(name: str, secret: str) -> 
         ("POOL_TIMEOUT", "2562048h", "2562047h"),
     ],
 )
-def test_what_is_too_much_is_told_what_is_not(name: str, text: str, most: str) -> None:
+def test_hint_for_a_value_that_is_too_large_names_the_largest(name: str, text: str, most: str) -> None:
     with pytest.raises(ConfigError) as refused:
         read(**{name: text})
     assert f"from 0 to {most}" in refused.value.hint

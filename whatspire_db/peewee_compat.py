@@ -389,9 +389,9 @@ def schema_of(table: peewee.Table) -> str | None:
 
 
 def as_pinned(db: peewee.Database, given: Sequence[Any]) -> tuple[Any, ...]:
-    """Return parameters that mean the same where standard_conforming_strings is not what it was at the start.
+    """Return parameters that mean the same whatever standard_conforming_strings is, and has been, in this session.
 
-    psycopg2 writes a text with a backslash by what it was, and doubles the backslash by what it is.
+    For a text with a backslash psycopg2 looks at two values of it: that of the session's start, and that of now.
     """
     if "\\" not in repr(given) or not hasattr(db.connection(), "get_parameter_status"):
         return tuple(given)

@@ -8,6 +8,9 @@ from functools import lru_cache
 
 from .light_stdlib import Any, pattern
 
+# A name without quotes, on either engine. One class for each place: where two classes match the same letters, a long
+# name beyond ASCII that does not match after all is tried in every combination.
+WORD = r"[A-Za-z_\x80-\U0010ffff][\w$\x80-\U0010ffff]*"
 _TOKEN = pattern(
     r"""(?P<skip>'(?:[^']|'')*'|--[^\n]*|%%|%s|\s+)
     |(?P<cast>::\s*)
@@ -50,13 +53,13 @@ def quoted(name: str) -> str:
 
 
 def literal(text: str) -> str:
-    """Return a text as PostgreSQL takes it, whatever standard_conforming_strings says."""
-    written = "'" + text.replace("'", "''") + "'"
-    return "E" + written.replace("\\", "\\\\") if "\\" in text else written
+    """Quote a text as PostgreSQL takes it, whatever standard_conforming_strings says."""
+    in_quotes = "'" + text.replace("'", "''") + "'"
+    return "E" + in_quotes.replace("\\", "\\\\") if "\\" in text else in_quotes
 
 
 class _Text:
-    """A text as psycopg2 is to write it."""
+    """A text that psycopg2 writes as `literal` does."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -78,7 +81,7 @@ class _Text:
 
 
 def written(value: Any) -> Any:
-    """Return a value for psycopg2 whose texts mean the same whatever the session's settings are."""
+    """Return a value whose texts psycopg2 writes so that standard_conforming_strings does not change their meaning."""
     if isinstance(value, list | tuple):
         return type(value)(map(written, value))
     return _Text(value) if isinstance(value, str) and "\\" in value else value

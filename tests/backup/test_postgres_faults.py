@@ -294,7 +294,7 @@ def test_restore_whose_connection_is_lost_as_it_commits_tells_what_is_so(server:
         out, err = process.communicate(timeout=60)
         assert process.returncode == 0, err
         (old,) = kept_of(own, "app")
-        assert err.startswith(f"WARNING: database {old} is kept, for it could not be compared or dropped (")
+        assert err.startswith(f"WARNING: database {old} is kept, because it could not be compared or dropped (")
         assert err.count("\n") == 1
         assert json.loads(out)["kept"] == [old]
         assert state(place) == wanted

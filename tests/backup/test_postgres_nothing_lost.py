@@ -453,7 +453,7 @@ def test_database_that_cannot_be_compared_once_it_is_replaced_is_kept_and_the_wa
         (old,) = backup.restore(taken, settings, postgres.folder, force=True, progress=hide).kept
         said = [record.getMessage() for record in caplog.records if old in record.getMessage()]
         assert len(said) == 1
-        assert said[0].startswith(f"database {old} is kept, for it could not be compared or dropped (")
+        assert said[0].startswith(f"database {old} is kept, because it could not be compared or dropped (")
         assert "permission denied for table hidden" in said[0]
         assert rows(at(postgres, old), "SELECT a FROM s.kept") == [(1,)]
         server.execute(f'DROP DATABASE "{old}"', f"DROP DATABASE {name}")

@@ -387,7 +387,7 @@ def test_a_function_that_ends_its_transaction_changes_no_row_twice(
     data = DataMigrations(db, [DataMigration("ending", table, change, 10)])
     with pytest.raises(DataMigrationFailed, match="it ended the transaction of its batch") as failed:
         data.run()
-    assert "look at the rows that it changed, for a retry begins after them" in failed.value.hint
+    assert "check the rows that it changed, because a retry begins after them" in failed.value.hint
     broken = False
     data.retry("ending")
     assert counts(table) == {1}
@@ -411,7 +411,7 @@ def test_a_function_that_commits_half_of_its_work_is_not_finished(
     fact = "it ended the transaction of its batch, whose rows may be changed"
     with pytest.raises(DataMigrationFailed, match=fact) as failed:
         data.run()
-    assert "look at the rows that it changed, for a retry calls it once more" in failed.value.hint
+    assert "check the rows that it changed, because a retry calls it again" in failed.value.hint
     (state,) = data.states()
     assert (state.state, state.finished) == ("failed", None)
     assert "may be changed in part" in str(state.error)

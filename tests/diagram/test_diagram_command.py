@@ -139,7 +139,7 @@ def test_wrong_usage_is_refused(sqlite: Place, arguments: list[str], words: str)
     fails(draw(sqlite, *arguments), 2, words)
 
 
-def test_a_picture_that_has_no_room_says_so(tmp_path: Path) -> None:
+def test_hint_for_a_picture_without_room_is_to_make_room(tmp_path: Path) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))  # bytes of any file
     try:

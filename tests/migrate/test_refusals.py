@@ -566,7 +566,7 @@ def test_an_index_whose_name_another_of_the_table_has_is_refused(place: Place) -
     assert (refusal.name, refusal.hint) == ("t_a", "give the index another name")
 
 
-def test_a_trigger_takes_no_name_of_an_index(sqlite: Place) -> None:
+def test_a_trigger_may_have_the_name_of_an_index(sqlite: Place) -> None:
     class T(pw.Model):
         a = pw.IntegerField(index=True)
 

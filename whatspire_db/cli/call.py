@@ -191,7 +191,7 @@ class Call:
         return fact, hint
 
     def _typed(self, option: str) -> str:
-        """Return an option as the user typed it: it may have another name, like --to for --dir in `backup create`."""
+        """Return an option by the name that the user typed, like --to for --dir in `backup create`."""
         flag = f"--{option.replace('_', '-')}"
         is_typed = any(each.partition("=")[0] == flag for each in self.arguments)
         return flag if is_typed else OTHER_NAMES.get(option, flag)

@@ -153,7 +153,7 @@ def _models_in(name: str) -> list[Model]:
 
 
 def _not_imported(name: str, error: BaseException) -> ConfigError:
-    """Say why a module cannot be imported: another name helps only where there is none of this one."""
+    """Say why a module cannot be imported; only a module that does not exist needs another name."""
     why, place = f"{type(error).__name__}: {_without_dsn(str(error))}", _place(error)
     hint = f"correct {place}" if place else "correct the module"
     if isinstance(error, WhatspireDBError):
@@ -166,7 +166,7 @@ def _not_imported(name: str, error: BaseException) -> ConfigError:
 
 
 def _place(error: BaseException) -> str:
-    """Return the last line that an error passed in code that is neither this package's nor Peewee's; else ""."""
+    """Return the innermost line of the traceback outside this package and Peewee, or "" if there is none."""
     if isinstance(error, SyntaxError):
         return f"{error.filename}, line {error.lineno}" if error.filename else ""
     theirs = (os.path.dirname(os.path.dirname(__file__)) + os.sep, peewee.__file__, importlib.__file__, "<frozen ")

@@ -47,7 +47,7 @@ class Parser(argparse.ArgumentParser):
         return action
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        """Print help or the version at once: what cannot be written is found here, not when the interpreter ends."""
+        """Print help or the version and flush it: left to the end, a failure would be reported by the interpreter."""
         stream = file or sys.stderr
         stream.write(message)
         stream.flush()

@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 RETRY = "correct the function, then run: whatspire-db data retry {0} (or data skip {0})"
 RETRY_ENDED = (
-    "use atomic() in the function in place of commit and rollback, and look at the rows that it changed, for a retry "
+    "use atomic() in the function instead of commit and rollback, and check the rows that it changed, because a retry "
     "{1}; then run: whatspire-db data retry {0} (or data skip {0})"
 )
 LOCKED_PAUSE_SECONDS = 0.05
@@ -156,7 +156,7 @@ def in_words(engine: RowEngine, records: Records, migration: DataMigration) -> I
 
 def _to_do(error: Exception, migration: DataMigration) -> str:
     """Return the hint for a function that failed."""
-    again = "begins after them" if migration.in_batches else "calls it once more"
+    again = "begins after them" if migration.in_batches else "calls it again"
     return (RETRY_ENDED if isinstance(error, EndedItself) else RETRY).format(shlex.quote(migration.name), again)
 
 

@@ -160,7 +160,7 @@ class Constraint:
     referenced_columns: tuple[str, ...] = ()
     inline: str | None = None  # the column in whose definition it stands
     optional: bool = False  # a reference in a cycle, which peewee creates only when asked: compared where it is
-    tail: str = ""  # what the definition of a reference says behind its columns
+    tail: str = ""  # what follows the columns in the definition of a reference
 
     @property
     def has_index(self) -> bool:
@@ -173,14 +173,16 @@ class Constraint:
         return self.kind in ("check", "exclude")
 
     def means(self, other: Constraint) -> bool:
-        """Tell whether another one does the same: a reference pairs its columns in whatever order they are written."""
-        if self.kind != other.kind or self.definition == other.definition:
-            return self.kind == other.kind
-        return bool(self._pairs) and (self._pairs, self.references, self.tail) == (
-            other._pairs,
-            other.references,
-            other.tail,
-        )
+        """Tell whether another one does the same: the order of the pairs in a reference means nothing."""
+        if self.kind != other.kind:
+            return False
+        if self.definition == other.definition:
+            return True
+        return bool(self._pairs) and self._reference == other._reference
+
+    @property
+    def _reference(self) -> tuple[object, ...]:
+        return self._pairs, self.references, self.tail
 
     @property
     def _pairs(self) -> list[tuple[str, str]]:

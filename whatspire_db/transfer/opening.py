@@ -129,7 +129,7 @@ def connected(settings: Settings, option: str) -> Iterator[Any]:
     try:
         yield db
     except ConnectionFailed as error:
-        if settings.driver == POSTGRES and error.sqlite_code is None:  # a session that was lost was to be made anew
+        if settings.driver == POSTGRES and error.sqlite_code is None:  # a lost session could not be replaced
             error.hint = error.hint.replace(variable("dsn"), option)
         raise
     finally:

@@ -37,7 +37,7 @@ def write(path: str, sqlite: sqlite3.Connection, tables: Sequence[TransferTable]
             os.fsync(file.fileno())
     except BaseException as error:
         os.unlink(path)
-        if isinstance(error, OSError):  # which names no file, and would pass for stdout's
+        if isinstance(error, OSError):  # it names no file, and would be reported as stdout's
             raise OSError(error.errno, error.strerror, path) from error
         raise
 

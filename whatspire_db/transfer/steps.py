@@ -47,7 +47,7 @@ def migrate(db: Any, wishes: Wishes, with_data: bool) -> None:
     try:
         runner(db, models, wishes).up()
     except RightMissing as error:
-        # Statements that somebody else runs are of no use: the rows need a role that owns the tables.
+        # Its hint, to have somebody else run the statements, does not help: the rows need a role that owns the tables.
         error.hint = hint(error.__cause__ or error)
         raise
 
@@ -71,7 +71,7 @@ def recorded(engine: Engine, ends: Ends) -> Iterator[int]:
     try:
         yield number
     except BaseException as error:
-        with suppress(peewee.PeeweeException, WhatspireDBError):  # where the server is gone, that is to be told
+        with suppress(peewee.PeeweeException, WhatspireDBError):  # if the server is gone, that is the error to report
             fact = error.fact if isinstance(error, WhatspireDBError) else type(error).__name__
             records.end(engine, number, records.FAILED, error=fact)
         raise

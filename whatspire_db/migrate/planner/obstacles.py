@@ -16,7 +16,7 @@ def title_of(key: Key, constraint: Constraint) -> str:
 
 
 def name_is_taken(draft: Draft, key: Key, name: str) -> bool:
-    """Tell whether something has the name of an index that is to be made, be it of the same table."""
+    """Tell whether anything, in this table or elsewhere, already has the name of an index to be created."""
     owner = draft.live.names.get((key[0], draft.engine.fold(name)))
     if owner is None:
         return False
@@ -26,7 +26,7 @@ def name_is_taken(draft: Draft, key: Key, name: str) -> bool:
 
 
 def constraint_is_named(draft: Draft, key: Key, name: str) -> bool:
-    """Tell whether another constraint of the table has the name of one that is to be added."""
+    """Tell whether another constraint of the table already has the name of one to be added."""
     live = draft.live.tables[key]
     if name not in {c.name for c in live.constraints} | {i.name for i in live.indexes if i.constraint}:
         return False

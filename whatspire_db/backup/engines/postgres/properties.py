@@ -8,9 +8,9 @@ from typing import Any
 from whatspire_db.errors import (
     BackupFailed,
 )
-from whatspire_db.sql import quoted
+from whatspire_db.sql import literal, quoted
 
-from .server import Session, literal
+from .server import Session
 
 # Settings that hold a list of names, each quoted by itself.
 LISTS = {

@@ -133,12 +133,10 @@ def _replace(
     try:
         warn_of_subscriptions(quiet)
         _drop_if_saved(admin, quiet.to(old), properties, wanted)
-    except Exception as error:  # the restore is done: what cannot be looked at, or dropped, is kept and told
+    except Exception as error:  # the restore is done: what cannot be compared or dropped is kept, with a warning
         why = redact(messages.first_line(error), target.secrets)
-        logger.warning(
-            "database %s is kept, for it could not be compared or dropped (%s): drop it when nothing of it is needed",
-            *(old, why),
-        )
+        told = "database %s is kept, because it could not be compared or dropped (%s): drop it when you do not need it"
+        logger.warning(told, old, why)
 
 
 def _drop_if_saved(admin: Session, old: PostgresTarget, properties: Mapping[str, Any], wanted: Restoration) -> None:

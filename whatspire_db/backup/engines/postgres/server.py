@@ -202,12 +202,6 @@ def milliseconds(wait: float) -> int:
     return max(1, int(wait * 1000))
 
 
-def literal(value: str) -> str:
-    """Return a text as a literal."""
-    escaped = value.replace("'", "''")
-    return " E'" + escaped.replace("\\", "\\\\") + "'" if "\\" in value else f"'{escaped}'"
-
-
 def database_of(target: PostgresTarget) -> str:
     """Return the name of the database that a DSN leads to; asks the server where the DSN does not say."""
     if name := target.arguments.get("dbname"):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from whatspire_db.errors import TargetRefused
+from whatspire_db.sql import literal
 
-from .server import Session, literal
+from .server import Session
 
 # A temporary one ends with the session that made it.
 _SLOTS = """

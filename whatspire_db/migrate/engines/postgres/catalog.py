@@ -151,7 +151,7 @@ SELECT 'rule', o.relname, json_build_object('kind', x.kind, 'name', x.name,
 
 _COLLATION = """(SELECT CASE WHEN n.nspname = 'pg_catalog' THEN '' ELSE quote_ident(n.nspname) || '.' END
                     FROM pg_catalog.pg_namespace AS n WHERE n.oid = l.collnamespace) || quote_ident(l.collname)"""
-# Its schema is told where the name alone would mean another one, or none.
+# With its schema where the name alone would mean another one, or none.
 _OPCLASS = """CASE WHEN pg_opclass_is_visible(p.oid) THEN '' ELSE (
                         SELECT quote_ident(n.nspname) || '.' FROM pg_catalog.pg_namespace AS n
                         WHERE n.oid = p.opcnamespace) END || quote_ident(p.opcname)"""

@@ -56,7 +56,7 @@ WITH oids AS (
             hashtext(relkind::text || relpersistence::text)::bigint << 32 # relnamespace::bigint AS version
         FROM pg_catalog.pg_class WHERE oid = ANY ((SELECT o FROM oids)::oid[])
     UNION ALL
-    -- Composite types are those of tables too, so of them count those that a column has.
+    -- Every table has a composite type too, so only those that a column uses count.
     SELECT 2, attrelid, xmin::text::bigint << 16 | attnum
             # coalesce(hashtext(CASE WHEN atttypid >= 16384 THEN atttypid::regtype::text END), 0)
         FROM pg_catalog.pg_attribute WHERE attrelid = ANY ((SELECT o FROM oids)::oid[]) AND attnum > 0

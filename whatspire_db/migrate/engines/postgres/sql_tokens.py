@@ -9,11 +9,12 @@ import re
 from typing import NamedTuple
 
 from whatspire_db.migrate.schema import folded_ascii
+from whatspire_db.sql import WORD
 
 _TOKEN = re.compile(
-    r"""(?P<skip>\s+|--[^\n]*|/\*.*?\*/)
+    rf"""(?P<skip>\s+|--[^\n]*|/\*.*?\*/)
       |(?P<string>[eE]'(?:[^'\\]|\\.|'')*'|'(?:[^']|'')*'|\$(?P<tag>[^\W\d]\w*|)\$.*?\$(?P=tag)\$)
-      |(?P<name>"(?:[^"]|"")+"|[A-Za-z_\x80-\U0010ffff][\w$\x80-\U0010ffff]*)
+      |(?P<name>"(?:[^"]|"")+"|{WORD})
       |(?P<other>.)""",
     re.VERBOSE | re.DOTALL,
 )

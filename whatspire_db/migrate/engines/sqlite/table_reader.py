@@ -14,14 +14,13 @@ from itertools import zip_longest
 from whatspire_db.light_stdlib import NamedTuple
 from whatspire_db.migrate.ddl import quote_text
 from whatspire_db.migrate.schema import folded_ascii
+from whatspire_db.sql import WORD
 
-# One class of characters: where two overlap, a name of many letters beyond ASCII takes for ever not to match.
-_WORD = re.compile(r"[A-Za-z_\x80-\U0010ffff][\w$\x80-\U0010ffff]*")
 _TOKEN = re.compile(
-    r"""(?P<skip>\s+|--[^\n]*|/\*.*?(?:\*/|\Z))
+    rf"""(?P<skip>\s+|--[^\n]*|/\*.*?(?:\*/|\Z))
       |(?P<string>[xX]?'(?:[^']|'')*')
       |(?P<quoted>"(?:[^"]|"")*"|`(?:[^`]|``)*`|\[[^\]]*\])
-      |(?P<word>[A-Za-z_\x80-\U0010ffff][\w$\x80-\U0010ffff]*)
+      |(?P<word>{WORD})
       |(?P<number>0[xX][0-9a-fA-F_]+|(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(?:[eE][+-]?\d[\d_]*)?)
       |(?P<other>->>|->|\|\||<=|>=|<>|==|!=|<<|>>|.)""",
     re.VERBOSE | re.DOTALL,
@@ -119,7 +118,7 @@ def _token(kind: str, text: str, start: int, end: int) -> Token:
     name = folded_ascii(inner)
     if kind == "string":
         return Token(kind, text, name, start, end)
-    plain = _WORD.fullmatch(name) and name not in _RESERVED
+    plain = re.fullmatch(WORD, name) and name not in _RESERVED
     shown = name if plain else '"' + name.replace('"', '""') + '"'
     return Token(kind, shown, name, start, end, quote_text(inner) if text[0] == '"' else None)
 
@@ -154,7 +153,7 @@ def canonical_default(sql: str | None) -> str | None:
 
 
 def canonical_arguments(sql: str) -> str:
-    """Return what a virtual table is made with in canonical form: behind a `=` stand texts, whatever their quotes."""
+    """Return the arguments of a virtual table in canonical form: what follows a `=` is a text, whatever its quotes."""
     found, is_value = [], False
     for token in tokenize(sql):
         if token.kind == "other" and token.text in ",=":
@@ -325,7 +324,7 @@ def _oddities(element: Sequence[Token]) -> Iterator[str]:
 def _of_conflict(element: Sequence[Token], words: Sequence[str]) -> str:
     """Return the constraint that ON CONFLICT belongs to, in one spelling; "" where it does nothing, as for a CHECK.
 
-    :param words: those before it; "" for what is no word.
+    :param words: the words before it, with "" for every other token.
     """
     kinds = {"null": "NOT NULL", "key": "PRIMARY KEY", "unique": "UNIQUE", "check": ""}
     position = max((i for i, word in enumerate(words) if word in kinds and not _depth(element, i)), default=0)
